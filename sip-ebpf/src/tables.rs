@@ -1,0 +1,203 @@
+//! The tables that the daemon mirrors into the kernel: names, keys and values.
+//!
+//! Addresses and ports are kept as they stand in a packet: a `u32` or `u16` whose bytes in memory
+//! are in network order. [`Endpoint::new`] does the conversion, and nothing else should.
+//!
+//! | map | kind | key | value | who writes |
+//! | --- | --- | --- | --- | --- |
+//! | `CONFIG` | array of 1 | 0 | [`Config`] | daemon |
+//! | `HEARTBEAT` | array of 1 | 0 | `u64`: CLOCK_MONOTONIC ns until which the daemon vouches for itself | daemon |
+//! | `LOCALS` | hash | [`Endpoint`] | [`Local`] | daemon |
+//! | `SOURCES` | LPM trie | prefix length, IPv4 address | `u32` of [`source`] bits | daemon |
+//! | `PBXS` | array of [`MAX_PBX`] | slot | [`Pbx`] | daemon |
+//! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
+//! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
+//! | `CALLS` | array of [`Config::calls_mask`] + 1 | bucket | [`CallBucket`] | kernel (the daemon reads) |
+//! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
+
+/// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
+/// layout.
+pub const LAYOUT: u32 = 1;
+
+/// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
+pub const MAX_PBX: u32 = 64;
+
+/// How many of our addresses there can be.
+pub const MAX_LOCALS: u32 = 64;
+
+/// How many networks `SOURCES` holds.
+pub const MAX_SOURCES: u32 = 65_536;
+
+/// Buckets of the call table unless configured: eight calls each, 64 bytes each.
+pub const DEFAULT_CALL_BUCKETS: u32 = 16_384;
+
+/// An IPv4 address and UDP port, both in network order in memory.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[repr(C)]
+pub struct Endpoint {
+    /// Address, network order in memory.
+    pub addr: u32,
+    /// Port, network order in memory.
+    pub port: u16,
+    /// Always zero: keys are compared as bytes.
+    pub pad: u16,
+}
+
+impl Endpoint {
+    /// From octets as written and a port as a number.
+    pub const fn new(octets: [u8; 4], port: u16) -> Self {
+        Self { addr: u32::from_ne_bytes(octets), port: port.to_be(), pad: 0 }
+    }
+
+    /// The address, octets as written.
+    pub const fn octets(self) -> [u8; 4] {
+        self.addr.to_ne_bytes()
+    }
+
+    /// The port as a number.
+    pub const fn port_number(self) -> u16 {
+        u16::from_be(self.port)
+    }
+}
+
+/// Switches in [`Config::flags`].
+pub mod flag {
+    /// Answer OPTIONS and CRLF keepalives.
+    pub const KEEPALIVES: u32 = 1;
+    /// Steer INVITEs and carry calls.
+    pub const STEER: u32 = 1 << 1;
+    /// `SOURCES` has at least one denied network, so every packet of ours is looked up.
+    pub const DENY: u32 = 1 << 2;
+}
+
+/// What a network in `SOURCES` may do.
+pub mod source {
+    /// Packets from here are dropped.
+    pub const DENIED: u32 = 1;
+    /// INVITEs from here are steered without a question.
+    pub const TRUSTED: u32 = 1 << 1;
+}
+
+/// What the program must know besides the tables. All zero means: not configured, all goes up.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Config {
+    /// [`LAYOUT`], else everything goes up.
+    pub layout: u32,
+    /// Bits of [`flag`].
+    pub flags: u32,
+    /// Buckets of `CALLS` minus one; buckets are a power of two.
+    pub calls_mask: u32,
+    /// Always zero.
+    pub pad: u32,
+    /// Key of every hash and signature (SipHash-2-4); equal on all nodes of a cluster.
+    pub key: [u64; 2],
+}
+
+/// What a PBX is being used for. The number is what the tables hold.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(u8)]
+pub enum PbxState {
+    /// The slot is empty.
+    #[default]
+    Unused = 0,
+    /// Takes new calls.
+    Active = 1,
+    /// Found dead: takes nothing new, and retransmissions go to another.
+    Inactive = 2,
+    /// Takes no new calls; its calls go on.
+    Draining = 3,
+    /// Switched off by hand.
+    Disabled = 4,
+}
+
+/// One PBX, by slot.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Pbx {
+    /// Where it listens: address, network order in memory.
+    pub addr: u32,
+    /// Where it listens: port, network order in memory.
+    pub port: u16,
+    /// A [`PbxState`].
+    pub state: u8,
+    /// Always zero.
+    pub pad: u8,
+}
+
+impl Pbx {
+    /// Where it listens.
+    pub const fn endpoint(self) -> Endpoint {
+        Endpoint { addr: self.addr, port: self.port, pad: 0 }
+    }
+}
+
+/// Length of [`Schedule::slots`].
+pub const SCHEDULE_SLOTS: usize = 256;
+
+/// Whose turn it is: slots of the PBXs that take calls, as often as their weights say, interleaved.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Schedule {
+    /// How many of `slots` count; zero when no PBX takes calls.
+    pub len: u32,
+    /// Counts up with each change, for operators.
+    pub generation: u32,
+    /// Slots of `PBXS`. Entries past `len` are zero.
+    pub slots: [u8; SCHEDULE_SLOTS],
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { len: 0, generation: 0, slots: [0; SCHEDULE_SLOTS] }
+    }
+}
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{CallBucket, Config, Endpoint, Local, Pbx, Schedule};
+
+    // SAFETY: all are `repr(C)` integers without padding or invalid values.
+    unsafe impl aya::Pod for Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Endpoint {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Pbx {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Schedule {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Local {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CallBucket {}
+}
+
+/// Calls in one bucket: one cache line.
+pub const CALLS_PER_BUCKET: usize = 8;
+
+/// One bucket of the call table; see [`crate::calls`] for the words.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C, align(64))]
+pub struct CallBucket {
+    /// One word a call; zero is free.
+    pub words: [u64; CALLS_PER_BUCKET],
+}
+
+/// Length of [`Local::text`].
+pub const LOCAL_TEXT: usize = 192;
+
+/// One of our addresses, with the header lines that the proxy inserts, ready but for the digits of
+/// cookie and branch. [`crate::insert::local`] makes it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Local {
+    /// `Record-Route: <sip:ADDR:PORT;lr;sl=COOKIE>\r\nVia: SIP/2.0/UDP ADDR:PORT;branch=BRANCH\r\n`
+    pub text: [u8; LOCAL_TEXT],
+    /// Bytes of `text` in use.
+    pub len: u32,
+    /// Where the Via line starts.
+    pub via_at: u32,
+    /// Where the digits of the cookie start.
+    pub cookie_at: u32,
+    /// Where the digits of the branch start.
+    pub branch_at: u32,
+}

@@ -1,0 +1,1 @@
+//! sipline in user space.
