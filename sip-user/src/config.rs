@@ -1,0 +1,946 @@
+//! The configuration file: read, checked as a whole, and every mistake reported with its line.
+//!
+//! What leaves this module is valid: [`Config`] has no strings left to parse. `sipline.example.toml`
+//! shows every key with its default.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use sip_ebpf::tables::{DEFAULT_CALL_BUCKETS, MAX_LOCALS, MAX_PBX, MAX_SOURCES};
+use toml::Spanned;
+
+/// Where the file is unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/sipline/sipline.toml";
+
+/// Where the control socket is unless configured.
+pub const DEFAULT_SOCKET: &str = "/run/sipline/control.sock";
+
+/// The largest call table: 2^20 buckets are 64 MiB and eight million calls.
+const MAX_CALL_BUCKETS: u32 = 1 << 20;
+
+/// A whole configuration, checked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// Our addresses and how we answer.
+    pub sip: Sip,
+    /// Who may do what, by network.
+    pub trust: Trust,
+    /// The PBXs, in the order of the file.
+    pub pbx: Vec<PbxConfig>,
+    /// How PBXs are watched.
+    pub probe: Probe,
+    /// The kernel half.
+    pub xdp: Xdp,
+    /// The control socket.
+    pub control: Control,
+    /// The log.
+    pub log: Log,
+}
+
+/// `[sip]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Sip {
+    /// Our addresses: each is a UDP socket. At least one, no two alike, none a wildcard.
+    pub listen: Vec<SocketAddr>,
+    /// The key of every hash and signature, equal on all nodes. `None`: a random one at start.
+    pub key: Option<Key>,
+    /// What a caller gets when no PBX takes calls.
+    pub no_destination: NoDestination,
+    /// How long SIGTERM waits, refusing new calls, before it ends the program.
+    pub drain: Duration,
+}
+
+/// `[trust]`
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Trust {
+    /// INVITEs from here are steered.
+    pub networks: Vec<IpNet>,
+    /// Datagrams from here are dropped.
+    pub deny: Vec<IpNet>,
+}
+
+/// One `[[pbx]]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PbxConfig {
+    /// Its name for people, stable over changes of its address.
+    pub id: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its share of new calls, 1 to 16.
+    pub weight: u8,
+    /// What its owner wants of it.
+    pub state: AdminState,
+}
+
+/// What the owner of a PBX wants of it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdminState {
+    /// It takes new calls while it is alive.
+    #[default]
+    Active,
+    /// It takes no new calls; its calls go on.
+    Draining,
+    /// It is not used and not probed.
+    Disabled,
+}
+
+/// `[probe]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Probe {
+    /// Time between two probes of one PBX.
+    pub interval: Duration,
+    /// How long one probe waits for its answer; no longer than `interval`.
+    pub timeout: Duration,
+    /// Failures in a row that take a PBX out.
+    pub fall: u32,
+    /// Successes in a row that bring it back.
+    pub rise: u32,
+    /// Which answers count as alive.
+    pub accept: Accept,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(15),
+            timeout: Duration::from_secs(2),
+            fall: 5,
+            rise: 1,
+            accept: Accept::default(),
+        }
+    }
+}
+
+/// `[xdp]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Xdp {
+    /// How the program is attached.
+    pub mode: XdpMode,
+    /// Where it is attached.
+    pub interfaces: Vec<String>,
+    /// A bpffs directory for links and maps; `None`: nothing is pinned.
+    pub pin: Option<PathBuf>,
+    /// Whether the program stays attached when the daemon ends.
+    pub keep: bool,
+    /// Whether the program writes logs.
+    pub log: bool,
+    /// Which of the two builds is loaded.
+    pub loops: Loops,
+    /// Buckets of the call table, a power of two; eight calls each.
+    pub call_buckets: u32,
+}
+
+impl Default for Xdp {
+    fn default() -> Self {
+        Self {
+            mode: XdpMode::Auto,
+            interfaces: Vec::new(),
+            pin: Some(PathBuf::from("/sys/fs/bpf/sipline")),
+            keep: false,
+            log: false,
+            loops: Loops::Auto,
+            call_buckets: DEFAULT_CALL_BUCKETS,
+        }
+    }
+}
+
+/// How the program is to be attached.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// The best that works.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// After the driver, or not at all.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// Which build of the program is loaded.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loops {
+    /// The first that the kernel accepts: `may_goto`, then `bpf_loop`.
+    #[default]
+    Auto,
+    /// Loops by `may_goto` (kernel 6.9).
+    MayGoto,
+    /// Loops by `bpf_loop` (kernel 5.17).
+    BpfLoop,
+}
+
+/// `[control]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Control {
+    /// The Unix socket that the other verbs talk to.
+    pub socket: PathBuf,
+}
+
+/// `[log]`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Log {
+    /// The least level that is written.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// The least level that is written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// The level as `tracing` writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What a caller gets when no PBX takes calls.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+pub enum NoDestination {
+    /// `503 Service Unavailable` with Retry-After.
+    #[default]
+    #[serde(rename = "503")]
+    Unavailable,
+    /// `404 No destination`.
+    #[serde(rename = "404")]
+    NotFound,
+}
+
+/// A key of 128 bits. It never shows in a log.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub struct Key(pub [u64; 2]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+impl Key {
+    /// From 32 hex digits; the first 16 are the first word, most significant digit first.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        let (high, low) = text.split_at(16);
+        Some(Self([u64::from_str_radix(high, 16).ok()?, u64::from_str_radix(low, 16).ok()?]))
+    }
+}
+
+/// Which final answers to a probe count as alive: codes and classes, and exceptions from them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Accept {
+    rules: Vec<AcceptRule>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct AcceptRule {
+    /// `!` before it.
+    except: bool,
+    /// The code, or the first digit of its class.
+    codes: Codes,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Codes {
+    One(u16),
+    Class(u16),
+}
+
+impl Codes {
+    fn has(self, code: u16) -> bool {
+        match self {
+            Self::One(one) => one == code,
+            Self::Class(class) => code / 100 == class,
+        }
+    }
+}
+
+impl Accept {
+    /// Whether a final answer with `code` says that the PBX is alive. Exceptions win.
+    pub fn accepts(&self, code: u16) -> bool {
+        let matches = |except| {
+            self.rules.iter().any(move |rule| rule.except == except && rule.codes.has(code))
+        };
+        matches(false) && !matches(true)
+    }
+
+    fn rule(text: &str) -> Option<AcceptRule> {
+        let (except, codes) = match text.strip_prefix('!') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let codes = match codes.as_bytes() {
+            [class @ b'2'..=b'6', b'x', b'x'] => Codes::Class(u16::from(class - b'0')),
+            [b'2'..=b'6', b'0'..=b'9', b'0'..=b'9'] => Codes::One(codes.parse().ok()?),
+            _ => return None,
+        };
+        Some(AcceptRule { except, codes })
+    }
+}
+
+impl Default for Accept {
+    /// Any final response but 408 (somebody behind the PBX is late) and 5xx.
+    fn default() -> Self {
+        let rules = ["2xx", "3xx", "4xx", "6xx", "!408"].iter().filter_map(|r| Self::rule(r));
+        Self { rules: rules.collect() }
+    }
+}
+
+/// One mistake in a configuration file.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Problem {
+    /// Line, from 1; 0 when the whole file is meant.
+    pub line: usize,
+    /// Column in characters, from 1; 0 when the whole file is meant.
+    pub column: usize,
+    /// What is wrong, and what to do.
+    pub reason: String,
+}
+
+/// A configuration file that cannot be used, with all that is wrong with it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct ConfigError {
+    /// The file, as it was named.
+    pub file: PathBuf,
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            let file = self.file.display();
+            match problem.line {
+                0 => write!(f, "{file}: {}", problem.reason)?,
+                line => write!(f, "{file}:{line}:{}: {}", problem.column, problem.reason)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks the file at `path`, and the key file that it names.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) => Err(ConfigError {
+                file: path.to_owned(),
+                problems: vec![Problem {
+                    line: 0,
+                    column: 0,
+                    reason: format!("cannot be read: {error}"),
+                }],
+            }),
+        }
+    }
+
+    /// Checks `text`; `path` is only the name in errors, and where a relative key file starts from.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut problems = Problems { text, found: Vec::new() };
+        let config = match toml::from_str::<RawFile>(text) {
+            Ok(raw) => Some(raw.check(path, &mut problems)),
+            Err(error) => {
+                // A document that ends too early is reported at its end.
+                let at = error.span().map_or(text.len(), |span| span.start);
+                problems.add(at, error.message().trim().replace('\n', ", "));
+                None
+            }
+        };
+        match config {
+            Some(config) if problems.found.is_empty() => Ok(config),
+            _ => {
+                problems.found.sort_by_key(|p| (p.line, p.column));
+                Err(ConfigError { file: path.to_owned(), problems: problems.found })
+            }
+        }
+    }
+}
+
+/// Whether `id` can name a PBX: 1 to 32 letters, digits, dots, dashes and underscores.
+pub fn is_pbx_id(id: &str) -> bool {
+    (1..=32).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+}
+
+/// Why `address` cannot be a PBX's, if so.
+pub fn pbx_address_fault(address: SocketAddr) -> Option<&'static str> {
+    if address.port() == 0 {
+        Some("the port cannot be 0")
+    } else if !address.is_ipv4() {
+        Some("a PBX needs an IPv4 address: the dialog cookie has no room for IPv6 yet")
+    } else if address.ip().is_unspecified() || address.ip().is_multicast() {
+        Some("this is not the address of one machine")
+    } else {
+        None
+    }
+}
+
+/// The weights that a PBX can have.
+pub const WEIGHTS: std::ops::RangeInclusive<u8> = 1..=16;
+
+// ---- The file as it is written -----------------------------------------------------------------
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    sip: RawSip,
+    #[serde(default)]
+    trust: RawTrust,
+    #[serde(default)]
+    pbx: Vec<RawPbx>,
+    #[serde(default)]
+    probe: RawProbe,
+    #[serde(default)]
+    xdp: RawXdp,
+    #[serde(default)]
+    control: RawControl,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSip {
+    listen: Spanned<Vec<Spanned<Address>>>,
+    key: Option<Spanned<String>>,
+    key_file: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    no_destination: NoDestination,
+    drain: Option<Spanned<Period>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTrust {
+    #[serde(default)]
+    networks: Vec<Spanned<Network>>,
+    #[serde(default)]
+    deny: Vec<Spanned<Network>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPbx {
+    id: Spanned<String>,
+    address: Spanned<Address>,
+    weight: Option<Spanned<i64>>,
+    #[serde(default)]
+    state: AdminState,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProbe {
+    interval: Option<Spanned<Period>>,
+    timeout: Option<Spanned<Period>>,
+    fall: Option<Spanned<i64>>,
+    rise: Option<Spanned<i64>>,
+    accept: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawXdp {
+    #[serde(default)]
+    mode: Option<Spanned<XdpMode>>,
+    #[serde(default)]
+    interfaces: Vec<Spanned<String>>,
+    pin: Option<Spanned<PathBuf>>,
+    keep: Option<Spanned<bool>>,
+    #[serde(default)]
+    log: bool,
+    #[serde(default)]
+    loops: Loops,
+    call_buckets: Option<Spanned<i64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    socket: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    #[serde(default)]
+    level: LogLevel,
+    #[serde(default)]
+    format: LogFormat,
+}
+
+/// `"192.0.2.1:5060"` or `"[2001:db8::1]:5060"`.
+#[derive(Clone, Copy, Debug)]
+struct Address(SocketAddr);
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|_| {
+            D::Error::custom(format!(
+                "\"{text}\" is not an address and port: write \"192.0.2.1:5060\" or \
+                 \"[2001:db8::1]:5060\""
+            ))
+        })
+    }
+}
+
+/// `"192.0.2.0/24"`, or one address.
+#[derive(Clone, Copy, Debug)]
+struct Network(IpNet);
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let net = match text.parse::<IpAddr>() {
+            Ok(one) => IpNet::from(one),
+            Err(_) => text.parse::<IpNet>().map_err(|_| {
+                D::Error::custom(format!(
+                    "\"{text}\" is not a network: write \"192.0.2.0/24\", \"2001:db8::/32\" or one \
+                     address"
+                ))
+            })?,
+        };
+        if net.trunc() != net {
+            let meant = net.trunc();
+            return Err(D::Error::custom(format!(
+                "\"{text}\" has bits beyond its prefix length: write \"{meant}\""
+            )));
+        }
+        Ok(Self(net))
+    }
+}
+
+/// `"15s"`, `"250ms"`, `"2m"` or `"1h"`.
+#[derive(Clone, Copy, Debug)]
+struct Period(Duration);
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_period(&text).map(Self).ok_or_else(|| {
+            D::Error::custom(format!(
+                "\"{text}\" is not a time: write a whole number and ms, s, m or h, as in \"15s\""
+            ))
+        })
+    }
+}
+
+fn parse_period(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    let milliseconds = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    // Beyond a day no period here makes sense, and sums with an Instant stay far from overflow.
+    let period = Duration::from_millis(number.checked_mul(milliseconds)?);
+    (period <= Duration::from_secs(86_400)).then_some(period)
+}
+
+// ---- From what is written to what is meant ------------------------------------------------------
+
+/// Collects mistakes with their places.
+struct Problems<'a> {
+    text: &'a str,
+    found: Vec<Problem>,
+}
+
+impl Problems<'_> {
+    fn add(&mut self, at: usize, reason: impl Into<String>) {
+        let (line, column) = self.place(at);
+        self.found.push(Problem { line, column, reason: reason.into() });
+    }
+
+    fn at<T>(&mut self, spanned: &Spanned<T>, reason: impl Into<String>) {
+        self.add(spanned.span().start, reason);
+    }
+
+    /// Line and column, from 1, of a byte offset.
+    fn place(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let start = before.rfind('\n').map_or(0, |i| i + 1);
+        (line, before[start..].chars().count() + 1)
+    }
+
+    /// The line of a byte offset, to point at from another place.
+    fn line(&self, at: usize) -> usize {
+        self.place(at).0
+    }
+
+    /// A number that must lie in a range; `fallback` when it is not given or wrong.
+    fn number(
+        &mut self,
+        given: Option<&Spanned<i64>>,
+        name: &str,
+        range: std::ops::RangeInclusive<i64>,
+        fallback: i64,
+    ) -> i64 {
+        match given {
+            None => fallback,
+            Some(n) if range.contains(n.get_ref()) => *n.get_ref(),
+            Some(n) => {
+                let (low, high) = (range.start(), range.end());
+                self.at(n, format!("{name} is {}: it goes from {low} to {high}", n.get_ref()));
+                fallback
+            }
+        }
+    }
+}
+
+impl RawFile {
+    fn check(self, path: &Path, problems: &mut Problems<'_>) -> Config {
+        let sip = self.sip.check(path, problems);
+        let pbx = check_pbxs(&self.pbx, &sip.listen, problems);
+        Config {
+            trust: self.trust.check(problems),
+            pbx,
+            probe: self.probe.check(problems),
+            xdp: self.xdp.check(problems),
+            control: self.control.check(problems),
+            log: Log { level: self.log.level, format: self.log.format },
+            sip,
+        }
+    }
+}
+
+impl RawSip {
+    fn check(self, path: &Path, problems: &mut Problems<'_>) -> Sip {
+        if self.listen.get_ref().is_empty() {
+            problems.at(&self.listen, "listen is empty: name at least one address and port of ours");
+        }
+        if self.listen.get_ref().len() > MAX_LOCALS as usize {
+            problems.at(&self.listen, format!("more than {MAX_LOCALS} addresses"));
+        }
+        let mut seen = HashMap::new();
+        for item in self.listen.get_ref() {
+            let address = item.get_ref().0;
+            if address.ip().is_unspecified() {
+                problems.at(
+                    item,
+                    format!(
+                        "{address} is a wildcard: name the address itself, which phones and PBXs see \
+                         in Via and Record-Route"
+                    ),
+                );
+            } else if address.ip().is_multicast() {
+                problems.at(item, format!("{address} is a multicast address"));
+            }
+            if address.port() == 0 {
+                problems.at(item, "the port cannot be 0");
+            }
+            if let Some(first) = seen.insert(address, item.span().start) {
+                let line = problems.line(first);
+                problems.at(item, format!("{address} is listed twice, first on line {line}"));
+            }
+        }
+        let key = match (&self.key, &self.key_file) {
+            (Some(_), Some(file)) => {
+                problems.at(file, "key and key_file are both given: keep one of them");
+                None
+            }
+            (Some(text), None) => {
+                let key = Key::from_hex(text.get_ref());
+                if key.is_none() {
+                    problems.at(text, "a key is 32 hex digits, as `openssl rand -hex 16` makes them");
+                }
+                key
+            }
+            (None, Some(file)) => read_key(path, file, problems),
+            (None, None) => None,
+        };
+        let drain = self.drain.map_or(Duration::from_secs(2), |drain| {
+            if drain.get_ref().0 > Duration::from_secs(60) {
+                problems.at(&drain, "drain is at most \"60s\": who stops the daemon waits for it");
+            }
+            drain.get_ref().0
+        });
+        let listen = self.listen.into_inner().into_iter().map(|item| item.into_inner().0).collect();
+        Sip { listen, key, no_destination: self.no_destination, drain }
+    }
+}
+
+fn read_key(path: &Path, file: &Spanned<PathBuf>, problems: &mut Problems<'_>) -> Option<Key> {
+    // Relative to the configuration file, so that a directory can be moved as a whole.
+    let at = path.parent().unwrap_or(Path::new("")).join(file.get_ref());
+    let text = match std::fs::read_to_string(&at) {
+        Ok(text) => text,
+        Err(error) => {
+            problems.at(file, format!("the key file {} cannot be read: {error}", at.display()));
+            return None;
+        }
+    };
+    let key = Key::from_hex(text.trim());
+    if key.is_none() {
+        problems.at(
+            file,
+            format!("{} does not hold 32 hex digits: make it with `openssl rand -hex 16`", at.display()),
+        );
+    }
+    key
+}
+
+impl RawTrust {
+    fn check(self, problems: &mut Problems<'_>) -> Trust {
+        let mut seen = BTreeMap::new();
+        for (item, list) in (self.networks.iter().map(|n| (n, "networks")))
+            .chain(self.deny.iter().map(|n| (n, "deny")))
+        {
+            let net = item.get_ref().0;
+            if let Some((first, at)) = seen.insert(net, (list, item.span().start)) {
+                let line = problems.line(at);
+                let reason = if first == list {
+                    format!("{net} is listed twice, first on line {line}")
+                } else {
+                    format!("{net} is both trusted (line {line}) and denied: keep one of them")
+                };
+                problems.at(item, reason);
+            }
+            if seen.len() == MAX_SOURCES as usize + 1 {
+                problems.at(item, format!("more than {MAX_SOURCES} networks"));
+            }
+        }
+        let strip = |list: Vec<Spanned<Network>>| list.iter().map(|n| n.get_ref().0).collect();
+        Trust { networks: strip(self.networks), deny: strip(self.deny) }
+    }
+}
+
+fn check_pbxs(
+    raw: &[RawPbx],
+    listen: &[SocketAddr],
+    problems: &mut Problems<'_>,
+) -> Vec<PbxConfig> {
+    let mut ids = HashMap::new();
+    let mut addresses = HashMap::new();
+    let mut checked = Vec::with_capacity(raw.len());
+    for (n, pbx) in raw.iter().enumerate() {
+        let id = pbx.id.get_ref();
+        if !is_pbx_id(id) {
+            problems.at(
+                &pbx.id,
+                format!("\"{id}\" cannot be an id: use 1 to 32 letters, digits, dots, dashes and _"),
+            );
+        }
+        if let Some(first) = ids.insert(id.clone(), pbx.id.span().start) {
+            let line = problems.line(first);
+            problems.at(&pbx.id, format!("the id \"{id}\" is taken on line {line}"));
+        }
+        let address = pbx.address.get_ref().0;
+        if let Some(fault) = pbx_address_fault(address) {
+            problems.at(&pbx.address, format!("{address}: {fault}"));
+        }
+        if listen.contains(&address) {
+            problems.at(&pbx.address, format!("{address} is an address of ours: calls would loop"));
+        }
+        if let Some(first) = addresses.insert(address, pbx.address.span().start) {
+            let line = problems.line(first);
+            problems.at(&pbx.address, format!("{address} is taken on line {line}"));
+        }
+        if n == MAX_PBX as usize {
+            problems.at(&pbx.id, format!("more than {MAX_PBX} PBXs"));
+        }
+        let (low, high) = (i64::from(*WEIGHTS.start()), i64::from(*WEIGHTS.end()));
+        let weight = problems.number(pbx.weight.as_ref(), "weight", low..=high, 1);
+        checked.push(PbxConfig {
+            id: id.clone(),
+            address,
+            weight: u8::try_from(weight).unwrap_or(*WEIGHTS.end()),
+            state: pbx.state,
+        });
+    }
+    checked
+}
+
+impl RawProbe {
+    fn check(self, problems: &mut Problems<'_>) -> Probe {
+        let default = Probe::default();
+        let interval = self.interval.as_ref().map_or(default.interval, |p| p.get_ref().0);
+        if let Some(given) = &self.interval
+            && interval < Duration::from_millis(100)
+        {
+            problems.at(given, "interval is at least \"100ms\"");
+        }
+        // With a short interval and no word about the timeout, the timeout follows.
+        let timeout = self.timeout.as_ref().map_or(default.timeout.min(interval), |p| p.get_ref().0);
+        if let Some(given) = &self.timeout {
+            if timeout < Duration::from_millis(50) {
+                problems.at(given, "timeout is at least \"50ms\"");
+            } else if timeout > interval {
+                problems.at(given, "timeout is longer than interval: probes would overlap");
+            }
+        }
+        let fall = problems.number(self.fall.as_ref(), "fall", 1..=1000, i64::from(default.fall));
+        let rise = problems.number(self.rise.as_ref(), "rise", 1..=1000, i64::from(default.rise));
+        let accept = match &self.accept {
+            None => default.accept,
+            Some(list) => check_accept(list, problems),
+        };
+        Probe {
+            interval,
+            timeout,
+            fall: u32::try_from(fall).unwrap_or(default.fall),
+            rise: u32::try_from(rise).unwrap_or(default.rise),
+            accept,
+        }
+    }
+}
+
+fn check_accept(list: &Spanned<Vec<Spanned<String>>>, problems: &mut Problems<'_>) -> Accept {
+    let mut rules = Vec::new();
+    for item in list.get_ref() {
+        match Accept::rule(item.get_ref()) {
+            Some(rule) => rules.push(rule),
+            None => problems.at(
+                item,
+                format!(
+                    "\"{}\" is neither a final status code (\"404\") nor a class (\"2xx\"), nor one of \
+                     these with ! before it",
+                    item.get_ref()
+                ),
+            ),
+        }
+    }
+    if list.get_ref().iter().all(|item| item.get_ref().starts_with('!')) {
+        problems.at(list, "accept names no answer that counts as alive: every PBX would be dead");
+    }
+    Accept { rules }
+}
+
+impl RawXdp {
+    fn check(self, problems: &mut Problems<'_>) -> Xdp {
+        let default = Xdp::default();
+        let mode = self.mode.as_ref().map_or(default.mode, |m| *m.get_ref());
+        if let Some(given) = &self.mode
+            && matches!(mode, XdpMode::Native | XdpMode::Generic)
+            && self.interfaces.is_empty()
+        {
+            problems.at(given, format!("mode {mode} needs interfaces: name at least one"));
+        }
+        let mut seen = HashMap::new();
+        for item in &self.interfaces {
+            let name = item.get_ref();
+            // IFNAMSIZ is 16 with the closing zero.
+            if name.is_empty()
+                || name.len() > 15
+                || name.bytes().any(|b| b == b'/' || !b.is_ascii_graphic())
+            {
+                problems.at(item, format!("\"{name}\" cannot be the name of an interface"));
+            }
+            if let Some(first) = seen.insert(name.clone(), item.span().start) {
+                let line = problems.line(first);
+                problems.at(item, format!("{name} is listed twice, first on line {line}"));
+            }
+        }
+        let pin = match &self.pin {
+            None => default.pin,
+            Some(path) if path.get_ref().as_os_str().is_empty() => None,
+            Some(path) => {
+                if !path.get_ref().is_absolute() {
+                    problems.at(path, "pin is not an absolute path, such as \"/sys/fs/bpf/sipline\"");
+                }
+                Some(path.get_ref().clone())
+            }
+        };
+        if let Some(keep) = &self.keep
+            && *keep.get_ref()
+            && pin.is_none()
+        {
+            problems.at(keep, "keep needs pin: without a pin nothing can stay attached");
+        }
+        let most = i64::from(MAX_CALL_BUCKETS);
+        let fallback = i64::from(default.call_buckets);
+        let buckets =
+            problems.number(self.call_buckets.as_ref(), "call_buckets", 1..=most, fallback);
+        let buckets = u32::try_from(buckets).unwrap_or(default.call_buckets);
+        if let Some(given) = &self.call_buckets
+            && !buckets.is_power_of_two()
+        {
+            let near = buckets.next_power_of_two();
+            problems.at(given, format!("call_buckets is {buckets}: it is a power of two, as {near}"));
+        }
+        Xdp {
+            mode,
+            interfaces: self.interfaces.into_iter().map(Spanned::into_inner).collect(),
+            pin,
+            keep: self.keep.is_some_and(Spanned::into_inner),
+            log: self.log,
+            loops: self.loops,
+            call_buckets: buckets,
+        }
+    }
+}
+
+impl RawControl {
+    fn check(self, problems: &mut Problems<'_>) -> Control {
+        let Some(socket) = self.socket else {
+            return Control { socket: PathBuf::from(DEFAULT_SOCKET) };
+        };
+        let length = socket.get_ref().as_os_str().len();
+        if length == 0 {
+            problems.at(&socket, "socket is empty: name a path");
+        } else if length > 107 {
+            problems.at(&socket, "socket is longer than a Unix socket's path can be (107 bytes)");
+        }
+        Control { socket: socket.into_inner() }
+    }
+}

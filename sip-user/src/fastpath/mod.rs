@@ -1,0 +1,125 @@
+//! The kernel half as the daemon sees it: loaded, attached, and fed with tables.
+//!
+//! The daemon decides, the kernel's tables are a mirror. Each call here writes what the daemon already
+//! holds, so an implementation may be closed and opened again at any time and be filled anew. [`off`]
+//! stands in where there is no XDP: it takes everything and does nothing.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Result;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use sip_ebpf::tables::{CallBucket, Endpoint, Local, Pbx, Schedule};
+
+use crate::config::{Xdp, XdpMode};
+
+pub mod off;
+
+/// How packets reach the program on one interface.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// No program is attached: the daemon serves everything.
+    Off,
+    /// After the stack has made a socket buffer; works with every driver.
+    Generic,
+    /// In the driver.
+    Native,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Generic => "generic",
+            Self::Native => "native",
+        })
+    }
+}
+
+/// One interface that the program is attached to.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Attachment {
+    /// The interface's name.
+    pub interface: String,
+    /// How it is attached there.
+    pub mode: Mode,
+}
+
+/// What the daemon needs of the kernel half, or of its absence.
+///
+/// After [`open`] the program passes everything up until `set_config` names its switches, so tables are
+/// filled first and the switches are set last. All writes are idempotent.
+pub trait Fastpath {
+    /// The mode that holds for every interface: the slowest of [`Fastpath::attachments`].
+    fn mode(&self) -> Mode {
+        self.attachments().iter().map(|a| a.mode).min().unwrap_or(Mode::Off)
+    }
+
+    /// Where the program is attached, and how.
+    fn attachments(&self) -> &[Attachment];
+
+    /// What was loaded, for people: loops, kernel, why a better mode was not taken.
+    fn describe(&self) -> String;
+
+    /// Bits of [`sip_ebpf::tables::flag`]; the implementation knows layout, key and call buckets.
+    fn set_config(&mut self, flags: u32) -> Result<()>;
+
+    /// The whole set of our addresses; the implementation removes what is no longer in it.
+    fn set_locals(&mut self, locals: &[(Endpoint, Local)]) -> Result<()>;
+
+    /// The whole set of networks with their [`sip_ebpf::tables::source`] bits.
+    fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()>;
+
+    /// One slot of `PBXS`, and `PBX_BY_ADDR` with it (also when the slot changes its address or becomes
+    /// [`sip_ebpf::tables::PbxState::Unused`]).
+    fn set_pbx(&mut self, slot: u32, pbx: Pbx) -> Result<()>;
+
+    /// Whose turn it is.
+    fn set_schedule(&mut self, schedule: &Schedule) -> Result<()>;
+
+    /// Vouches for the daemon from now on for `vouch`; zero withdraws it.
+    fn heartbeat(&mut self, vouch: Duration) -> Result<()>;
+
+    /// The kernel's counters summed over CPUs; the index is `Reason as usize`.
+    fn counters(&mut self) -> Result<Vec<u64>>;
+
+    /// Initial INVITEs that the kernel steered, by slot; [`sip_ebpf::tables::MAX_PBX`] of them.
+    fn pbx_calls(&mut self) -> Result<Vec<u64>>;
+
+    /// One bucket of the kernel's call table, to follow calls that the kernel steered. `None` where
+    /// there is no such table.
+    fn call_bucket(&mut self, index: u32) -> Result<Option<CallBucket>>;
+
+    /// Ends it. `keep` leaves program and tables pinned for the next daemon; else every interface is as
+    /// it was.
+    fn close(self: Box<Self>, keep: bool) -> Result<()>;
+}
+
+/// Opens the kernel half as `config` says; `key` is the key of every hash and signature.
+///
+/// Mode `auto` tries native, then generic, then goes on without, with a warning that says why. Any other
+/// mode is an order: what cannot be had is an error. Call it inside the runtime: kernel logs are read by
+/// a task.
+pub fn open(config: &Xdp, key: [u64; 2]) -> Result<Box<dyn Fastpath>> {
+    let _ = key;
+    match config.mode {
+        XdpMode::Off => Ok(Box::new(off::Off::new("off by configuration"))),
+        XdpMode::Auto => {
+            let why = "this build has no XDP loader";
+            tracing::warn!(reason = why, "running without XDP");
+            Ok(Box::new(off::Off::new(why)))
+        }
+        XdpMode::Generic | XdpMode::Native => {
+            anyhow::bail!("xdp.mode is {}, but this build has no XDP loader", config.mode)
+        }
+    }
+}
+
+/// Removes what a daemon left pinned under `config.pin`: links first, so that the interfaces are as they
+/// were. Returns the interfaces that were detached.
+pub fn detach(config: &Xdp) -> Result<Vec<String>> {
+    let _ = config;
+    anyhow::bail!("this build has no XDP loader")
+}

@@ -1,0 +1,73 @@
+//! No kernel half: everything is taken and nothing is done, so that the daemon has one code path.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use ipnet::Ipv4Net;
+use sip_ebpf::reason::REASONS;
+use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, Pbx, Schedule};
+
+use super::{Attachment, Fastpath};
+
+/// The absence of a kernel half.
+#[derive(Debug)]
+pub struct Off {
+    why: String,
+}
+
+impl Off {
+    /// `why` there is none, for `sipline stats` and the log.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into() }
+    }
+}
+
+impl Fastpath for Off {
+    fn attachments(&self) -> &[Attachment] {
+        &[]
+    }
+
+    fn describe(&self) -> String {
+        self.why.clone()
+    }
+
+    fn set_config(&mut self, _flags: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_locals(&mut self, _locals: &[(Endpoint, Local)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_sources(&mut self, _sources: &[(Ipv4Net, u32)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_pbx(&mut self, _slot: u32, _pbx: Pbx) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_schedule(&mut self, _schedule: &Schedule) -> Result<()> {
+        Ok(())
+    }
+
+    fn heartbeat(&mut self, _vouch: Duration) -> Result<()> {
+        Ok(())
+    }
+
+    fn counters(&mut self) -> Result<Vec<u64>> {
+        Ok(vec![0; REASONS as usize])
+    }
+
+    fn pbx_calls(&mut self) -> Result<Vec<u64>> {
+        Ok(vec![0; MAX_PBX as usize])
+    }
+
+    fn call_bucket(&mut self, _index: u32) -> Result<Option<CallBucket>> {
+        Ok(None)
+    }
+
+    fn close(self: Box<Self>, _keep: bool) -> Result<()> {
+        Ok(())
+    }
+}
