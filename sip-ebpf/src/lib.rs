@@ -3,8 +3,12 @@
 //! Nothing here allocates, panics, does input or output, or reads a clock. The XDP program
 //! (`src/main.rs`) and the daemon share all of it, so that both answer alike.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod reason;
+pub mod repeat;
+pub mod scan;
 pub mod tables;
+pub mod text;
 
 pub use reason::Reason;

@@ -1,0 +1,703 @@
+//! One pass over a message: the start line, and where each header stands.
+//!
+//! The pass is strict about what RFC 3261 is strict about (lines end by CR LF, 7.3.1 folding, no
+//! control characters, 25.1) and reads no values: that is for those who need one ([`crate::header`]
+//! and [`crate::message`]). Every result lies in an [`Index`], which in the kernel is map memory: the verifier keeps
+//! no track of that, so its states do not multiply.
+
+use crate::repeat::repeat;
+use crate::text::{LOWER, Text, below, equal, first, head, literal};
+
+/// How many header lines a message may have.
+pub const MAX_LINES: u32 = 128;
+
+/// The longest message the scanner takes: offsets are 16 bits.
+pub const MAX_TEXT: u32 = 65_535;
+
+/// Why a datagram is no SIP message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Error {
+    /// The first line is neither a request line nor a status line (7.1, 7.2).
+    StartLine = 1,
+    /// The version is not SIP/2.0: a 505 where it can be answered (21.5.6).
+    Version,
+    /// A control character where none may be (25.1), a NUL for example.
+    ControlCharacter,
+    /// A line ends by LF alone (7.5 wants CR LF); others could read the message differently.
+    BareLineFeed,
+    /// A CR that no LF follows.
+    BareCarriageReturn,
+    /// The datagram ends before the empty line that ends the headers (7.5).
+    Unterminated,
+    /// A header line without a colon or with a name that is no token (7.3.1).
+    HeaderName,
+    /// More header lines than [`MAX_LINES`].
+    TooManyHeaders,
+    /// Longer than [`MAX_TEXT`].
+    TooLong,
+}
+
+impl Error {
+    /// In words, as a reason phrase can say it.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::StartLine => "Bad Start Line",
+            Self::Version => "Version Not Supported",
+            Self::ControlCharacter => "Control Character in Header",
+            Self::BareLineFeed => "Line Ends Without CR",
+            Self::BareCarriageReturn => "CR Without LF",
+            Self::Unterminated => "Headers Not Terminated",
+            Self::HeaderName => "Bad Header Name",
+            Self::TooManyHeaders => "Too Many Headers",
+            Self::TooLong => "Message Too Large",
+        }
+    }
+}
+
+/// The headers that are told apart; all others are [`Kind::Other`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+#[allow(missing_docs, reason = "each is the header of its name")]
+pub enum Kind {
+    Other = 0,
+    Via,
+    From,
+    To,
+    CallId,
+    CSeq,
+    MaxForwards,
+    Route,
+    RecordRoute,
+    Contact,
+    Expires,
+    ContentLength,
+    Require,
+    ProxyRequire,
+    Authorization,
+    ProxyAuthorization,
+}
+
+/// Length of the tables by kind.
+pub const KINDS: usize = 16;
+
+impl Kind {
+    /// All kinds in the order of their numbers.
+    pub const ALL: [Self; KINDS] = [
+        Self::Other,
+        Self::Via,
+        Self::From,
+        Self::To,
+        Self::CallId,
+        Self::CSeq,
+        Self::MaxForwards,
+        Self::Route,
+        Self::RecordRoute,
+        Self::Contact,
+        Self::Expires,
+        Self::ContentLength,
+        Self::Require,
+        Self::ProxyRequire,
+        Self::Authorization,
+        Self::ProxyAuthorization,
+    ];
+}
+
+/// One header line.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Line {
+    /// Where its name starts.
+    pub start: u16,
+    /// Where its value starts, past colon and spaces.
+    pub value: u16,
+    /// Where it ends: at the CR.
+    pub end: u16,
+    /// A [`Kind`].
+    pub kind: u8,
+    /// [`FOLDED`] or zero.
+    pub flags: u8,
+}
+
+/// In [`Line::flags`] and [`Index::flags`]: the value goes on in another line (7.3.1).
+pub const FOLDED: u8 = 1;
+
+/// What a start line is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+#[allow(missing_docs, reason = "each is the method of its name")]
+pub enum Method {
+    /// A status line.
+    Response = 0,
+    Invite,
+    Ack,
+    Bye,
+    Cancel,
+    Options,
+    Register,
+    Prack,
+    Update,
+    Info,
+    Subscribe,
+    Notify,
+    Refer,
+    Message,
+    Publish,
+    /// A request of a method not in this list.
+    Extension,
+}
+
+impl Method {
+    /// All in the order of their numbers.
+    pub const ALL: [Self; 16] = [
+        Self::Response,
+        Self::Invite,
+        Self::Ack,
+        Self::Bye,
+        Self::Cancel,
+        Self::Options,
+        Self::Register,
+        Self::Prack,
+        Self::Update,
+        Self::Info,
+        Self::Subscribe,
+        Self::Notify,
+        Self::Refer,
+        Self::Message,
+        Self::Publish,
+        Self::Extension,
+    ];
+}
+
+/// Where everything stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Index {
+    /// A [`Method`].
+    pub method: u32,
+    /// Status code of a response, 0 of a request.
+    pub status: u32,
+    /// End of the method; of a status line: end of the version.
+    pub method_end: u32,
+    /// Request-URI: start; of a status line: start of the reason phrase.
+    pub uri: u32,
+    /// Request-URI: end; of a status line: end of the reason phrase.
+    pub uri_end: u32,
+    /// Where the first header starts.
+    pub headers: u32,
+    /// Where the body starts: past the empty line.
+    pub body: u32,
+    /// How many of `lines` count.
+    pub count: u32,
+    /// [`FOLDED`] if any line is.
+    pub flags: u32,
+    /// Why the scan failed: an [`Error`], or 0.
+    pub error: u32,
+    /// Length of the text.
+    pub len: u32,
+    /// Of use to the scan alone: the start of the line being read.
+    line: u32,
+    /// Of use to the scan alone: how far it has searched for the end of the line.
+    search: u32,
+    /// Of use to the scan alone.
+    pad: u32,
+    /// First line of each kind, plus one; 0 for none.
+    pub first: [u8; KINDS],
+    /// Last line of each kind, plus one; 0 for none.
+    pub last: [u8; KINDS],
+    /// How many lines of each kind; stops at 255.
+    pub seen: [u8; KINDS],
+    /// The header lines in their order. Entries past `count` are what an earlier scan left.
+    pub lines: [Line; MAX_LINES as usize],
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Index {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self {
+            method: 0,
+            status: 0,
+            method_end: 0,
+            uri: 0,
+            uri_end: 0,
+            headers: 0,
+            body: 0,
+            count: 0,
+            flags: 0,
+            error: 0,
+            len: 0,
+            line: 0,
+            search: 0,
+            pad: 0,
+            first: [0; KINDS],
+            last: [0; KINDS],
+            seen: [0; KINDS],
+            lines: [Line { start: 0, value: 0, end: 0, kind: 0, flags: 0 }; MAX_LINES as usize],
+        }
+    }
+
+    /// The lines that count.
+    pub fn lines(&self) -> &[Line] {
+        self.lines.get(..self.count as usize).unwrap_or(&self.lines)
+    }
+
+    /// How many lines of a kind there are.
+    #[inline(always)]
+    pub fn seen(&self, kind: Kind) -> u32 {
+        self.seen[kind as usize] as u32
+    }
+
+    /// The first line of a kind.
+    #[inline(always)]
+    pub fn first(&self, kind: Kind) -> Option<Line> {
+        let at = self.first[kind as usize] as u32;
+        (at != 0).then(|| self.line(at - 1))
+    }
+
+    /// The last line of a kind.
+    #[inline(always)]
+    pub fn last(&self, kind: Kind) -> Option<Line> {
+        let at = self.last[kind as usize] as u32;
+        (at != 0).then(|| self.line(at - 1))
+    }
+
+    /// The line at a number, masked into the table.
+    #[inline(always)]
+    pub fn line(&self, at: u32) -> Line {
+        // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
+        unsafe { *self.lines.as_ptr().add(confine(at, MAX_LINES - 1) as usize) }
+    }
+
+    #[inline(always)]
+    fn reset(&mut self, len: u32) {
+        self.method = Method::Response as u32;
+        self.status = 0;
+        self.count = 0;
+        self.flags = 0;
+        self.error = 0;
+        self.len = len;
+        self.body = 0;
+        // Volatile, or the compiler makes a call of it that BPF does not have.
+        for table in [&mut self.first, &mut self.last, &mut self.seen] {
+            let words = table.as_mut_ptr().cast::<u64>();
+            // SAFETY: each table is 16 bytes, 8-aligned by its place in a `repr(C)` struct of
+            // 14 words of 4 bytes before it.
+            unsafe {
+                words.write_volatile(0);
+                words.add(1).write_volatile(0);
+            }
+        }
+    }
+}
+
+/// `value & mask`, in a way that the BPF verifier sees and the compiler cannot remove.
+#[inline(always)]
+pub fn confine(value: u32, mask: u32) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut wide = value as u64;
+        // SAFETY: arithmetic on a register.
+        unsafe {
+            core::arch::asm!("{0} &= {1}", inout(reg) wide, in(reg) mask as u64,
+                options(pure, nomem, nostack));
+        }
+        wide as u32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        value & mask
+    }
+}
+
+/// Reads a message into `index`.
+#[inline(always)]
+pub fn scan<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
+    index.reset(t.len());
+    if t.len() > MAX_TEXT {
+        return fail(index, Error::TooLong);
+    }
+    start_line(t, index)?;
+    let mut state = (t, &mut *index);
+    repeat(MAX_LINES * 8, &mut state, |(t, index)| header_line(*t, index));
+    if index.error != 0 {
+        return Err(error(index.error));
+    }
+    if index.body == 0 {
+        return fail(index, Error::TooManyHeaders);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn fail<R>(index: &mut Index, error: Error) -> Result<R, Error> {
+    index.error = error as u32;
+    Err(error)
+}
+
+fn error(number: u32) -> Error {
+    match number {
+        1 => Error::StartLine,
+        2 => Error::Version,
+        3 => Error::ControlCharacter,
+        4 => Error::BareLineFeed,
+        5 => Error::BareCarriageReturn,
+        6 => Error::Unterminated,
+        7 => Error::HeaderName,
+        8 => Error::TooManyHeaders,
+        _ => Error::TooLong,
+    }
+}
+
+const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
+
+/// What a line that does not end by CR LF at `at` is guilty of.
+#[inline(always)]
+fn control<T: Text>(t: T, at: u32) -> Error {
+    let byte = t.byte(at);
+    if at >= t.len() || (byte == b'\r' && at + 1 >= t.len()) {
+        Error::Unterminated
+    } else if byte == b'\n' {
+        Error::BareLineFeed
+    } else if byte == b'\r' {
+        Error::BareCarriageReturn
+    } else {
+        Error::ControlCharacter
+    }
+}
+
+/// The first byte below space at or behind `at`: the CR of a line's end if all is well.
+#[inline(always)]
+fn find_control<T: Text>(t: T, at: u32) -> u32 {
+    let mut state = (t, t.fresh(at));
+    repeat(MAX_TEXT / 32 + 2, &mut state, |(t, at)| {
+        // Four words a round; the marks of all four are looked at together.
+        let (a, b) = (below(t.word(*at), 0x20), below(t.word(*at + 8), 0x20));
+        let (c, d) = (below(t.word(*at + 16), 0x20), below(t.word(*at + 24), 0x20));
+        if a | b | c | d == 0 {
+            *at += 32;
+            return true;
+        }
+        let (marks, skip) = if a != 0 {
+            (a, 0)
+        } else if b != 0 {
+            (b, 8)
+        } else if c != 0 {
+            (c, 16)
+        } else {
+            (d, 24)
+        };
+        *at += skip + first(marks);
+        false
+    });
+    t.fresh(state.1)
+}
+
+/// `method SP uri SP SIP/2.0` or `SIP/2.0 SP code SP phrase` (7.1, 7.2).
+#[inline(always)]
+fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
+    let end = find_control(t, 0);
+    if t.word(end) as u16 != CRLF {
+        // A tab is a control character here: no place in a start line allows one.
+        return fail(index, control(t, end));
+    }
+    index.headers = end + 2;
+    index.line = end + 2;
+    index.search = end + 2;
+    let word = t.word(0);
+    if word | LOWER == literal(b"sip/2.0 ") {
+        // Status-Line = SIP-Version SP Status-Code SP Reason-Phrase; the phrase may be empty.
+        let (code, n) = crate::text::digits(t.word(8));
+        if n != 3 || t.byte(11) != b' ' || !(100..700).contains(&code) {
+            return fail(index, Error::StartLine);
+        }
+        index.status = code;
+        index.method_end = 7;
+        index.uri = 12;
+        index.uri_end = end;
+        return Ok(());
+    }
+    // The version's eight bytes with the space before them.
+    if end < 12 {
+        return fail(index, Error::StartLine);
+    }
+    let method_end = find_byte(t, 0, end, b' ');
+    let uri = method_end + 1;
+    let uri_end = find_byte(t, uri, end, b' ');
+    if method_end == 0 || uri_end <= uri || uri_end >= end {
+        return fail(index, Error::StartLine);
+    }
+    if uri_end + 8 != end {
+        let version = t.word(uri_end + 1) | LOWER;
+        // A second space in the Request-URI, or another version of the protocol.
+        let other = head(version, 4) == literal(b"sip/") && find_byte(t, uri_end + 1, end, b' ') == end;
+        return fail(index, if other { Error::Version } else { Error::StartLine });
+    }
+    let version = head(t.word(uri_end + 1) | LOWER, 7);
+    if version != head(literal(b"sip/2.0") | LOWER, 7) {
+        let other = head(version, 4) == literal(b"sip/");
+        return fail(index, if other { Error::Version } else { Error::StartLine });
+    }
+    index.method_end = method_end;
+    index.uri = uri;
+    index.uri_end = uri_end;
+    index.method = method(word, t, method_end) as u32;
+    Ok(())
+}
+
+/// Methods are case-sensitive (7.1).
+#[inline(always)]
+fn method<T: Text>(word: u64, t: T, len: u32) -> Method {
+    if len > 8 {
+        return match (len, word, t.byte(8)) {
+            (9, w, b'E') if w == literal(b"SUBSCRIB") => Method::Subscribe,
+            _ => Method::Extension,
+        };
+    }
+    let name = head(word, len);
+    const INVITE: u64 = literal(b"INVITE");
+    const ACK: u64 = literal(b"ACK");
+    const BYE: u64 = literal(b"BYE");
+    const CANCEL: u64 = literal(b"CANCEL");
+    const OPTIONS: u64 = literal(b"OPTIONS");
+    const REGISTER: u64 = literal(b"REGISTER");
+    const PRACK: u64 = literal(b"PRACK");
+    const UPDATE: u64 = literal(b"UPDATE");
+    const INFO: u64 = literal(b"INFO");
+    const NOTIFY: u64 = literal(b"NOTIFY");
+    const REFER: u64 = literal(b"REFER");
+    const MESSAGE: u64 = literal(b"MESSAGE");
+    const PUBLISH: u64 = literal(b"PUBLISH");
+    match name {
+        INVITE => Method::Invite,
+        ACK => Method::Ack,
+        BYE => Method::Bye,
+        CANCEL => Method::Cancel,
+        OPTIONS => Method::Options,
+        REGISTER => Method::Register,
+        PRACK => Method::Prack,
+        UPDATE => Method::Update,
+        INFO => Method::Info,
+        NOTIFY => Method::Notify,
+        REFER => Method::Refer,
+        MESSAGE => Method::Message,
+        PUBLISH => Method::Publish,
+        _ => Method::Extension,
+    }
+}
+
+/// One header line; false when there are no more.
+#[inline(always)]
+fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
+    let start = index.line;
+    let end = find_control(t, index.search);
+    if t.word(end) as u16 != CRLF || end >= t.len() {
+        if t.byte(end) == b'\t' && end < t.len() {
+            // Legal white space (25.1, LWS): the line goes on.
+            index.search = end + 1;
+            return true;
+        }
+        index.error = control(t, end) as u32;
+        return false;
+    }
+    // The LF may be the sentinel's only if the text had one: the zeros behind it are none.
+    if end == start {
+        index.body = end + 2;
+        return false;
+    }
+    index.line = end + 2;
+    index.search = end + 2;
+    let count = index.count;
+    if count >= MAX_LINES {
+        index.error = Error::TooManyHeaders as u32;
+        return false;
+    }
+    let word = t.word(start);
+    let byte = word as u8;
+    if byte == b' ' || byte == b'\t' {
+        return continuation(index, count, end);
+    }
+    let Some((kind, colon)) = name(t, word, start, end) else {
+        index.error = Error::HeaderName as u32;
+        return false;
+    };
+    let value = skip_blank(t, colon + 1);
+    // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
+    unsafe {
+        let line = index.lines.as_mut_ptr().add(confine(count, MAX_LINES - 1) as usize);
+        *line = Line {
+            start: start as u16,
+            value: value as u16,
+            end: end as u16,
+            kind: kind as u8,
+            flags: 0,
+        };
+    }
+    let kind = confine(kind as u32, KINDS as u32 - 1) as usize;
+    // SAFETY: `kind` is below KINDS, a power of two, the length of the three tables.
+    unsafe {
+        let number = (count + 1) as u8;
+        let first = index.first.as_mut_ptr().add(kind);
+        if *first == 0 {
+            *first = number;
+        }
+        *index.last.as_mut_ptr().add(kind) = number;
+        let seen = index.seen.as_mut_ptr().add(kind);
+        *seen = (*seen).saturating_add(1);
+    }
+    index.count = count + 1;
+    true
+}
+
+/// A line that starts with white space goes on with the header before it (7.3.1).
+#[inline(always)]
+fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
+    if count == 0 {
+        index.error = Error::HeaderName as u32;
+        return false;
+    }
+    index.flags |= FOLDED as u32;
+    // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
+    let line = unsafe { &mut *index.lines.as_mut_ptr().add(confine(count - 1, MAX_LINES - 1) as usize) };
+    line.end = end as u16;
+    line.flags |= FOLDED;
+    true
+}
+
+/// Which header it is, and where its colon stands. Names are tokens, in any case, maybe with white
+/// space before the colon (25.1, HCOLON).
+#[inline(always)]
+fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
+    let marks = equal(word, b':');
+    let colon = if marks != 0 { start + first(marks) } else { find_byte(t, start + 8, end, b':') };
+    if colon >= end || colon == start {
+        return None;
+    }
+    let mut name_end = colon;
+    if t.byte(colon - 1) <= b' ' {
+        let mut state = (t, t.fresh(colon));
+        repeat(MAX_TEXT, &mut state, |(t, at)| {
+            // The line starts with no blank, so this stops inside it.
+            let blank = t.byte(*at - 1) <= b' ';
+            *at -= blank as u32;
+            blank
+        });
+        name_end = t.fresh(state.1);
+    }
+    Some((kind(t, word | LOWER, start, name_end - start)?, colon))
+}
+
+/// The header of a name `len` bytes long; none when a blank stands in the name.
+#[inline(always)]
+fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<Kind> {
+    const V: u64 = literal(b"v");
+    const F: u64 = literal(b"f");
+    const T_: u64 = literal(b"t");
+    const I: u64 = literal(b"i");
+    const M: u64 = literal(b"m");
+    const L: u64 = literal(b"l");
+    const VIA: u64 = literal(b"via");
+    const FROM: u64 = literal(b"from");
+    const TO: u64 = literal(b"to");
+    const CALL_ID: u64 = literal(b"call-id");
+    const CSEQ: u64 = literal(b"cseq");
+    const ROUTE: u64 = literal(b"route");
+    const CONTACT: u64 = literal(b"contact");
+    const EXPIRES: u64 = literal(b"expires");
+    const REQUIRE: u64 = literal(b"require");
+    const MAX_FORW: u64 = literal(b"max-forw");
+    const RECORD_R: u64 = literal(b"record-r");
+    const CONTENT_: u64 = literal(b"content-");
+    const PROXY_RE: u64 = literal(b"proxy-re");
+    const PROXY_AU: u64 = literal(b"proxy-au");
+    const AUTHORIZ: u64 = literal(b"authoriz");
+    if len < 8 {
+        let name = head(word, len);
+        // White space inside a name: what stands before it is no header's name.
+        if below(name | !head(u64::MAX, len), 0x21) != 0 {
+            return None;
+        }
+        return Some(match name {
+            V | VIA => Kind::Via,
+            F | FROM => Kind::From,
+            T_ | TO => Kind::To,
+            I | CALL_ID => Kind::CallId,
+            CSEQ => Kind::CSeq,
+            ROUTE => Kind::Route,
+            M | CONTACT => Kind::Contact,
+            L => Kind::ContentLength,
+            EXPIRES => Kind::Expires,
+            REQUIRE => Kind::Require,
+            _ => Kind::Other,
+        });
+    }
+    if below(word, 0x21) != 0 {
+        return None;
+    }
+    let more = t.word(start + 8) | LOWER;
+    let rest = len - 8;
+    let is = |want: &'static [u8]| rest == want.len() as u32 && head(more, rest) == literal(want);
+    let kind = match word {
+        MAX_FORW if is(b"ards") => Kind::MaxForwards,
+        RECORD_R if is(b"oute") => Kind::RecordRoute,
+        CONTENT_ if is(b"length") => Kind::ContentLength,
+        PROXY_RE if is(b"quire") => Kind::ProxyRequire,
+        AUTHORIZ if is(b"ation") => Kind::Authorization,
+        PROXY_AU if rest == 11 && more == literal(b"thorizat")
+            && head(t.word(start + 16) | LOWER, 3) == literal(b"ion") =>
+        {
+            Kind::ProxyAuthorization
+        }
+        _ => Kind::Other,
+    };
+    if matches!(kind, Kind::Other) && find_byte(t, start + 8, start + len, b' ') < start + len {
+        return None;
+    }
+    Some(kind)
+}
+
+/// The first byte at or behind `at` that is neither space nor tab.
+#[inline(always)]
+pub fn skip_blank<T: Text>(t: T, at: u32) -> u32 {
+    // One space is what nearly everybody writes.
+    let word = t.word(at);
+    let one = (word as u8 == b' ') as u32;
+    let next = (word >> (one * 8)) as u8;
+    if next != b' ' && next != b'\t' {
+        return at + one;
+    }
+    let mut state = (t, t.fresh(at));
+    repeat(MAX_TEXT, &mut state, |(t, at)| {
+        let byte = t.byte(*at);
+        let blank = byte == b' ' || byte == b'\t';
+        *at += blank as u32;
+        blank
+    });
+    t.fresh(state.1)
+}
+
+/// The first `byte` at or behind `at`, or `end` when there is none before it.
+#[inline(always)]
+pub fn find_byte<T: Text>(t: T, at: u32, end: u32, byte: u8) -> u32 {
+    let mut state = (t, t.fresh(at), end, byte);
+    repeat(MAX_TEXT / 8 + 2, &mut state, |(t, at, end, byte)| {
+        if *at >= *end {
+            *at = *end;
+            return false;
+        }
+        let marks = equal(t.word(*at), *byte);
+        if marks == 0 {
+            *at += 8;
+            return true;
+        }
+        *at += first(marks);
+        false
+    });
+    let at = t.fresh(state.1);
+    if at < end { at } else { end }
+}

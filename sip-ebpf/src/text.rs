@@ -1,0 +1,310 @@
+//! Bytes of a message, read eight at a time (SWAR: SIMD within a register).
+//!
+//! [`Text`] hides where the bytes live: a slice on the host, a per-CPU scratch map in the kernel.
+//! Reading past the end is allowed and gives zeros up to [`SLACK`] bytes further, so that a search
+//! always finds a byte below space and stops.
+
+/// How far past [`Text::len`] a read may reach and still see only zeros.
+pub const SLACK: u32 = 64;
+
+/// A message in memory.
+pub trait Text: Copy {
+    /// How many bytes there are.
+    fn len(self) -> u32;
+
+    /// Eight bytes from `at` on, the first in the lowest bits.
+    fn word(self, at: u32) -> u64;
+
+    /// The byte at `at`.
+    fn byte(self, at: u32) -> u8;
+
+    /// `value`, in a way that hides from the BPF verifier what is known of it. Loops need it:
+    /// without it the verifier walks them once for each value. Nothing on the host.
+    fn fresh(self, value: u32) -> u32 {
+        value
+    }
+
+    /// Whether there are no bytes.
+    fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Text for &[u8] {
+    fn len(self) -> u32 {
+        // A datagram is at most 65,535 bytes; a longer slice is cut, never wrapped.
+        u32::try_from(<[u8]>::len(self)).unwrap_or(u32::MAX)
+    }
+
+    fn word(self, at: u32) -> u64 {
+        let at = at as usize;
+        match self.get(at..at + 8) {
+            Some(eight) => {
+                let mut word = [0; 8];
+                word.copy_from_slice(eight);
+                u64::from_le_bytes(word)
+            }
+            None => {
+                let mut word = [0; 8];
+                let rest = self.get(at..).unwrap_or_default();
+                for (to, from) in word.iter_mut().zip(rest) {
+                    *to = *from;
+                }
+                u64::from_le_bytes(word)
+            }
+        }
+    }
+
+    fn byte(self, at: u32) -> u8 {
+        self.get(at as usize).copied().unwrap_or(0)
+    }
+}
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGHS: u64 = 0x8080_8080_8080_8080;
+
+/// Or this into a word to make ASCII letters small. Other bytes change too, but none becomes a
+/// letter, a digit or a hyphen unless it was one or was a control character.
+pub const LOWER: u64 = 0x2020_2020_2020_2020;
+
+/// The eight bytes of `text` as a word; shorter ones are filled up with zeros.
+pub const fn literal(text: &[u8]) -> u64 {
+    let mut word = 0;
+    let mut i = text.len();
+    while i > 0 {
+        i -= 1;
+        word = word << 8 | text[i] as u64;
+    }
+    word
+}
+
+/// The first `n` bytes of a word, the others zero; `n` is 1 to 8.
+#[inline(always)]
+pub fn head(word: u64, n: u32) -> u64 {
+    word & (u64::MAX >> ((64 - n * 8) & 63))
+}
+
+/// Marks bytes below `limit` (1 to 128): the lowest mark is exact, higher ones may be wrong.
+#[inline(always)]
+pub fn below(word: u64, limit: u8) -> u64 {
+    word.wrapping_sub(ONES * limit as u64) & !word & HIGHS
+}
+
+/// Marks bytes equal to `byte`: the lowest mark is exact, higher ones may be wrong.
+#[inline(always)]
+pub fn equal(word: u64, byte: u8) -> u64 {
+    let x = word ^ (ONES * byte as u64);
+    x.wrapping_sub(ONES) & !x & HIGHS
+}
+
+/// Marks bytes that are no decimal digits: the lowest mark is exact.
+#[inline(always)]
+pub fn not_digit(word: u64) -> u64 {
+    let x = word ^ (ONES * 0x30);
+    (x.wrapping_add(ONES * 0x76) | x) & HIGHS
+}
+
+/// Which byte the lowest mark stands at, 0 to 7; `marks` is not zero.
+///
+/// BPF has no count of trailing zeros, so a multiplication looks it up.
+#[inline(always)]
+pub fn first(marks: u64) -> u32 {
+    ((((marks & marks.wrapping_neg()) >> 7).wrapping_mul(0x0001_0203_0405_0607)) >> 56) as u32
+}
+
+/// The value of up to eight decimal digits at the front of a word, and how many there are.
+#[inline(always)]
+pub fn digits(word: u64) -> (u32, u32) {
+    let marks = not_digit(word);
+    let n = if marks == 0 { 8 } else { first(marks) };
+    if n == 0 {
+        return (0, 0);
+    }
+    // Move the digits to the high end: the low bytes become zero, as if they were leading zeros.
+    let x = (word ^ (ONES * 0x30)) << ((64 - n * 8) & 63);
+    let x = x.wrapping_mul(10).wrapping_add(x >> 8) & 0x00ff_00ff_00ff_00ff;
+    let x = x.wrapping_mul(100).wrapping_add(x >> 16) & 0x0000_ffff_0000_ffff;
+    let x = x.wrapping_mul(10_000).wrapping_add(x >> 32) & 0xffff_ffff;
+    (x as u32, n)
+}
+
+/// Sixteen small hexadecimal digits for a number, most significant first, as two words.
+#[inline(always)]
+pub fn hex(value: u64) -> [u64; 2] {
+    [hex8((value >> 32) as u32), hex8(value as u32)]
+}
+
+/// Eight small hexadecimal digits for a number, most significant first.
+#[inline(always)]
+pub fn hex8(value: u32) -> u64 {
+    // One nibble into each byte, the most significant into the lowest byte.
+    let x = value.swap_bytes() as u64;
+    let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
+    let x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
+    let x = (x >> 4 | x << 8) & 0x0f0f_0f0f_0f0f_0f0f;
+    // 0x06 + digit reaches 0x10 for a to f: these get another 0x27 on top of '0'.
+    let letters = (x + ONES * 0x06) >> 4 & ONES;
+    x + ONES * 0x30 + letters * 0x27
+}
+
+/// The number that eight hexadecimal digits of either case stand for.
+#[inline(always)]
+pub fn unhex8(word: u64) -> Option<u32> {
+    let small = word | LOWER;
+    let x = small ^ (ONES * 0x30);
+    // Digits are 0 to 9 now, letters 0x51 to 0x56, everything else something else.
+    let letters = x >> 6 & ONES;
+    let value = (x & ONES.wrapping_mul(0x0f)).wrapping_add(letters * 9);
+    if hex8_of(value) != small {
+        return None;
+    }
+    let y = (value << 4 | value >> 8) & 0x00ff_00ff_00ff_00ff;
+    let y = (y | y >> 8) & 0x0000_ffff_0000_ffff;
+    let y = (y | y >> 16) as u32;
+    Some(y.swap_bytes())
+}
+
+/// Digits for nibbles that stand one in a byte, or something that is no digit for larger values.
+#[inline(always)]
+fn hex8_of(nibbles: u64) -> u64 {
+    if nibbles & (ONES * 0xf0) != 0 {
+        return 0;
+    }
+    let letters = nibbles.wrapping_add(ONES * 0x06) >> 4 & ONES;
+    nibbles.wrapping_add(ONES * 0x30).wrapping_add(letters * 0x27)
+}
+
+/// A dotted IPv4 address at `at`: its value with the bytes in network order in memory, and where it
+/// ends. None if there is none, or one with leading zeros, which some read as octal.
+#[inline(always)]
+pub fn ipv4<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
+    let (a, at) = octet(t, at)?;
+    let (b, at) = octet(t, dot(t, at)?)?;
+    let (c, at) = octet(t, dot(t, at)?)?;
+    let (d, at) = octet(t, dot(t, at)?)?;
+    Some((u32::from_le(a | b << 8 | c << 16 | d << 24), at))
+}
+
+#[inline(always)]
+fn dot<T: Text>(t: T, at: u32) -> Option<u32> {
+    (t.byte(at) == b'.').then_some(at + 1)
+}
+
+#[inline(always)]
+fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
+    let word = t.word(at);
+    let (value, n) = digits(word);
+    let leading_zero = n > 1 && word as u8 == b'0';
+    (n > 0 && value < 256 && !leading_zero).then_some((value, at + n))
+}
+
+/// An IPv4 address as text: up to 15 bytes, the first in the lowest, and how many.
+#[inline(always)]
+pub fn dotted(addr: u32) -> (u128, u32) {
+    let [a, b, c, d] = addr.to_ne_bytes();
+    let (mut text, mut n) = decimal3(a);
+    for octet in [b, c, d] {
+        let (more, len) = decimal3(octet);
+        text |= (((more as u128) << 8) | b'.' as u128) << (n * 8);
+        n += len + 1;
+    }
+    (text, n)
+}
+
+/// Up to three decimal digits, the first in the lowest byte, and how many.
+#[inline(always)]
+fn decimal3(value: u8) -> (u128, u32) {
+    let v = value as u32;
+    // 41 / 4096 and 205 / 2048 are 1 / 100 and 1 / 10, exact for a byte.
+    let hundreds = v * 41 >> 12;
+    let rest = v - hundreds * 100;
+    let tens = rest * 205 >> 11;
+    let ones = rest - tens * 10;
+    if hundreds != 0 {
+        ((0x30_3030 + hundreds + (tens << 8) + (ones << 16)) as u128, 3)
+    } else if tens != 0 {
+        ((0x3030 + tens + (ones << 8)) as u128, 2)
+    } else {
+        ((0x30 + ones) as u128, 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::{format, net::Ipv4Addr, string::String};
+
+    #[test]
+    fn reading_past_the_end_gives_zeros() {
+        let t: &[u8] = b"abc";
+        assert_eq!(t.word(0), literal(b"abc"));
+        assert_eq!(t.word(2), literal(b"c"));
+        assert_eq!((t.word(3), t.word(900), t.byte(3)), (0, 0, 0));
+    }
+
+    #[test]
+    fn every_decimal3() {
+        for v in 0..=255u8 {
+            let (text, n) = decimal3(v);
+            assert_eq!(&text.to_le_bytes()[..n as usize], format!("{v}").as_bytes());
+        }
+    }
+
+    #[test]
+    fn ipv4_refuses_what_is_none() {
+        for bad in ["", "1", "1.2.3", "1.2.3.", "1.2.3.256", "01.2.3.4", "1..2.3", "a.b.c.d"] {
+            assert_eq!(ipv4(bad.as_bytes(), 0), None, "{bad}");
+        }
+        assert_eq!(ipv4(&b"x0.0.0.0;"[..], 1).map(|(_, end)| end), Some(8));
+    }
+
+    proptest! {
+        #[test]
+        fn marks_agree_with_bytes(bytes: [u8; 8], limit in 1u8..=128, byte: u8) {
+            let w = u64::from_le_bytes(bytes);
+            let exact = |marks: u64| (marks != 0).then(|| first(marks) as usize);
+            prop_assert_eq!(exact(below(w, limit)), bytes.iter().position(|b| *b < limit));
+            prop_assert_eq!(exact(equal(w, byte)), bytes.iter().position(|b| *b == byte));
+            prop_assert_eq!(exact(not_digit(w)), bytes.iter().position(|b| !b.is_ascii_digit()));
+        }
+
+        #[test]
+        fn digits_agree_with_parse(text in "[0-9]{0,8}[^0-9]{0,3}") {
+            let run: String = text.chars().take_while(char::is_ascii_digit).collect();
+            let (value, n) = digits(text.as_bytes().word(0));
+            prop_assert_eq!(n as usize, run.len());
+            prop_assert_eq!(value, run.parse().unwrap_or(0));
+        }
+
+        #[test]
+        fn hex_there_and_back(value: u64) {
+            let [high, low] = hex(value);
+            let mut text = high.to_le_bytes().to_vec();
+            text.extend(low.to_le_bytes());
+            prop_assert_eq!(text, format!("{value:016x}").into_bytes());
+            prop_assert_eq!(unhex8(high), Some((value >> 32) as u32));
+            prop_assert_eq!(unhex8(literal(format!("{:08X}", value as u32).as_bytes())), Some(value as u32));
+        }
+
+        #[test]
+        fn unhex_refuses_others(bytes: [u8; 8]) {
+            let text = core::str::from_utf8(&bytes).ok().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()));
+            // A control character may look like a digit once letters are small: the scanner has
+            // refused those before.
+            prop_assume!(bytes.iter().all(|b| *b >= 0x20));
+            let want = text.and_then(|t| u32::from_str_radix(t, 16).ok());
+            prop_assert_eq!(unhex8(u64::from_le_bytes(bytes)), want);
+        }
+
+        #[test]
+        fn addresses_there_and_back(octets: [u8; 4]) {
+            let text = format!("{}", Ipv4Addr::from(octets));
+            let addr = u32::from_ne_bytes(octets);
+            prop_assert_eq!(ipv4(text.as_bytes(), 0), Some((addr, text.len() as u32)));
+            let (word, n) = dotted(addr);
+            prop_assert_eq!(&word.to_le_bytes()[..n as usize], text.as_bytes());
+        }
+    }
+}
