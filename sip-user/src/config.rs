@@ -272,7 +272,10 @@ impl Key {
             return None;
         }
         let (high, low) = text.split_at(16);
-        Some(Self([u64::from_str_radix(high, 16).ok()?, u64::from_str_radix(low, 16).ok()?]))
+        Some(Self([
+            u64::from_str_radix(high, 16).ok()?,
+            u64::from_str_radix(low, 16).ok()?,
+        ]))
     }
 }
 
@@ -309,7 +312,9 @@ impl Accept {
     /// Whether a final answer with `code` says that the PBX is alive. Exceptions win.
     pub fn accepts(&self, code: u16) -> bool {
         let matches = |except| {
-            self.rules.iter().any(move |rule| rule.except == except && rule.codes.has(code))
+            self.rules
+                .iter()
+                .any(move |rule| rule.except == except && rule.codes.has(code))
         };
         matches(false) && !matches(true)
     }
@@ -331,8 +336,12 @@ impl Accept {
 impl Default for Accept {
     /// Any final response but 408 (somebody behind the PBX is late) and 5xx.
     fn default() -> Self {
-        let rules = ["2xx", "3xx", "4xx", "6xx", "!408"].iter().filter_map(|r| Self::rule(r));
-        Self { rules: rules.collect() }
+        let rules = ["2xx", "3xx", "4xx", "6xx", "!408"]
+            .iter()
+            .filter_map(|r| Self::rule(r));
+        Self {
+            rules: rules.collect(),
+        }
     }
 }
 
@@ -392,7 +401,10 @@ impl Config {
 
     /// Checks `text`; `path` is only the name in errors, and where a relative key file starts from.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let mut problems = Problems { text, found: Vec::new() };
+        let mut problems = Problems {
+            text,
+            found: Vec::new(),
+        };
         let config = match toml::from_str::<RawFile>(text) {
             Ok(raw) => Some(raw.check(path, &mut problems)),
             Err(error) => {
@@ -406,7 +418,10 @@ impl Config {
             Some(config) if problems.found.is_empty() => Ok(config),
             _ => {
                 problems.found.sort_by_key(|p| (p.line, p.column));
-                Err(ConfigError { file: path.to_owned(), problems: problems.found })
+                Err(ConfigError {
+                    file: path.to_owned(),
+                    problems: problems.found,
+                })
             }
         }
     }
@@ -415,7 +430,9 @@ impl Config {
 /// Whether `id` can name a PBX: 1 to 32 letters, digits, dots, dashes and underscores.
 pub fn is_pbx_id(id: &str) -> bool {
     (1..=32).contains(&id.len())
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 /// Why `address` cannot be a PBX's, if so.
@@ -457,7 +474,7 @@ struct RawFile {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawSip {
-    listen: Spanned<Vec<Spanned<Address>>>,
+    listen: Spanned<Vec<Spanned<String>>>,
     key: Option<Spanned<String>>,
     key_file: Option<Spanned<PathBuf>>,
     #[serde(default)]
@@ -469,16 +486,16 @@ struct RawSip {
 #[serde(deny_unknown_fields)]
 struct RawTrust {
     #[serde(default)]
-    networks: Vec<Spanned<Network>>,
+    networks: Vec<Spanned<String>>,
     #[serde(default)]
-    deny: Vec<Spanned<Network>>,
+    deny: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPbx {
     id: Spanned<String>,
-    address: Spanned<Address>,
+    address: Spanned<String>,
     weight: Option<Spanned<i64>>,
     #[serde(default)]
     state: AdminState,
@@ -525,48 +542,6 @@ struct RawLog {
     format: LogFormat,
 }
 
-/// `"192.0.2.1:5060"` or `"[2001:db8::1]:5060"`.
-#[derive(Clone, Copy, Debug)]
-struct Address(SocketAddr);
-
-impl<'de> Deserialize<'de> for Address {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map(Self).map_err(|_| {
-            D::Error::custom(format!(
-                "\"{text}\" is not an address and port: write \"192.0.2.1:5060\" or \
-                 \"[2001:db8::1]:5060\""
-            ))
-        })
-    }
-}
-
-/// `"192.0.2.0/24"`, or one address.
-#[derive(Clone, Copy, Debug)]
-struct Network(IpNet);
-
-impl<'de> Deserialize<'de> for Network {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let net = match text.parse::<IpAddr>() {
-            Ok(one) => IpNet::from(one),
-            Err(_) => text.parse::<IpNet>().map_err(|_| {
-                D::Error::custom(format!(
-                    "\"{text}\" is not a network: write \"192.0.2.0/24\", \"2001:db8::/32\" or one \
-                     address"
-                ))
-            })?,
-        };
-        if net.trunc() != net {
-            let meant = net.trunc();
-            return Err(D::Error::custom(format!(
-                "\"{text}\" has bits beyond its prefix length: write \"{meant}\""
-            )));
-        }
-        Ok(Self(net))
-    }
-}
-
 /// `"15s"`, `"250ms"`, `"2m"` or `"1h"`.
 #[derive(Clone, Copy, Debug)]
 struct Period(Duration);
@@ -608,7 +583,11 @@ struct Problems<'a> {
 impl Problems<'_> {
     fn add(&mut self, at: usize, reason: impl Into<String>) {
         let (line, column) = self.place(at);
-        self.found.push(Problem { line, column, reason: reason.into() });
+        self.found.push(Problem {
+            line,
+            column,
+            reason: reason.into(),
+        });
     }
 
     fn at<T>(&mut self, spanned: &Spanned<T>, reason: impl Into<String>) {
@@ -628,6 +607,49 @@ impl Problems<'_> {
         self.place(at).0
     }
 
+    /// `"192.0.2.1:5060"` or `"[2001:db8::1]:5060"`.
+    fn address(&mut self, item: &Spanned<String>) -> Option<SocketAddr> {
+        let text = item.get_ref();
+        let address = text.parse().ok();
+        if address.is_none() {
+            self.at(
+                item,
+                format!(
+                    "\"{text}\" is not an address and port: write \"192.0.2.1:5060\" or \
+                     \"[2001:db8::1]:5060\""
+                ),
+            );
+        }
+        address
+    }
+
+    /// `"192.0.2.0/24"`, or one address.
+    fn network(&mut self, item: &Spanned<String>) -> Option<IpNet> {
+        let text = item.get_ref();
+        let net = match text.parse::<IpAddr>() {
+            Ok(one) => Some(IpNet::from(one)),
+            Err(_) => text.parse::<IpNet>().ok(),
+        };
+        match net {
+            None => self.at(
+                item,
+                format!(
+                    "\"{text}\" is not a network: write \"192.0.2.0/24\", \"2001:db8::/32\" or one \
+                     address"
+                ),
+            ),
+            Some(net) if net.trunc() != net => self.at(
+                item,
+                format!(
+                    "\"{text}\" has bits beyond its prefix length: write \"{}\"",
+                    net.trunc()
+                ),
+            ),
+            Some(_) => {}
+        }
+        net
+    }
+
     /// A number that must lie in a range; `fallback` when it is not given or wrong.
     fn number(
         &mut self,
@@ -641,7 +663,10 @@ impl Problems<'_> {
             Some(n) if range.contains(n.get_ref()) => *n.get_ref(),
             Some(n) => {
                 let (low, high) = (range.start(), range.end());
-                self.at(n, format!("{name} is {}: it goes from {low} to {high}", n.get_ref()));
+                self.at(
+                    n,
+                    format!("{name} is {}: it goes from {low} to {high}", n.get_ref()),
+                );
                 fallback
             }
         }
@@ -658,7 +683,10 @@ impl RawFile {
             probe: self.probe.check(problems),
             xdp: self.xdp.check(problems),
             control: self.control.check(problems),
-            log: Log { level: self.log.level, format: self.log.format },
+            log: Log {
+                level: self.log.level,
+                format: self.log.format,
+            },
             sip,
         }
     }
@@ -667,14 +695,21 @@ impl RawFile {
 impl RawSip {
     fn check(self, path: &Path, problems: &mut Problems<'_>) -> Sip {
         if self.listen.get_ref().is_empty() {
-            problems.at(&self.listen, "listen is empty: name at least one address and port of ours");
+            problems.at(
+                &self.listen,
+                "listen is empty: name at least one address and port of ours",
+            );
         }
         if self.listen.get_ref().len() > MAX_LOCALS as usize {
             problems.at(&self.listen, format!("more than {MAX_LOCALS} addresses"));
         }
         let mut seen = HashMap::new();
+        let mut listen = Vec::new();
         for item in self.listen.get_ref() {
-            let address = item.get_ref().0;
+            let Some(address) = problems.address(item) else {
+                continue;
+            };
+            listen.push(address);
             if address.ip().is_unspecified() {
                 problems.at(
                     item,
@@ -691,7 +726,10 @@ impl RawSip {
             }
             if let Some(first) = seen.insert(address, item.span().start) {
                 let line = problems.line(first);
-                problems.at(item, format!("{address} is listed twice, first on line {line}"));
+                problems.at(
+                    item,
+                    format!("{address} is listed twice, first on line {line}"),
+                );
             }
         }
         let key = match (&self.key, &self.key_file) {
@@ -702,7 +740,10 @@ impl RawSip {
             (Some(text), None) => {
                 let key = Key::from_hex(text.get_ref());
                 if key.is_none() {
-                    problems.at(text, "a key is 32 hex digits, as `openssl rand -hex 16` makes them");
+                    problems.at(
+                        text,
+                        "a key is 32 hex digits, as `openssl rand -hex 16` makes them",
+                    );
                 }
                 key
             }
@@ -711,12 +752,19 @@ impl RawSip {
         };
         let drain = self.drain.map_or(Duration::from_secs(2), |drain| {
             if drain.get_ref().0 > Duration::from_secs(60) {
-                problems.at(&drain, "drain is at most \"60s\": who stops the daemon waits for it");
+                problems.at(
+                    &drain,
+                    "drain is at most \"60s\": who stops the daemon waits for it",
+                );
             }
             drain.get_ref().0
         });
-        let listen = self.listen.into_inner().into_iter().map(|item| item.into_inner().0).collect();
-        Sip { listen, key, no_destination: self.no_destination, drain }
+        Sip {
+            listen,
+            key,
+            no_destination: self.no_destination,
+            drain,
+        }
     }
 }
 
@@ -726,7 +774,10 @@ fn read_key(path: &Path, file: &Spanned<PathBuf>, problems: &mut Problems<'_>) -
     let text = match std::fs::read_to_string(&at) {
         Ok(text) => text,
         Err(error) => {
-            problems.at(file, format!("the key file {} cannot be read: {error}", at.display()));
+            problems.at(
+                file,
+                format!("the key file {} cannot be read: {error}", at.display()),
+            );
             return None;
         }
     };
@@ -734,7 +785,10 @@ fn read_key(path: &Path, file: &Spanned<PathBuf>, problems: &mut Problems<'_>) -
     if key.is_none() {
         problems.at(
             file,
-            format!("{} does not hold 32 hex digits: make it with `openssl rand -hex 16`", at.display()),
+            format!(
+                "{} does not hold 32 hex digits: make it with `openssl rand -hex 16`",
+                at.display()
+            ),
         );
     }
     key
@@ -742,11 +796,18 @@ fn read_key(path: &Path, file: &Spanned<PathBuf>, problems: &mut Problems<'_>) -
 
 impl RawTrust {
     fn check(self, problems: &mut Problems<'_>) -> Trust {
+        let mut trust = Trust::default();
         let mut seen = BTreeMap::new();
         for (item, list) in (self.networks.iter().map(|n| (n, "networks")))
             .chain(self.deny.iter().map(|n| (n, "deny")))
         {
-            let net = item.get_ref().0;
+            let Some(net) = problems.network(item) else {
+                continue;
+            };
+            match list {
+                "deny" => trust.deny.push(net),
+                _ => trust.networks.push(net),
+            }
             if let Some((first, at)) = seen.insert(net, (list, item.span().start)) {
                 let line = problems.line(at);
                 let reason = if first == list {
@@ -760,8 +821,7 @@ impl RawTrust {
                 problems.at(item, format!("more than {MAX_SOURCES} networks"));
             }
         }
-        let strip = |list: Vec<Spanned<Network>>| list.iter().map(|n| n.get_ref().0).collect();
-        Trust { networks: strip(self.networks), deny: strip(self.deny) }
+        trust
     }
 }
 
@@ -778,29 +838,36 @@ fn check_pbxs(
         if !is_pbx_id(id) {
             problems.at(
                 &pbx.id,
-                format!("\"{id}\" cannot be an id: use 1 to 32 letters, digits, dots, dashes and _"),
+                format!(
+                    "\"{id}\" cannot be an id: use 1 to 32 letters, digits, dots, dashes and _"
+                ),
             );
         }
         if let Some(first) = ids.insert(id.clone(), pbx.id.span().start) {
             let line = problems.line(first);
             problems.at(&pbx.id, format!("the id \"{id}\" is taken on line {line}"));
         }
-        let address = pbx.address.get_ref().0;
-        if let Some(fault) = pbx_address_fault(address) {
-            problems.at(&pbx.address, format!("{address}: {fault}"));
-        }
-        if listen.contains(&address) {
-            problems.at(&pbx.address, format!("{address} is an address of ours: calls would loop"));
-        }
-        if let Some(first) = addresses.insert(address, pbx.address.span().start) {
-            let line = problems.line(first);
-            problems.at(&pbx.address, format!("{address} is taken on line {line}"));
-        }
         if n == MAX_PBX as usize {
             problems.at(&pbx.id, format!("more than {MAX_PBX} PBXs"));
         }
         let (low, high) = (i64::from(*WEIGHTS.start()), i64::from(*WEIGHTS.end()));
         let weight = problems.number(pbx.weight.as_ref(), "weight", low..=high, 1);
+        let Some(address) = problems.address(&pbx.address) else {
+            continue;
+        };
+        if let Some(fault) = pbx_address_fault(address) {
+            problems.at(&pbx.address, format!("{address}: {fault}"));
+        }
+        if listen.contains(&address) {
+            problems.at(
+                &pbx.address,
+                format!("{address} is an address of ours: calls would loop"),
+            );
+        }
+        if let Some(first) = addresses.insert(address, pbx.address.span().start) {
+            let line = problems.line(first);
+            problems.at(&pbx.address, format!("{address} is taken on line {line}"));
+        }
         checked.push(PbxConfig {
             id: id.clone(),
             address,
@@ -814,23 +881,42 @@ fn check_pbxs(
 impl RawProbe {
     fn check(self, problems: &mut Problems<'_>) -> Probe {
         let default = Probe::default();
-        let interval = self.interval.as_ref().map_or(default.interval, |p| p.get_ref().0);
+        let interval = self
+            .interval
+            .as_ref()
+            .map_or(default.interval, |p| p.get_ref().0);
         if let Some(given) = &self.interval
             && interval < Duration::from_millis(100)
         {
             problems.at(given, "interval is at least \"100ms\"");
         }
         // With a short interval and no word about the timeout, the timeout follows.
-        let timeout = self.timeout.as_ref().map_or(default.timeout.min(interval), |p| p.get_ref().0);
+        let timeout = self
+            .timeout
+            .as_ref()
+            .map_or(default.timeout.min(interval), |p| p.get_ref().0);
         if let Some(given) = &self.timeout {
             if timeout < Duration::from_millis(50) {
                 problems.at(given, "timeout is at least \"50ms\"");
             } else if timeout > interval {
-                problems.at(given, "timeout is longer than interval: probes would overlap");
+                problems.at(
+                    given,
+                    "timeout is longer than interval: probes would overlap",
+                );
             }
         }
-        let fall = problems.number(self.fall.as_ref(), "fall", 1..=1000, i64::from(default.fall));
-        let rise = problems.number(self.rise.as_ref(), "rise", 1..=1000, i64::from(default.rise));
+        let fall = problems.number(
+            self.fall.as_ref(),
+            "fall",
+            1..=1000,
+            i64::from(default.fall),
+        );
+        let rise = problems.number(
+            self.rise.as_ref(),
+            "rise",
+            1..=1000,
+            i64::from(default.rise),
+        );
         let accept = match &self.accept {
             None => default.accept,
             Some(list) => check_accept(list, problems),
@@ -860,8 +946,15 @@ fn check_accept(list: &Spanned<Vec<Spanned<String>>>, problems: &mut Problems<'_
             ),
         }
     }
-    if list.get_ref().iter().all(|item| item.get_ref().starts_with('!')) {
-        problems.at(list, "accept names no answer that counts as alive: every PBX would be dead");
+    if list
+        .get_ref()
+        .iter()
+        .all(|item| item.get_ref().starts_with('!'))
+    {
+        problems.at(
+            list,
+            "accept names no answer that counts as alive: every PBX would be dead",
+        );
     }
     Accept { rules }
 }
@@ -874,7 +967,10 @@ impl RawXdp {
             && matches!(mode, XdpMode::Native | XdpMode::Generic)
             && self.interfaces.is_empty()
         {
-            problems.at(given, format!("mode {mode} needs interfaces: name at least one"));
+            problems.at(
+                given,
+                format!("mode {mode} needs interfaces: name at least one"),
+            );
         }
         let mut seen = HashMap::new();
         for item in &self.interfaces {
@@ -884,11 +980,17 @@ impl RawXdp {
                 || name.len() > 15
                 || name.bytes().any(|b| b == b'/' || !b.is_ascii_graphic())
             {
-                problems.at(item, format!("\"{name}\" cannot be the name of an interface"));
+                problems.at(
+                    item,
+                    format!("\"{name}\" cannot be the name of an interface"),
+                );
             }
             if let Some(first) = seen.insert(name.clone(), item.span().start) {
                 let line = problems.line(first);
-                problems.at(item, format!("{name} is listed twice, first on line {line}"));
+                problems.at(
+                    item,
+                    format!("{name} is listed twice, first on line {line}"),
+                );
             }
         }
         let pin = match &self.pin {
@@ -896,7 +998,10 @@ impl RawXdp {
             Some(path) if path.get_ref().as_os_str().is_empty() => None,
             Some(path) => {
                 if !path.get_ref().is_absolute() {
-                    problems.at(path, "pin is not an absolute path, such as \"/sys/fs/bpf/sipline\"");
+                    problems.at(
+                        path,
+                        "pin is not an absolute path, such as \"/sys/fs/bpf/sipline\"",
+                    );
                 }
                 Some(path.get_ref().clone())
             }
@@ -905,22 +1010,36 @@ impl RawXdp {
             && *keep.get_ref()
             && pin.is_none()
         {
-            problems.at(keep, "keep needs pin: without a pin nothing can stay attached");
+            problems.at(
+                keep,
+                "keep needs pin: without a pin nothing can stay attached",
+            );
         }
         let most = i64::from(MAX_CALL_BUCKETS);
         let fallback = i64::from(default.call_buckets);
-        let buckets =
-            problems.number(self.call_buckets.as_ref(), "call_buckets", 1..=most, fallback);
+        let buckets = problems.number(
+            self.call_buckets.as_ref(),
+            "call_buckets",
+            1..=most,
+            fallback,
+        );
         let buckets = u32::try_from(buckets).unwrap_or(default.call_buckets);
         if let Some(given) = &self.call_buckets
             && !buckets.is_power_of_two()
         {
             let near = buckets.next_power_of_two();
-            problems.at(given, format!("call_buckets is {buckets}: it is a power of two, as {near}"));
+            problems.at(
+                given,
+                format!("call_buckets is {buckets}: it is a power of two, as {near}"),
+            );
         }
         Xdp {
             mode,
-            interfaces: self.interfaces.into_iter().map(Spanned::into_inner).collect(),
+            interfaces: self
+                .interfaces
+                .into_iter()
+                .map(Spanned::into_inner)
+                .collect(),
             pin,
             keep: self.keep.is_some_and(Spanned::into_inner),
             log: self.log,
@@ -933,14 +1052,363 @@ impl RawXdp {
 impl RawControl {
     fn check(self, problems: &mut Problems<'_>) -> Control {
         let Some(socket) = self.socket else {
-            return Control { socket: PathBuf::from(DEFAULT_SOCKET) };
+            return Control {
+                socket: PathBuf::from(DEFAULT_SOCKET),
+            };
         };
         let length = socket.get_ref().as_os_str().len();
         if length == 0 {
             problems.at(&socket, "socket is empty: name a path");
         } else if length > 107 {
-            problems.at(&socket, "socket is longer than a Unix socket's path can be (107 bytes)");
+            problems.at(
+                &socket,
+                "socket is longer than a Unix socket's path can be (107 bytes)",
+            );
         }
-        Control { socket: socket.into_inner() }
+        Control {
+            socket: socket.into_inner(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "[sip]\nlisten = [\"192.0.2.1:5060\"]\n";
+
+    fn errors(text: &str) -> Vec<String> {
+        let error = Config::parse(Path::new("f.toml"), text).expect_err("must be refused");
+        error.to_string().lines().map(str::to_owned).collect()
+    }
+
+    /// The one error of `MINIMAL` and `rest`.
+    #[track_caller]
+    fn error(rest: &str) -> String {
+        let all = errors(&format!("{MINIMAL}{rest}"));
+        assert_eq!(all.len(), 1, "{all:#?}");
+        all.into_iter().next().unwrap()
+    }
+
+    #[track_caller]
+    fn assert_error(rest: &str, place: &str, part: &str) {
+        let error = error(rest);
+        assert!(error.starts_with(&format!("f.toml:{place}: ")), "{error}");
+        assert!(error.contains(part), "{error}");
+    }
+
+    #[test]
+    fn the_example_parses_and_shows_the_defaults() {
+        let text = include_str!("../sipline.example.toml");
+        let config = Config::parse(Path::new("sipline.example.toml"), text).unwrap();
+        assert_eq!(config.pbx.len(), 2);
+        assert_eq!(config.pbx[1].weight, 1);
+        assert_eq!(config.probe, Probe::default());
+        assert_eq!(
+            config.xdp,
+            Xdp {
+                interfaces: vec!["eth0".into()],
+                ..Xdp::default()
+            }
+        );
+        assert_eq!(config.log, Log::default());
+        assert_eq!(config.control.socket, Path::new(DEFAULT_SOCKET));
+        let minimal = Config::parse(Path::new("f.toml"), MINIMAL).unwrap();
+        assert_eq!(minimal.sip.drain, config.sip.drain);
+        assert_eq!(minimal.sip.no_destination, config.sip.no_destination);
+        assert_eq!(minimal.probe, config.probe);
+        assert_eq!(minimal.xdp, Xdp::default());
+        assert_eq!(minimal.sip.key, None);
+    }
+
+    #[test]
+    fn the_example_names_every_key() {
+        // serde lists the fields that a struct has when it meets one that it has not.
+        let text = include_str!("../sipline.example.toml");
+        for section in ["sip", "trust", "[pbx]", "probe", "xdp", "control", "log"] {
+            let body = match section {
+                "sip" => "listen = [\"192.0.2.1:5060\"]\n",
+                _ => "",
+            };
+            let all = errors(&format!("[{section}]\n{body}no_such_key = 1\n"));
+            let (_, known) = all[0]
+                .split_once("expected ")
+                .expect("a list of the fields");
+            for key in known.split('`').skip(1).step_by(2) {
+                assert!(
+                    text.lines()
+                        .any(|l| l.trim_start_matches("# ").starts_with(&format!("{key} ="))),
+                    "[{section}] {key} is not in the example"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_sections() {
+        assert_error("lisen = 1\n", "3:1", "unknown field `lisen`");
+        assert_error("[sipp]\n", "3:2", "unknown field `sipp`");
+        assert_error("[xdp]\nmod = \"off\"\n", "4:1", "unknown field `mod`");
+    }
+
+    #[test]
+    fn what_toml_itself_refuses() {
+        assert_error("listen = 3\n", "3:1", "duplicate key");
+        assert_error("drain = \n", "3:9", "");
+        assert_error("drain = 2\n", "3:9", "invalid type");
+        assert_eq!(errors("[trust]\n"), ["f.toml:1:1: missing field `sip`"]);
+        assert_eq!(errors("[sip]\n"), ["f.toml:1:1: missing field `listen`"]);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::load(Path::new("/nonexistent/sipline.toml")).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("/nonexistent/sipline.toml: cannot be read"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn listen() {
+        let one = |list: &str| errors(&format!("[sip]\nlisten = [{list}]\n")).remove(0);
+        assert_eq!(
+            one(""),
+            "f.toml:2:10: listen is empty: name at least one address and port of ours"
+        );
+        assert!(one("\"x\"").starts_with("f.toml:2:11: \"x\" is not an address and port"));
+        assert!(one("\"192.0.2.1\"").contains("is not an address and port"));
+        assert!(one("\"0.0.0.0:5060\"").contains("is a wildcard"));
+        assert!(one("\"[::]:5060\"").contains("is a wildcard"));
+        assert!(one("\"224.0.1.75:5060\"").contains("multicast"));
+        assert!(one("\"192.0.2.1:0\"").contains("port cannot be 0"));
+        assert_eq!(
+            one("\"192.0.2.1:5060\",\n  \"192.0.2.1:5060\""),
+            "f.toml:3:3: 192.0.2.1:5060 is listed twice, first on line 2"
+        );
+        let many: String = (1..=65).map(|i| format!("\"192.0.2.{i}:5060\",")).collect();
+        assert_eq!(one(&many), "f.toml:2:10: more than 64 addresses");
+    }
+
+    #[test]
+    fn keys() {
+        assert_error("key = \"12\"\n", "3:7", "32 hex digits");
+        assert_error(
+            "key_file = \"/nonexistent/key\"\n",
+            "3:12",
+            "cannot be read",
+        );
+        let both = "key = \"00112233445566778899aabbccddeeff\"\nkey_file = \"/nonexistent/key\"\n";
+        assert_error(both, "4:12", "both given");
+        // The file beside the configuration is no key.
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("sipline.toml");
+        let text = format!("{MINIMAL}key_file = \"Cargo.toml\"\n");
+        let error = Config::parse(&here, &text).unwrap_err().to_string();
+        assert!(error.contains("does not hold 32 hex digits"), "{error}");
+        assert_eq!(
+            Key::from_hex("00112233445566778899aabbccddeeff"),
+            Some(Key([0x0011_2233_4455_6677, 0x8899_aabb_ccdd_eeff]))
+        );
+        assert_eq!(Key::from_hex("+0112233445566778899aabbccddeeff"), None);
+        assert_eq!(format!("{:?}", Key([1, 2])), "Key(..)");
+    }
+
+    #[test]
+    fn sip_answers_and_times() {
+        assert_error(
+            "no_destination = \"500\"\n",
+            "3:18",
+            "unknown variant `500`",
+        );
+        assert_error("drain = \"2 s\"\n", "3:9", "is not a time");
+        assert_error(
+            "drain = \"99999999999999999999s\"\n",
+            "3:9",
+            "is not a time",
+        );
+        assert_error("drain = \"2d\"\n", "3:9", "is not a time");
+        assert_error("drain = \"2m\"\n", "3:9", "at most \"60s\"");
+    }
+
+    #[test]
+    fn networks() {
+        assert_error(
+            "[trust]\nnetworks = [\"lan\"]\n",
+            "4:13",
+            "is not a network",
+        );
+        assert_error(
+            "[trust]\ndeny = [\"10.0.0.0/33\"]\n",
+            "4:9",
+            "is not a network",
+        );
+        assert_error(
+            "[trust]\nnetworks = [\"10.1.2.3/24\"]\n",
+            "4:13",
+            "write \"10.1.2.0/24\"",
+        );
+        assert_error(
+            "[trust]\nnetworks = [\"10.0.0.0/8\"]\ndeny = [\"10.0.0.0/8\"]\n",
+            "5:9",
+            "both trusted (line 4) and denied",
+        );
+        assert_error(
+            "[trust]\ndeny = [\"10.0.0.1\", \"10.0.0.1/32\"]\n",
+            "4:21",
+            "listed twice, first on line 4",
+        );
+    }
+
+    #[test]
+    fn pbxs() {
+        let pbx = |text: &str| format!("[[pbx]]\n{text}\n");
+        assert_error(&pbx("id = \"a\""), "3:1", "missing field `address`");
+        assert_error(
+            &pbx("id = \"a b\"\naddress = \"192.0.2.9:5060\""),
+            "4:6",
+            "cannot be an id",
+        );
+        assert_error(
+            &pbx("id = \"a\"\naddress = \"pbx:5060\""),
+            "5:11",
+            "not an address and port",
+        );
+        assert_error(
+            &pbx("id = \"a\"\naddress = \"192.0.2.9:0\""),
+            "5:11",
+            "port cannot be 0",
+        );
+        assert_error(
+            &pbx("id = \"a\"\naddress = \"[2001:db8::1]:5060\""),
+            "5:11",
+            "IPv4",
+        );
+        assert_error(
+            &pbx("id = \"a\"\naddress = \"0.0.0.0:5060\""),
+            "5:11",
+            "one machine",
+        );
+        assert_error(
+            &pbx("id = \"a\"\naddress = \"192.0.2.1:5060\""),
+            "5:11",
+            "would loop",
+        );
+        let good = "id = \"a\"\naddress = \"192.0.2.9:5060\"\n";
+        assert_error(&pbx(&format!("{good}weight = 17")), "6:10", "from 1 to 16");
+        assert_error(&pbx(&format!("{good}weight = 0")), "6:10", "from 1 to 16");
+        assert_error(
+            &pbx(&format!("{good}state = \"off\"")),
+            "6:9",
+            "unknown variant `off`",
+        );
+        let twice = format!(
+            "{}[[pbx]]\nid = \"a\"\naddress = \"192.0.2.8:5060\"\n",
+            pbx(good)
+        );
+        assert_error(&twice, "8:6", "taken on line 4");
+        let twice = format!(
+            "{}[[pbx]]\nid = \"b\"\naddress = \"192.0.2.9:5060\"\n",
+            pbx(good)
+        );
+        assert_error(&twice, "9:11", "taken on line 5");
+        let many: String = (1..=65)
+            .map(|i| format!("[[pbx]]\nid = \"p{i}\"\naddress = \"192.0.3.{i}:5060\"\n"))
+            .collect();
+        assert_error(&many, "196:6", "more than 64 PBXs");
+    }
+
+    #[test]
+    fn probing() {
+        assert_error("[probe]\ninterval = \"0s\"\n", "4:12", "at least \"100ms\"");
+        assert_error("[probe]\ntimeout = \"1ms\"\n", "4:11", "at least \"50ms\"");
+        assert_error(
+            "[probe]\ntimeout = \"20s\"\n",
+            "4:11",
+            "longer than interval",
+        );
+        assert_error("[probe]\nfall = 0\n", "4:8", "from 1 to 1000");
+        assert_error("[probe]\nrise = 1001\n", "4:8", "from 1 to 1000");
+        assert_error(
+            "[probe]\naccept = [\"2xx\", \"100\"]\n",
+            "4:18",
+            "neither a final status code",
+        );
+        assert_error(
+            "[probe]\naccept = [\"!503\"]\n",
+            "4:10",
+            "every PBX would be dead",
+        );
+        assert_error("[probe]\naccept = []\n", "4:10", "every PBX would be dead");
+        let short = format!("{MINIMAL}[probe]\ninterval = \"1s\"\n");
+        let config = Config::parse(Path::new("f.toml"), &short).unwrap();
+        assert_eq!(config.probe.timeout, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn accepted_answers() {
+        let accept = Accept::default();
+        for code in [200, 302, 404, 405, 481, 603] {
+            assert!(accept.accepts(code), "{code}");
+        }
+        for code in [408, 500, 503, 100, 180, 0, 700] {
+            assert!(!accept.accepts(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn xdp() {
+        assert_error("[xdp]\nmode = \"fast\"\n", "4:8", "unknown variant `fast`");
+        assert_error("[xdp]\nmode = \"native\"\n", "4:8", "needs interfaces");
+        assert_error(
+            "[xdp]\ninterfaces = [\"a/b\"]\n",
+            "4:15",
+            "cannot be the name",
+        );
+        assert_error(
+            "[xdp]\ninterfaces = [\"sixteen-letters-\"]\n",
+            "4:15",
+            "cannot be the name",
+        );
+        assert_error(
+            "[xdp]\ninterfaces = [\"a\", \"a\"]\n",
+            "4:20",
+            "listed twice",
+        );
+        assert_error("[xdp]\npin = \"bpf\"\n", "4:7", "absolute");
+        assert_error("[xdp]\nkeep = true\npin = \"\"\n", "4:8", "keep needs pin");
+        assert_error("[xdp]\nloops = \"none\"\n", "4:9", "unknown variant `none`");
+        assert_error(
+            "[xdp]\ncall_buckets = 1000\n",
+            "4:16",
+            "power of two, as 1024",
+        );
+        assert_error("[xdp]\ncall_buckets = 0\n", "4:16", "from 1 to");
+    }
+
+    #[test]
+    fn control_and_log() {
+        assert_error("[control]\nsocket = \"\"\n", "4:10", "is empty");
+        let long = format!("[control]\nsocket = \"/{}\"\n", "x".repeat(107));
+        assert_error(&long, "4:10", "107 bytes");
+        assert_error("[log]\nlevel = \"loud\"\n", "4:9", "unknown variant `loud`");
+        assert_error("[log]\nformat = \"xml\"\n", "4:10", "unknown variant `xml`");
+    }
+
+    #[test]
+    fn all_mistakes_are_told_in_order() {
+        let all = errors(
+            "[probe]\nfall = 0\n[sip]\nlisten = [\"0.0.0.0:5060\"]\n[xdp]\nkeep = true\npin = \"\"\n",
+        );
+        let places: Vec<_> = all.iter().map(|e| e.split(": ").next().unwrap()).collect();
+        assert_eq!(places, ["f.toml:2:8", "f.toml:4:11", "f.toml:6:8"]);
+    }
+
+    #[test]
+    fn columns_count_characters() {
+        assert_error("# \n[log]\nlevel = \"é\" \n", "5:9", "unknown variant");
+        let all = errors("[sip]\nlisten = [\"é\", 5]\n");
+        assert_eq!(all, ["f.toml:2:16: invalid type: integer `5`, expected a string"]);
     }
 }

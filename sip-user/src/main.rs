@@ -1,1 +1,2 @@
+//! The `sipline` command.
 fn main() {}
