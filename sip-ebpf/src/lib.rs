@@ -5,9 +5,16 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod calls;
+pub mod cookie;
+pub mod edit;
+pub mod header;
+pub mod insert;
 pub mod reason;
 pub mod repeat;
+pub mod route;
 pub mod scan;
+pub mod siphash;
 pub mod tables;
 pub mod text;
 

@@ -238,7 +238,13 @@ impl Index {
             first: [0; KINDS],
             last: [0; KINDS],
             seen: [0; KINDS],
-            lines: [Line { start: 0, value: 0, end: 0, kind: 0, flags: 0 }; MAX_LINES as usize],
+            lines: [Line {
+                start: 0,
+                value: 0,
+                end: 0,
+                kind: 0,
+                flags: 0,
+            }; MAX_LINES as usize],
         }
     }
 
@@ -324,7 +330,9 @@ pub fn scan<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     }
     start_line(t, index)?;
     let mut state = (t, &mut *index);
-    repeat(MAX_LINES * 8, &mut state, |(t, index)| header_line(*t, index));
+    repeat(MAX_LINES * 8, &mut state, |(t, index)| {
+        header_line(*t, index)
+    });
     if index.error != 0 {
         return Err(error(index.error));
     }
@@ -435,13 +443,28 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     if uri_end + 8 != end {
         let version = t.word(uri_end + 1) | LOWER;
         // A second space in the Request-URI, or another version of the protocol.
-        let other = head(version, 4) == literal(b"sip/") && find_byte(t, uri_end + 1, end, b' ') == end;
-        return fail(index, if other { Error::Version } else { Error::StartLine });
+        let other =
+            head(version, 4) == literal(b"sip/") && find_byte(t, uri_end + 1, end, b' ') == end;
+        return fail(
+            index,
+            if other {
+                Error::Version
+            } else {
+                Error::StartLine
+            },
+        );
     }
     let version = head(t.word(uri_end + 1) | LOWER, 7);
     if version != head(literal(b"sip/2.0") | LOWER, 7) {
         let other = head(version, 4) == literal(b"sip/");
-        return fail(index, if other { Error::Version } else { Error::StartLine });
+        return fail(
+            index,
+            if other {
+                Error::Version
+            } else {
+                Error::StartLine
+            },
+        );
     }
     index.method_end = method_end;
     index.uri = uri;
@@ -529,7 +552,10 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let value = skip_blank(t, colon + 1);
     // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
     unsafe {
-        let line = index.lines.as_mut_ptr().add(confine(count, MAX_LINES - 1) as usize);
+        let line = index
+            .lines
+            .as_mut_ptr()
+            .add(confine(count, MAX_LINES - 1) as usize);
         *line = Line {
             start: start as u16,
             value: value as u16,
@@ -563,7 +589,12 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
     }
     index.flags |= FOLDED as u32;
     // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
-    let line = unsafe { &mut *index.lines.as_mut_ptr().add(confine(count - 1, MAX_LINES - 1) as usize) };
+    let line = unsafe {
+        &mut *index
+            .lines
+            .as_mut_ptr()
+            .add(confine(count - 1, MAX_LINES - 1) as usize)
+    };
     line.end = end as u16;
     line.flags |= FOLDED;
     true
@@ -574,7 +605,11 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
 #[inline(always)]
 fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
     let marks = equal(word, b':');
-    let colon = if marks != 0 { start + first(marks) } else { find_byte(t, start + 8, end, b':') };
+    let colon = if marks != 0 {
+        start + first(marks)
+    } else {
+        find_byte(t, start + 8, end, b':')
+    };
     if colon >= end || colon == start {
         return None;
     }
@@ -648,8 +683,10 @@ fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<Kind> {
         CONTENT_ if is(b"length") => Kind::ContentLength,
         PROXY_RE if is(b"quire") => Kind::ProxyRequire,
         AUTHORIZ if is(b"ation") => Kind::Authorization,
-        PROXY_AU if rest == 11 && more == literal(b"thorizat")
-            && head(t.word(start + 16) | LOWER, 3) == literal(b"ion") =>
+        PROXY_AU
+            if rest == 11
+                && more == literal(b"thorizat")
+                && head(t.word(start + 16) | LOWER, 3) == literal(b"ion") =>
         {
             Kind::ProxyAuthorization
         }

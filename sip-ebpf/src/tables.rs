@@ -46,7 +46,11 @@ pub struct Endpoint {
 impl Endpoint {
     /// From octets as written and a port as a number.
     pub const fn new(octets: [u8; 4], port: u16) -> Self {
-        Self { addr: u32::from_ne_bytes(octets), port: port.to_be(), pad: 0 }
+        Self {
+            addr: u32::from_ne_bytes(octets),
+            port: port.to_be(),
+            pad: 0,
+        }
     }
 
     /// The address, octets as written.
@@ -128,7 +132,11 @@ pub struct Pbx {
 impl Pbx {
     /// Where it listens.
     pub const fn endpoint(self) -> Endpoint {
-        Endpoint { addr: self.addr, port: self.port, pad: 0 }
+        Endpoint {
+            addr: self.addr,
+            port: self.port,
+            pad: 0,
+        }
     }
 }
 
@@ -149,7 +157,11 @@ pub struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { len: 0, generation: 0, slots: [0; SCHEDULE_SLOTS] }
+        Self {
+            len: 0,
+            generation: 0,
+            slots: [0; SCHEDULE_SLOTS],
+        }
     }
 }
 
@@ -182,22 +194,38 @@ pub struct CallBucket {
     pub words: [u64; CALLS_PER_BUCKET],
 }
 
-/// Length of [`Local::text`].
-pub const LOCAL_TEXT: usize = 192;
+/// Length of [`Local::record_route`]: eleven words.
+pub const RECORD_ROUTE_TEXT: usize = 88;
+
+/// Length of [`Local::via`]: ten words.
+pub const VIA_TEXT: usize = 80;
+
+/// Words that a Route of ours is compared by.
+pub const ROUTE_WORDS: usize = 5;
 
 /// One of our addresses, with the header lines that the proxy inserts, ready but for the digits of
 /// cookie and branch. [`crate::insert::local`] makes it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(C)]
 pub struct Local {
-    /// `Record-Route: <sip:ADDR:PORT;lr;sl=COOKIE>\r\nVia: SIP/2.0/UDP ADDR:PORT;branch=BRANCH\r\n`
-    pub text: [u8; LOCAL_TEXT],
-    /// Bytes of `text` in use.
-    pub len: u32,
-    /// Where the Via line starts.
-    pub via_at: u32,
-    /// Where the digits of the cookie start.
+    /// `Record-Route: <sip:ADDR:PORT;lr;sl=COOKIE>\r\n`
+    pub record_route: [u8; RECORD_ROUTE_TEXT],
+    /// `Via: SIP/2.0/UDP ADDR:PORT;branch=BRANCH\r\n`
+    pub via: [u8; VIA_TEXT],
+    /// A Route of ours up to its cookie: `<sip:ADDR:PORT;lr;sl=`, in words.
+    pub route: [u64; ROUTE_WORDS],
+    /// Which bits of `route` count.
+    pub route_mask: [u64; ROUTE_WORDS],
+    /// Bytes of `record_route` in use.
+    pub record_route_len: u32,
+    /// Where in `record_route` the cookie starts.
     pub cookie_at: u32,
-    /// Where the digits of the branch start.
+    /// Bytes of `via` in use.
+    pub via_len: u32,
+    /// Where in `via` the digits of the branch start.
     pub branch_at: u32,
+    /// Bytes of `route` that count.
+    pub route_len: u32,
+    /// Always zero.
+    pub pad: u32,
 }

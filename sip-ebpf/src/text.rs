@@ -171,7 +171,9 @@ fn hex8_of(nibbles: u64) -> u64 {
         return 0;
     }
     let letters = nibbles.wrapping_add(ONES * 0x06) >> 4 & ONES;
-    nibbles.wrapping_add(ONES * 0x30).wrapping_add(letters * 0x27)
+    nibbles
+        .wrapping_add(ONES * 0x30)
+        .wrapping_add(letters * 0x27)
 }
 
 /// A dotted IPv4 address at `at`: its value with the bytes in network order in memory, and where it
@@ -221,7 +223,10 @@ fn decimal3(value: u8) -> (u128, u32) {
     let tens = rest * 205 >> 11;
     let ones = rest - tens * 10;
     if hundreds != 0 {
-        ((0x30_3030 + hundreds + (tens << 8) + (ones << 16)) as u128, 3)
+        (
+            (0x30_3030 + hundreds + (tens << 8) + (ones << 16)) as u128,
+            3,
+        )
     } else if tens != 0 {
         ((0x3030 + tens + (ones << 8)) as u128, 2)
     } else {
@@ -254,7 +259,16 @@ mod tests {
 
     #[test]
     fn ipv4_refuses_what_is_none() {
-        for bad in ["", "1", "1.2.3", "1.2.3.", "1.2.3.256", "01.2.3.4", "1..2.3", "a.b.c.d"] {
+        for bad in [
+            "",
+            "1",
+            "1.2.3",
+            "1.2.3.",
+            "1.2.3.256",
+            "01.2.3.4",
+            "1..2.3",
+            "a.b.c.d",
+        ] {
             assert_eq!(ipv4(bad.as_bytes(), 0), None, "{bad}");
         }
         assert_eq!(ipv4(&b"x0.0.0.0;"[..], 1).map(|(_, end)| end), Some(8));

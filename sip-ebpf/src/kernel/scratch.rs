@@ -37,7 +37,11 @@ impl Bytes {
         // would drop an `and` it finds needless.
         unsafe { asm!("{0} &= 2047", inout(reg) at, options(pure, nomem, nostack)) };
         // SAFETY: `at` is below TEXT, and reads reach at most SLACK further.
-        unsafe { (&raw const (*self.scratch).text).cast::<u8>().add(at as usize) }
+        unsafe {
+            (&raw const (*self.scratch).text)
+                .cast::<u8>()
+                .add(at as usize)
+        }
     }
 }
 

@@ -1,0 +1,253 @@
+//! The bytes that go out: what is copied, what is cut and what is put in.
+//!
+//! Only the front of a message changes. A function here writes the new front into a [`Sink`] and
+//! says how long it is and how much of the old message it stands for ([`Front`]); what follows is
+//! the rest of the old one.
+
+use crate::cookie;
+use crate::header::host_port;
+use crate::repeat::repeat;
+use crate::route::{Packet, Plan};
+use crate::scan::{Index, Kind};
+use crate::tables::{Local, RECORD_ROUTE_TEXT, VIA_TEXT};
+use crate::text::{Text, dotted, literal};
+
+/// The longest front. A longer one is for the daemon.
+pub const FRONT: u32 = 2048;
+
+/// How far past [`FRONT`] a write may reach.
+pub const FRONT_SLACK: u32 = 128;
+
+/// Where a front is written.
+pub trait Sink {
+    /// Puts eight bytes at `at`, the first in the lowest bits. Later ones may cover earlier ones.
+    fn put(&mut self, at: u32, word: u64);
+
+    /// As [`Text::fresh`].
+    fn fresh(&self, value: u32) -> u32 {
+        value
+    }
+}
+
+/// A front that was written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Front {
+    /// How much of the old message it stands for.
+    pub old: u32,
+    /// How long it is.
+    pub new: u32,
+}
+
+/// A request on its way: our Via on top, maybe a Record-Route, `received` and `rport` for who sent
+/// it, our Route out. Max-Forwards is not in here: see [`hops`].
+#[inline(always)]
+pub fn request<T: Text, S: Sink>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    local: &Local,
+    plan: &Plan,
+    out: &mut S,
+) -> Front {
+    let mut at = copy(t, 0, index.headers, out, 0);
+    if plan.record != 0 {
+        for i in 0..RECORD_ROUTE_TEXT / 8 {
+            out.put(at + 8 * i as u32, word_of(&local.record_route, i));
+        }
+        for (i, digits) in plan.cookie.into_iter().enumerate() {
+            out.put(at + local.cookie_at + 8 * i as u32, digits);
+        }
+        at = out.fresh(at + local.record_route_len);
+    }
+    for i in 0..VIA_TEXT / 8 {
+        out.put(at + 8 * i as u32, word_of(&local.via, i));
+    }
+    let [high, low] = crate::text::hex(plan.branch);
+    out.put(at + local.branch_at, high);
+    out.put(at + local.branch_at + 8, low);
+    at = out.fresh(at + local.via_len);
+
+    // Two places are left, in whichever order they stand: the end of the Via, and the Route.
+    let cut = plan.cut.end > plan.cut.at;
+    let cut_first = cut && plan.cut.at < plan.via.at;
+    let mut from = index.headers;
+    if cut_first {
+        at = copy(t, from, plan.cut.at, out, at);
+        from = plan.cut.end;
+    }
+    let fill = if plan.via.rport.at != 0 {
+        plan.via.rport.at
+    } else {
+        plan.via.end
+    };
+    at = copy(t, from, fill, out, at);
+    at = received(t, packet, plan, out, at);
+    from = fill;
+    if cut && !cut_first {
+        at = copy(t, from, plan.cut.at, out, at);
+        from = plan.cut.end;
+    }
+    Front { old: from, new: at }
+}
+
+/// `=port;received=address` behind an `rport`, or `;received=address` where the sender's own words
+/// differ from where the packet came from (RFC 3261 18.2.1, RFC 3581 4).
+#[inline(always)]
+fn received<T: Text, S: Sink>(t: T, packet: Packet, plan: &Plan, out: &mut S, at: u32) -> u32 {
+    let mut at = at;
+    let via = &plan.via;
+    if via.rport.at != 0 {
+        let (digits, n) = decimal(packet.src.port_number());
+        out.put(at, b'=' as u64 | digits << 8);
+        at += 1 + n;
+    } else if host_port(t, via.sent_by.at, via.sent_by.end)
+        .is_ok_and(|(addr, _)| addr == packet.src.addr)
+    {
+        return at;
+    }
+    out.put(at, literal(b";receive"));
+    out.put(at + 8, literal(b"d="));
+    let (text, n) = dotted(packet.src.addr);
+    out.put(at + 10, text as u64);
+    out.put(at + 18, (text >> 64) as u64);
+    out.fresh(at + 10 + n)
+}
+
+/// A port in decimal: the first digit in the lowest byte, and how many.
+#[inline(always)]
+fn decimal(port: u16) -> (u64, u32) {
+    let v = port as u64;
+    // Multiplications in place of divisions: exact for 16 bits.
+    let (q1, q2) = (v * 6554 >> 16, v * 5243 >> 19);
+    let (q3, q4) = (v * 8389 >> 23, v * 53_688 >> 29);
+    let all = [q4, q3 - q4 * 10, q2 - q3 * 10, q1 - q2 * 10, v - q1 * 10];
+    let mut text = 0;
+    for (i, digit) in all.into_iter().enumerate() {
+        text |= (digit + 0x30) << (8 * i);
+    }
+    let n = 1 + (v > 9) as u32 + (v > 99) as u32 + (v > 999) as u32 + (v > 9999) as u32;
+    (text >> (8 * (5 - n)), n)
+}
+
+/// The digits of the new Max-Forwards, the first in the lowest byte: as many as stood there.
+#[inline(always)]
+pub fn hops(plan: &Plan) -> u32 {
+    let v = plan.hops;
+    let tens = v * 205 >> 11;
+    let ones = v - tens * 10;
+    match plan.hops_len {
+        1 => 0x30 + ones,
+        2 => 0x3030 + tens + (ones << 8),
+        _ => 0x30_3030 + (tens << 8) + (ones << 16),
+    }
+}
+
+/// A response on its way: without our Via.
+#[inline(always)]
+pub fn response<T: Text, S: Sink>(t: T, plan: &Plan, out: &mut S) -> Front {
+    let at = copy(t, 0, plan.cut.at, out, 0);
+    Front {
+        old: plan.cut.end,
+        new: at,
+    }
+}
+
+/// What we say of ourselves in the 200 of an OPTIONS (11.2); the end of the message.
+pub const ABOUT_US: &[u8] =
+    b"Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, INFO, PRACK, REFER, NOTIFY, \
+SUBSCRIBE, MESSAGE\r\nAccept: application/sdp\r\nSupported:\r\nContent-Length: 0\r\n\r\n";
+
+/// The whole 200 of an OPTIONS: all Vias in their order, From, To with a tag, Call-ID, CSeq.
+#[inline(always)]
+pub fn options_answer<T: Text, S: Sink>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    plan: &Plan,
+    out: &mut S,
+) -> Front {
+    out.put(0, literal(b"SIP/2.0 "));
+    out.put(8, literal(b"200 OK\r\n"));
+    let start = |kind| index.first(kind).map_or(0, |line| line.start as u32);
+    let end = |kind| index.last(kind).map_or(0, |line| line.end as u32);
+    let fill = if plan.via.rport.at != 0 {
+        plan.via.rport.at
+    } else {
+        plan.via.end
+    };
+    let mut at = copy(t, start(Kind::Via), fill, out, 16);
+    at = received(t, packet, plan, out, at);
+    at = copy(t, fill, end(Kind::Via) + 2, out, at);
+    at = copy(t, start(Kind::From), end(Kind::From) + 2, out, at);
+    at = copy(t, start(Kind::To), end(Kind::To), out, at);
+    out.put(at, literal(b";tag="));
+    out.put(at + 5, cookie::to_tag(plan.call));
+    out.put(at + 13, literal(b"\r\n"));
+    at = out.fresh(at + 15);
+    at = copy(t, start(Kind::CallId), end(Kind::CallId) + 2, out, at);
+    at = copy(t, start(Kind::CSeq), end(Kind::CSeq) + 2, out, at);
+    for i in 0..ABOUT_US.len().div_ceil(8) {
+        out.put(at + 8 * i as u32, constant(ABOUT_US, i));
+    }
+    Front {
+        old: index.len,
+        new: out.fresh(at + ABOUT_US.len() as u32),
+    }
+}
+
+/// The `i`th word of a constant text.
+#[inline(always)]
+const fn constant(text: &[u8], i: usize) -> u64 {
+    let mut word = 0;
+    let mut k = 8;
+    while k > 0 {
+        k -= 1;
+        word <<= 8;
+        if i * 8 + k < text.len() {
+            word |= text[i * 8 + k] as u64;
+        }
+    }
+    word
+}
+
+/// The `i`th word of a table's text.
+#[inline(always)]
+fn word_of<const N: usize>(text: &[u8; N], i: usize) -> u64 {
+    debug_assert!(i * 8 + 8 <= N);
+    // SAFETY: the callers count to N / 8. Texts of a table are 8-aligned by their place in it.
+    unsafe { text.as_ptr().cast::<u64>().add(i).read() }
+}
+
+/// Copies from `from` to `to`, to `at`; says where it ended. Up to 31 bytes more are written.
+#[inline(always)]
+fn copy<T: Text, S: Sink>(t: T, from: u32, to: u32, out: &mut S, at: u32) -> u32 {
+    let mut state = Copy {
+        t,
+        from: t.fresh(from),
+        to,
+        at: t.fresh(at),
+        out: &mut *out,
+    };
+    repeat(crate::scan::MAX_TEXT / 32 + 2, &mut state, |s| {
+        if s.from >= s.to {
+            return false;
+        }
+        s.out.put(s.at, s.t.word(s.from));
+        s.out.put(s.at + 8, s.t.word(s.from + 8));
+        s.out.put(s.at + 16, s.t.word(s.from + 16));
+        s.out.put(s.at + 24, s.t.word(s.from + 24));
+        s.from += 32;
+        s.at += 32;
+        true
+    });
+    t.fresh(at.wrapping_add(to.wrapping_sub(from)))
+}
+
+struct Copy<'a, T, S> {
+    t: T,
+    from: u32,
+    to: u32,
+    at: u32,
+    out: &'a mut S,
+}

@@ -1,0 +1,480 @@
+//! Where a message goes: the decision of the stateless proxy (RFC 3261 16.11), made once for the
+//! kernel and for the daemon.
+//!
+//! [`route`] reads what it needs into a [`Plan`] and names the reason. When the reason is one that
+//! sends ([`crate::reason::Way::Sent`]), [`crate::edit`] makes the bytes. In every other case the
+//! message is the daemon's, which knows the long way.
+
+use crate::cookie::{self, Cookie, Owner};
+use crate::header::{self, Span, Via};
+use crate::reason::Reason;
+use crate::scan::{Index, Kind, Line, Method};
+use crate::tables::{Endpoint, Local, Pbx, PbxState};
+use crate::text::{LOWER, Text, head, literal};
+
+/// What the decision asks of the tables.
+pub trait Tables {
+    /// The key of hashes and signatures.
+    fn key(&self) -> [u64; 2];
+
+    /// Whether the daemon vouches for itself, so that we may answer in its name.
+    fn alive(&self) -> bool;
+
+    /// Whether INVITEs from this address (network order in memory) are steered.
+    fn trusted(&self, addr: u32) -> bool;
+
+    /// The slot of the PBX that listens there.
+    fn pbx_at(&self, endpoint: Endpoint) -> Option<u32>;
+
+    /// The PBX in a slot, if it is in use.
+    fn pbx(&self, slot: u32) -> Option<Pbx>;
+
+    /// The slot of the active PBX whose turn it is.
+    fn turn(&self) -> Option<u32>;
+
+    /// The slot that a call went to.
+    fn call(&self, hash: u64) -> Option<u32>;
+
+    /// Remembers the slot that a call goes to.
+    fn remember(&self, hash: u64, slot: u32);
+}
+
+/// From where to where a datagram came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Packet {
+    /// Its source.
+    pub src: Endpoint,
+    /// Its destination: an address of ours.
+    pub dst: Endpoint,
+}
+
+/// What was read, and what is to be done with it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Plan {
+    /// The top Via.
+    pub via: Via,
+    /// Of a response: the Via below it.
+    pub next_via: Via,
+    /// Tag of From.
+    pub from_tag: Span,
+    /// Tag of To.
+    pub to_tag: Span,
+    /// Of a request inside a dialog: the Route line that goes, with its CR LF.
+    pub cut: Span,
+    /// Keyed hash of the Call-ID.
+    pub call: u64,
+    /// Digits of our branch.
+    pub branch: u64,
+    /// Digits of our cookie, if a Record-Route goes in.
+    pub cookie: [u64; 4],
+    /// Where it goes.
+    pub next: Endpoint,
+    /// Slot of the PBX it goes to or comes from.
+    pub slot: u32,
+    /// Where the digits of Max-Forwards stand; zero if they stay.
+    pub hops_at: u32,
+    /// How many digits they are.
+    pub hops_len: u32,
+    /// The new value.
+    pub hops: u32,
+    /// Whether a Record-Route goes in.
+    pub record: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// Decides. `index` is what [`crate::scan::scan`] found in `t`; `local` is what stands in the table
+/// for `packet.dst`.
+#[inline(always)]
+pub fn route<T: Text, W: Tables>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    local: &Local,
+    tables: &W,
+    plan: &mut Plan,
+) -> Reason {
+    if index.flags != 0 {
+        return Reason::Folded;
+    }
+    let Some(via) = index.first(Kind::Via) else {
+        return Reason::OddVia;
+    };
+    if header::via(t, via.value as u32, via.end as u32, &mut plan.via).is_err() {
+        return Reason::OddVia;
+    }
+    if index.method == Method::Response as u32 {
+        return response(t, index, packet, via, tables, plan);
+    }
+    request(t, index, packet, via, local, tables, plan)
+}
+
+#[inline(always)]
+fn request<T: Text, W: Tables>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    via: Line,
+    local: &Local,
+    tables: &W,
+    plan: &mut Plan,
+) -> Reason {
+    // The top Via alone in its line, with the magic cookie, as its sender wrote it.
+    let odd = plan.via.end != via.end as u32
+        || head(t.word(plan.via.branch.at) | LOWER, 7) != literal(b"z9hg4bk")
+        || plan.via.branch.end <= plan.via.branch.at + 7
+        || !plan.via.received.is_empty()
+        || !plan.via.rport.is_empty()
+        || plan.via.maddr != 0;
+    if odd {
+        return Reason::OddVia;
+    }
+    if index.seen(Kind::ProxyRequire) != 0 {
+        return Reason::Required;
+    }
+    if header::once_each(t, index).is_err() {
+        return Reason::OddHeader;
+    }
+    let (Some(from), Some(to)) = (index.first(Kind::From), index.first(Kind::To)) else {
+        return Reason::OddHeader;
+    };
+    let (Some(call_id), Some(cseq)) = (index.first(Kind::CallId), index.first(Kind::CSeq)) else {
+        return Reason::OddHeader;
+    };
+    let well = header::cseq_fits(t, cseq, index.method_end).is_ok()
+        && header::tag(t, to, &mut plan.to_tag).is_ok()
+        && header::tag(t, from, &mut plan.from_tag).is_ok()
+        && !plan.from_tag.is_empty()
+        && call_id.value < call_id.end;
+    if !well {
+        return Reason::OddHeader;
+    }
+    let key = tables.key();
+    let span = Span {
+        at: call_id.value as u32,
+        end: call_id.end as u32,
+    };
+    let (call, marks) = cookie::call(key, t, span);
+    if marks != 0 {
+        return Reason::OddHeader;
+    }
+    plan.call = call;
+    let in_dialog = !plan.to_tag.is_empty();
+    if index.method == Method::Options as u32 && !in_dialog {
+        return options(t, index, packet, tables);
+    }
+    let hops = max_forwards(t, index, plan);
+    if hops.is_err() {
+        return Reason::MaxForwards;
+    }
+    plan.branch = cookie::branch(key, call, t, plan.via.branch);
+    let from_pbx = tables.pbx_at(packet.src);
+    if index.seen(Kind::Route) != 0 {
+        if !in_dialog {
+            return Reason::Preloaded;
+        }
+        return dialog(t, index, local, tables, from_pbx, plan);
+    }
+    if from_pbx.is_some() {
+        return Reason::FromPbx;
+    }
+    if index.method == Method::Invite as u32 && !in_dialog {
+        return invite(t, packet, tables, plan);
+    }
+    let cancel = index.method == Method::Cancel as u32 && !in_dialog;
+    if cancel || index.method == Method::Ack as u32 {
+        return follow(
+            tables,
+            plan,
+            if cancel {
+                Reason::CancelSteered
+            } else {
+                Reason::AckSteered
+            },
+        );
+    }
+    Reason::Method
+}
+
+/// OPTIONS that asks us, not somebody behind us (RFC 3261 11).
+#[inline(always)]
+fn options<T: Text, W: Tables>(t: T, index: &Index, packet: Packet, tables: &W) -> Reason {
+    if index.seen(Kind::Route) != 0 || index.seen(Kind::Require) != 0 {
+        return Reason::OptionsNotForUs;
+    }
+    if !for_us(t, index, packet.dst) {
+        return Reason::OptionsNotForUs;
+    }
+    let (first, last) = (
+        index.first[Kind::Via as usize],
+        index.last[Kind::Via as usize],
+    );
+    if last.wrapping_sub(first).wrapping_add(1) as u32 != index.seen(Kind::Via) {
+        return Reason::OddVia;
+    }
+    if !tables.alive() {
+        return Reason::HeartbeatStale;
+    }
+    Reason::OptionsAnswered
+}
+
+/// Whether the Request-URI is `sip:`, our address and port, and at most parameters.
+#[inline(always)]
+fn for_us<T: Text>(t: T, index: &Index, us: Endpoint) -> bool {
+    if head(t.word(index.uri) | LOWER, 4) != literal(b"sip:") {
+        return false;
+    }
+    let Some((addr, at)) = crate::text::ipv4(t, index.uri + 4) else {
+        return false;
+    };
+    let mut at = at;
+    let mut port = 5060;
+    if t.byte(at) == b':' {
+        let (value, n) = crate::text::digits(t.word(at + 1));
+        at += 1 + n;
+        port = value;
+    }
+    let ends = at == index.uri_end || (at < index.uri_end && t.byte(at) == b';');
+    ends && addr == us.addr && port == us.port_number() as u32
+}
+
+/// Max-Forwards less one, with as many digits (16.6, step 3).
+#[inline(always)]
+fn max_forwards<T: Text>(t: T, index: &Index, plan: &mut Plan) -> Result<(), header::Odd> {
+    let line = index.first(Kind::MaxForwards).ok_or(header::Odd)?;
+    let hops = header::number(t, line)?;
+    let len = line.end as u32 - line.value as u32;
+    // Above 70 the daemon lowers it to 70.
+    if hops == 0 || hops > 70 || len > 3 {
+        return Err(header::Odd);
+    }
+    plan.hops = hops - 1;
+    plan.hops_at = line.value as u32;
+    plan.hops_len = len;
+    Ok(())
+}
+
+/// An INVITE that starts a dialog: to the PBX of its first copy, else to the next one.
+#[inline(always)]
+fn invite<T: Text, W: Tables>(t: T, packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
+    if !tables.trusted(packet.src.addr) {
+        return Reason::Untrusted;
+    }
+    let (slot, reason) = match known(tables, plan.call) {
+        Some(slot) => (slot, Reason::InviteRepeated),
+        None => {
+            let Some(slot) = tables.turn() else {
+                return Reason::NoPbx;
+            };
+            tables.remember(plan.call, slot);
+            (slot, Reason::InviteSteered)
+        }
+    };
+    let Some(pbx) = tables.pbx(slot) else {
+        return Reason::NoPbx;
+    };
+    let cookie = Cookie {
+        flow: packet.src,
+        slot,
+        from_pbx: false,
+    };
+    plan.cookie = cookie.write(tables.key(), plan.call, t, plan.from_tag);
+    plan.record = 1;
+    plan.slot = slot;
+    plan.next = pbx.endpoint();
+    plan.cut = Span::default();
+    reason
+}
+
+/// The PBX that a call is known to be with, unless that was found dead: then the call may still be
+/// saved by another.
+#[inline(always)]
+fn known<W: Tables>(tables: &W, call: u64) -> Option<u32> {
+    let slot = tables.call(call)?;
+    let pbx = tables.pbx(slot)?;
+    (pbx.state != PbxState::Inactive as u8).then_some(slot)
+}
+
+/// CANCEL and the ACK of a failure go where their INVITE went (9.1, 17.1.1.3).
+#[inline(always)]
+fn follow<W: Tables>(tables: &W, plan: &mut Plan, reason: Reason) -> Reason {
+    let Some(slot) = tables.call(plan.call) else {
+        return Reason::UnknownCall;
+    };
+    let Some(pbx) = tables.pbx(slot) else {
+        return Reason::UnknownCall;
+    };
+    plan.record = 0;
+    plan.slot = slot;
+    plan.next = pbx.endpoint();
+    plan.cut = Span::default();
+    reason
+}
+
+/// A request inside a dialog follows our Record-Route (16.12), which must stand alone.
+#[inline(always)]
+fn dialog<T: Text, W: Tables>(
+    t: T,
+    index: &Index,
+    local: &Local,
+    tables: &W,
+    from_pbx: Option<u32>,
+    plan: &mut Plan,
+) -> Reason {
+    let Some(line) = index.first(Kind::Route) else {
+        return Reason::OddRoute;
+    };
+    let at = line.value as u32;
+    let mut differs = 0;
+    for i in 0..local.route.len() {
+        differs |= (t.word(at + 8 * i as u32) ^ local.route[i]) & local.route_mask[i];
+    }
+    let digits = at + local.route_len;
+    let end = digits + cookie::COOKIE_DIGITS;
+    if differs != 0
+        || index.seen(Kind::Route) != 1
+        || end + 1 != line.end as u32
+        || t.byte(end) != b'>'
+    {
+        return Reason::OddRoute;
+    }
+    let Some((cookie, signature)) = Cookie::read(t, digits) else {
+        return Reason::BadCookie;
+    };
+    // The dialog's first tag is the caller's: it is in From when the caller speaks.
+    let caller_speaks = from_pbx.is_some() == cookie.from_pbx;
+    let tag = if caller_speaks {
+        plan.from_tag
+    } else {
+        plan.to_tag
+    };
+    if !cookie.signed(signature, tables.key(), plan.call, t, tag) {
+        return Reason::BadCookie;
+    }
+    plan.record = 0;
+    plan.slot = cookie.slot;
+    plan.cut = Span {
+        at: line.start as u32,
+        end: line.end as u32 + 2,
+    };
+    match from_pbx {
+        Some(slot) if slot == cookie.slot => {
+            plan.next = cookie.flow;
+            Reason::DialogToPhone
+        }
+        Some(_) => Reason::WrongSide,
+        None => {
+            let Some(pbx) = tables.pbx(cookie.slot) else {
+                return Reason::NoPbx;
+            };
+            plan.next = pbx.endpoint();
+            Reason::DialogToPbx
+        }
+    }
+}
+
+/// A response goes where the Via below ours says (16.11, 18.2.2), to or from a PBX only.
+#[inline(always)]
+fn response<T: Text, W: Tables>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    via: Line,
+    tables: &W,
+    plan: &mut Plan,
+) -> Reason {
+    let ours = match cookie::owner(t, plan.via.branch) {
+        Owner::Stateless(digits) => digits,
+        Owner::Daemon => return Reason::DaemonResponse,
+        Owner::Other => return Reason::NotOurResponse,
+    };
+    // The next Via stands behind a comma, or in the next line.
+    let (next, next_end) = if plan.via.end < via.end as u32 {
+        (crate::scan::skip_blank(t, plan.via.end + 1), via.end as u32)
+    } else {
+        let number = index.first[Kind::Via as usize] as u32;
+        let line = index.line(number);
+        if number >= index.count || line.kind != Kind::Via as u8 {
+            return Reason::BadBranch;
+        }
+        (line.value as u32, line.end as u32)
+    };
+    if header::via(t, next, next_end, &mut plan.next_via).is_err() {
+        return Reason::OddVia;
+    }
+    if header::once_each(t, index).is_err() {
+        return Reason::OddHeader;
+    }
+    let Some(call_id) = index.first(Kind::CallId) else {
+        return Reason::OddHeader;
+    };
+    let key = tables.key();
+    let span = Span {
+        at: call_id.value as u32,
+        end: call_id.end as u32,
+    };
+    let (call, marks) = cookie::call(key, t, span);
+    if marks != 0 || span.is_empty() {
+        return Reason::OddHeader;
+    }
+    plan.call = call;
+    if cookie::branch(key, call, t, plan.next_via.branch) != ours {
+        return Reason::BadBranch;
+    }
+    let Ok(next_hop) = way_back(t, &plan.next_via) else {
+        return Reason::BadBranch;
+    };
+    if tables.pbx_at(packet.src).is_none() && tables.pbx_at(next_hop).is_none() {
+        return Reason::WrongSide;
+    }
+    plan.next = next_hop;
+    plan.cut = if plan.via.end < via.end as u32 {
+        Span {
+            at: plan.via.at,
+            end: next,
+        }
+    } else {
+        Span {
+            at: via.start as u32,
+            end: via.end as u32 + 2,
+        }
+    };
+    Reason::ResponseForwarded
+}
+
+/// Where a response for this Via goes: `received` and `rport` before the sender's own words
+/// (18.2.2, RFC 3581 4).
+#[inline(always)]
+fn way_back<T: Text>(t: T, via: &Via) -> Result<Endpoint, header::Odd> {
+    if via.maddr != 0 {
+        return Err(header::Odd);
+    }
+    // With `received` and `rport` the sender's own words do not matter, and may be a name.
+    let (mut addr, mut port) = (0, 0);
+    if via.received.is_empty() || via.rport.is_empty() {
+        (addr, port) = sent_by(t, via)?;
+    }
+    if !via.received.is_empty() {
+        let (value, at) = crate::text::ipv4(t, via.received.at).ok_or(header::Odd)?;
+        if at != via.received.end {
+            return Err(header::Odd);
+        }
+        addr = value;
+    }
+    if !via.rport.is_empty() {
+        port = header::port(t, via.rport)?;
+    }
+    Ok(Endpoint {
+        addr,
+        port: (port as u16).to_be(),
+        pad: 0,
+    })
+}
+
+/// Host and port of a Via that was sent by an IPv4 address.
+#[inline(always)]
+fn sent_by<T: Text>(t: T, via: &Via) -> Result<(u32, u32), header::Odd> {
+    header::host_port(t, via.sent_by.at, via.sent_by.end)
+}
