@@ -4,4 +4,5 @@
 //! kernel half, [`control`] talks to operators, and [`run`] wires them together.
 
 pub mod config;
+pub mod core;
 pub mod fastpath;
