@@ -3,9 +3,9 @@
 use std::{env, fs, path::Path};
 
 use anyhow::{Result, bail};
+use sipline_tests::kernel as probe;
 
 use crate::{
-    probe,
     process::{find, is_root, output},
     setup::{self, PROGRAMS},
     toolchain,

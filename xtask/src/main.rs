@@ -2,7 +2,6 @@
 
 mod build;
 mod doctor;
-mod probe;
 mod process;
 mod setup;
 mod toolchain;

@@ -1,9 +1,13 @@
-//! Asks the kernel what it can do, by loading the smallest program that needs it.
+//! The kernel asked directly: what it can do, by loading the smallest program that needs it.
+//!
+//! Without any library, so that it answers on a machine where nothing of ours has been built yet.
 
 use std::{
     ffi::{CStr, CString},
+    fs::File,
     io::Error,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
     process::{Command, Stdio},
     thread,
 };
@@ -11,9 +15,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Number of the helper `bpf_loop` (kernel 5.17).
-pub(crate) const BPF_LOOP: i32 = 181;
+pub const BPF_LOOP: i32 = 181;
 /// Number of the helper `bpf_xdp_load_bytes` (kernel 5.18).
-pub(crate) const XDP_LOAD_BYTES: i32 = 189;
+pub const XDP_LOAD_BYTES: i32 = 189;
 
 // From linux/bpf.h.
 const BPF_PROG_LOAD: libc::c_long = 5;
@@ -66,12 +70,12 @@ struct LinkCreate {
 }
 
 /// Whether a program may be loaded at all.
-pub(crate) fn load() -> Result<()> {
+pub fn load() -> Result<()> {
     load_program(&[set_r0(XDP_PASS), EXIT]).map(drop)
 }
 
 /// Whether the verifier knows the instruction `may_goto`.
-pub(crate) fn may_goto() -> Result<()> {
+pub fn may_goto() -> Result<()> {
     load_program(&[MAY_GOTO, set_r0(XDP_PASS), EXIT]).map(drop)
 }
 
@@ -79,7 +83,7 @@ pub(crate) fn may_goto() -> Result<()> {
 ///
 /// The program calls it without arguments, so it never loads; the verifier's words tell a helper that
 /// it does not know from one that it knows and sees called wrongly.
-pub(crate) fn helper(number: i32) -> Result<bool> {
+pub fn helper(number: i32) -> Result<bool> {
     match load_program(&[call(number), set_r0(XDP_PASS), EXIT]) {
         Ok(_) => Ok(true),
         Err(error) => {
@@ -98,9 +102,9 @@ pub(crate) fn helper(number: i32) -> Result<bool> {
 
 /// Whether veth takes an XDP program in native mode: tried on a pair in a network namespace of its
 /// own, which is gone afterwards.
-pub(crate) fn veth_native() -> Result<()> {
+pub fn veth_native() -> Result<()> {
     // Only the thread changes its namespace; both end together.
-    thread::spawn(|| {
+    on_a_thread(|| {
         // SAFETY: unshare takes flags and touches no memory of ours.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return Err(Error::last_os_error()).context("cannot make a network namespace");
@@ -118,21 +122,60 @@ pub(crate) fn veth_native() -> Result<()> {
                 String::from_utf8_lossy(&made.stderr).trim()
             );
         }
-        // SAFETY: the name is a C string that lives through the call.
-        let index = unsafe { libc::if_nametoindex(c"probe0".as_ptr()) };
-        let program = load_program(&[set_r0(XDP_PASS), EXIT])?;
-        let attr = LinkCreate {
-            prog_fd: u32::try_from(program.as_raw_fd())?,
-            target_ifindex: index,
-            attach_type: BPF_XDP,
-            flags: XDP_FLAGS_DRV_MODE,
-        };
-        bpf(BPF_LINK_CREATE, &attr)
-            .context("cannot attach in native mode")
-            .map(drop)
+        attach_pass("probe0").map(drop)
     })
-    .join()
-    .unwrap_or_else(|_| bail!("the probe panicked"))
+}
+
+/// Attaches a program that passes everything to an interface of this network namespace, in native
+/// mode. It stays until the descriptor is closed or the interface is gone.
+///
+/// A veth interface whose peer sends by XDP loses frames unless it runs a program itself.
+pub fn pass_everything(namespace: &Path, interface: &str) -> Result<OwnedFd> {
+    in_namespace(namespace, || attach_pass(interface))
+}
+
+/// Runs `work` on a thread of its own inside a network namespace.
+pub fn in_namespace<T: Send>(
+    namespace: &Path,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    on_a_thread(|| {
+        let file = File::open(namespace)
+            .with_context(|| format!("no network namespace {}", namespace.display()))?;
+        // SAFETY: setns takes an open descriptor and a flag; it moves this thread only.
+        if unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+            return Err(Error::last_os_error())
+                .with_context(|| format!("cannot enter {}", namespace.display()));
+        }
+        work()
+    })
+}
+
+fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        scope
+            .spawn(work)
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn attach_pass(interface: &str) -> Result<OwnedFd> {
+    let name = CString::new(interface)?;
+    // SAFETY: the name is a C string that lives through the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 {
+        return Err(Error::last_os_error()).with_context(|| format!("no interface {interface}"));
+    }
+    let program = load_program(&[set_r0(XDP_PASS), EXIT])?;
+    let attr = LinkCreate {
+        prog_fd: u32::try_from(program.as_raw_fd())?,
+        target_ifindex: index,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+    };
+    bpf(BPF_LINK_CREATE, &attr)
+        .with_context(|| format!("cannot attach to {interface} in native mode"))
 }
 
 fn load_program(instructions: &[[u8; 8]]) -> Result<OwnedFd> {

@@ -1,0 +1,235 @@
+//! The daemon under test: the built `sipline` binary, its configuration, and its control socket.
+
+use std::{
+    env,
+    fmt::{self, Write as _},
+    fs,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    str::FromStr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{INTERFACES, Lab, PORT, PROXY, Place, Process, output};
+
+/// How the kernel half is attached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// After the stack has made a socket buffer.
+    Generic,
+    /// Not at all: the daemon serves everything.
+    Off,
+    /// The best that works.
+    Auto,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+            Self::Auto => "auto",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "native" => Ok(Self::Native),
+            "generic" => Ok(Self::Generic),
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            other => Err(format!("`{other}` is not native, generic, off or auto")),
+        }
+    }
+}
+
+/// What a test chooses of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `[xdp] mode`
+    pub mode: Mode,
+    /// `[xdp] loops`
+    pub loops: &'static str,
+    /// `[xdp] keep`
+    pub keep: bool,
+    /// `[probe] interval`; the timeout is the same, at most a second.
+    pub probe: Duration,
+    /// `[probe] fall`
+    pub fall: u32,
+}
+
+impl Settings {
+    /// Probes each second; two failures take a PBX out, one success brings it back.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            loops: "auto",
+            keep: false,
+            probe: Duration::from_secs(1),
+            fall: 2,
+        }
+    }
+
+    fn toml(&self, lab: &Lab) -> String {
+        let mut text = String::new();
+        let milliseconds = self.probe.as_millis();
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            r#"[sip]
+listen = ["{PROXY}:{PORT}"]
+key = "000102030405060708090a0b0c0d0e0f"
+
+[trust]
+networks = ["10.10.1.0/24"]
+
+[probe]
+interval = "{milliseconds}ms"
+timeout = "{timeout}ms"
+fall = {fall}
+rise = 1
+
+[xdp]
+mode = "{mode}"
+interfaces = {INTERFACES:?}
+pin = "{pins}"
+keep = {keep}
+loops = "{loops}"
+
+[control]
+socket = "{socket}"
+
+[log]
+level = "info"
+"#,
+            timeout = milliseconds.min(1000),
+            fall = self.fall,
+            mode = self.mode,
+            pins = lab.pins().display(),
+            keep = self.keep,
+            loops = self.loops,
+            socket = socket(lab).display(),
+        );
+        for place in [Place::Pbx1, Place::Pbx2] {
+            let _ = write!(
+                text,
+                "\n[[pbx]]\nid = \"{}\"\naddress = \"{}:{PORT}\"\n",
+                place.name(),
+                place.address(),
+            );
+        }
+        text
+    }
+}
+
+/// A running `sipline run`. Dropping it kills it.
+#[derive(Debug)]
+pub struct Daemon {
+    /// The process.
+    pub process: Process,
+    binary: PathBuf,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    /// Writes the configuration, starts the daemon in the proxy's namespace, and waits until it answers
+    /// on its control socket.
+    pub fn start(lab: &Lab, settings: &Settings) -> Result<Self> {
+        let config = lab.dir().join("sipline.toml");
+        fs::write(&config, settings.toml(lab))
+            .with_context(|| format!("cannot write {}", config.display()))?;
+        let binary = binary()?;
+        let mut command = lab.command(Place::Proxy, &binary);
+        command.arg("run").arg("--config").arg(&config);
+        let process = Process::start("sipline", &mut command, &log_file(lab))?;
+        let mut daemon = Self {
+            process,
+            binary,
+            socket: socket(lab),
+        };
+        daemon.wait_until_ready()?;
+        Ok(daemon)
+    }
+
+    /// What a control verb prints with `--json`.
+    pub fn control(&self, args: &[&str]) -> Result<Value> {
+        let mut command = std::process::Command::new(&self.binary);
+        command
+            .arg("--socket")
+            .arg(&self.socket)
+            .args(args)
+            .arg("--json");
+        let text = output(&mut command)?;
+        serde_json::from_str(&text).with_context(|| format!("{args:?} did not print JSON: {text}"))
+    }
+
+    /// Ends it as an operator would, and waits for the end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.process.signal(libc::SIGTERM)?;
+        self.process.wait(Duration::from_secs(15))
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.process.ended()? {
+                bail!(
+                    "sipline ended at once ({status}):\n{}",
+                    self.process.last_words()
+                );
+            }
+            match self.control(&["stats"]) {
+                Ok(_) => return Ok(()),
+                Err(error) if start.elapsed() > Duration::from_secs(20) => {
+                    return Err(error.context(format!(
+                        "sipline does not answer:\n{}",
+                        self.process.last_words()
+                    )));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+}
+
+/// The `sipline` binary: `SIPLINE_BIN`, else where `cargo xtask build` puts it.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("SIPLINE_BIN") {
+        return Ok(path.into());
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("no workspace")?;
+    let target = match env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) if !dir.is_empty() => root.join(dir),
+        _ => root.join("target"),
+    };
+    let binary = target.join("release/sipline");
+    if !binary.exists() {
+        bail!("{} is not there: run `cargo xtask build`", binary.display());
+    }
+    Ok(binary)
+}
+
+fn socket(lab: &Lab) -> PathBuf {
+    lab.dir().join("control.sock")
+}
+
+/// A file for each daemon of a lab: a restart must not overwrite what the first one said.
+fn log_file(lab: &Lab) -> PathBuf {
+    (1..)
+        .map(|number| lab.dir().join(format!("sipline.{number}.log")))
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| lab.dir().join("sipline.log"))
+}

@@ -1,0 +1,281 @@
+//! The lab: phones, the proxy and two PBXs, each in a network namespace of its own.
+//!
+//! ```text
+//!  phones 10.10.1.2 ──── ph ┐          ┌ p1 ──── 10.10.2.2 pbx1
+//!                           ├  proxy   ┤
+//!             (10.10.1.1)   ┘ 10.10.0.1 └ p2 ──── 10.10.3.2 pbx2
+//! ```
+//!
+//! Every link is a veth pair with a network of its own. The proxy's address, which phones and PBXs talk
+//! to, is on its `lo`. Nothing leaves these namespaces, and nothing is left of them: a [`Lab`] takes
+//! everything down when it is dropped, on a panic, and on SIGINT, SIGTERM and SIGHUP; what a killed run
+//! left behind goes when the next one starts.
+
+mod daemon;
+mod process;
+mod remains;
+mod sipp;
+mod story;
+mod witness;
+
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub use daemon::{Daemon, Mode, Settings, binary};
+pub use process::Process;
+pub use remains::remove_stale;
+pub use sipp::{Event, Sipp, Word, read_log};
+pub use story::{Call, Outage, Outcome, Share, Story};
+pub use witness::Witness;
+
+use crate::kernel;
+
+/// The proxy's address: what phones and PBXs talk to.
+pub const PROXY: &str = "10.10.0.1";
+/// The port that everybody uses for SIP.
+pub const PORT: u16 = 5060;
+
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// One of the lab's namespaces.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// The callers.
+    Phones,
+    /// sipline.
+    Proxy,
+    /// The first PBX.
+    Pbx1,
+    /// The second PBX.
+    Pbx2,
+}
+
+impl Place {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Phones, Self::Proxy, Self::Pbx1, Self::Pbx2];
+
+    /// The name, as it ends the namespace's name and as the PBX calls itself.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Phones => "phones",
+            Self::Proxy => "proxy",
+            Self::Pbx1 => "pbx1",
+            Self::Pbx2 => "pbx2",
+        }
+    }
+
+    /// The address that SIP uses there.
+    pub const fn address(self) -> &'static str {
+        match self {
+            Self::Phones => "10.10.1.2",
+            Self::Proxy => PROXY,
+            Self::Pbx1 => "10.10.2.2",
+            Self::Pbx2 => "10.10.3.2",
+        }
+    }
+}
+
+/// The links: the proxy's end and its address, and who is at the other end.
+const LINKS: [(&str, &str, Place); 3] = [
+    ("ph", "10.10.1.1", Place::Phones),
+    ("p1", "10.10.2.1", Place::Pbx1),
+    ("p2", "10.10.3.1", Place::Pbx2),
+];
+
+/// The proxy's interfaces, where XDP goes.
+pub const INTERFACES: [&str; 3] = ["ph", "p1", "p2"];
+
+/// The lab of one run. Dropping it removes everything that it made.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+    dir: PathBuf,
+    /// Programs on the peers' ends, which live as long as these descriptors.
+    _passers: Vec<OwnedFd>,
+    // Last: it takes the rest down.
+    _remains: remains::Guard,
+}
+
+impl Lab {
+    /// Makes the namespaces, links, addresses and routes. Needs root.
+    pub fn new() -> Result<Self> {
+        // SAFETY: geteuid has no preconditions and cannot fail.
+        let user = unsafe { libc::geteuid() };
+        ensure!(user == 0, "the lab needs root: it makes network namespaces");
+        for program in ["ip", "ethtool", "nsenter", "sipp"] {
+            let found = Command::new(program)
+                .arg(if program == "sipp" { "-v" } else { "--version" })
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            ensure!(
+                found.is_ok(),
+                "`{program}` is not there: run `cargo xtask setup`"
+            );
+        }
+        remove_stale();
+        mount_bpffs()?;
+
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = remains::name(std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(&name);
+        // The guard first: whatever fails from here on is taken down again.
+        let guard = remains::Guard::new(remains::Remains {
+            namespaces: Place::ALL
+                .iter()
+                .map(|place| namespace(&name, *place))
+                .collect(),
+            pins: Path::new(BPFFS).join(&name),
+            dir: dir.clone(),
+        });
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let mut lab = Self {
+            name,
+            dir,
+            _passers: Vec::new(),
+            _remains: guard,
+        };
+        lab.build().context("cannot build the lab")?;
+        Ok(lab)
+    }
+
+    /// A directory of this lab's own, for logs and sockets; it goes with the lab.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The bpffs directory of this lab's own, for pins; whoever pins makes it, and it goes with the lab.
+    pub fn pins(&self) -> PathBuf {
+        Path::new(BPFFS).join(&self.name)
+    }
+
+    /// A program to be run in one of the namespaces.
+    ///
+    /// By nsenter, because `ip netns exec` mounts a fresh /sys, where no pin is seen.
+    pub fn command(&self, place: Place, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.namespace_file(place).display()));
+        command.arg(program.as_ref());
+        command
+    }
+
+    /// Runs a short program in one of the namespaces and returns what it prints.
+    pub fn run(&self, place: Place, program: &str, args: &[&str]) -> Result<String> {
+        output(self.command(place, program).args(args))
+    }
+
+    /// Takes the link to a peer down or up: a host that is gone, not only its program.
+    pub fn set_link(&self, place: Place, up: bool) -> Result<()> {
+        self.run(
+            place,
+            "ip",
+            &["link", "set", "eth0", if up { "up" } else { "down" }],
+        )?;
+        if up {
+            self.add_default_route(place)?;
+        }
+        Ok(())
+    }
+
+    /// The file that stands for a namespace.
+    pub fn namespace_file(&self, place: Place) -> PathBuf {
+        Path::new("/run/netns").join(namespace(&self.name, place))
+    }
+
+    fn build(&mut self) -> Result<()> {
+        for place in Place::ALL {
+            ip(&["netns", "add", &namespace(&self.name, place)])?;
+            self.run(place, "ip", &["link", "set", "lo", "up"])?;
+        }
+        let proxy = namespace(&self.name, Place::Proxy);
+        self.run(
+            Place::Proxy,
+            "ip",
+            &["address", "add", &format!("{PROXY}/32"), "dev", "lo"],
+        )?;
+        for (end, address, peer) in LINKS {
+            let far = namespace(&self.name, peer);
+            ip(&[
+                "link", "add", end, "netns", &proxy, "type", "veth", "peer", "name", "eth0",
+                "netns", &far,
+            ])?;
+            for (place, interface, address) in
+                [(Place::Proxy, end, address), (peer, "eth0", peer.address())]
+            {
+                self.run(
+                    place,
+                    "ip",
+                    &["address", "add", &format!("{address}/24"), "dev", interface],
+                )?;
+                // Checksums must be real: a program that edits a packet cannot finish a partial one.
+                // GRO switches on the receive path that takes frames sent by XDP.
+                self.run(
+                    place,
+                    "ethtool",
+                    &["-K", interface, "tx", "off", "gro", "on"],
+                )?;
+                self.run(place, "ip", &["link", "set", interface, "up"])?;
+            }
+            self._passers
+                .push(kernel::pass_everything(&self.namespace_file(peer), "eth0")?);
+            self.add_default_route(peer)?;
+        }
+        Ok(())
+    }
+
+    fn add_default_route(&self, peer: Place) -> Result<()> {
+        let gateway = LINKS
+            .iter()
+            .find(|(_, _, at)| *at == peer)
+            .map(|(_, address, _)| *address)
+            .context("the proxy has no default route")?;
+        self.run(peer, "ip", &["route", "replace", "default", "via", gateway])
+            .map(drop)
+    }
+}
+
+fn namespace(lab: &str, place: Place) -> String {
+    format!("{lab}-{}", place.name())
+}
+
+fn ip(args: &[&str]) -> Result<String> {
+    output(Command::new("ip").args(args))
+}
+
+/// Runs a short program to its end; its complaint is the error.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    if !output.status.success() {
+        bail!(
+            "{:?} failed ({}): {}",
+            command,
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Pins need a BPF file system. It is left mounted: others may have begun to use it.
+fn mount_bpffs() -> Result<()> {
+    let mounts =
+        fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    if mounts
+        .lines()
+        .any(|line| line.contains(&format!(" {BPFFS} bpf ")))
+    {
+        return Ok(());
+    }
+    output(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS])).map(drop)
+}

@@ -1,0 +1,226 @@
+//! SIPp as callers and as PBXs, playing the scenarios of `tests/lab`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Lab, PORT, PROXY, Place, Process};
+
+/// A SIPp to be started.
+#[derive(Clone, Debug)]
+pub struct Sipp {
+    scenario: String,
+    place: Place,
+    port: u16,
+    /// Calls a second and how many; `None` is a PBX, which waits.
+    calls: Option<(u32, u32)>,
+    talk: Duration,
+    /// How long it may run at most.
+    limit: Duration,
+    target: String,
+}
+
+impl Sipp {
+    /// A PBX that plays a scenario until it is killed; it calls itself by its place's name.
+    pub fn pbx(place: Place, scenario: &str) -> Self {
+        Self {
+            scenario: scenario.to_owned(),
+            place,
+            port: PORT,
+            calls: None,
+            talk: Duration::from_millis(500),
+            limit: Duration::from_secs(600),
+            target: PROXY.to_owned(),
+        }
+    }
+
+    /// Callers among the phones: `rate` calls a second, `calls` in all.
+    pub fn caller(scenario: &str, rate: u32, calls: u32) -> Self {
+        let seconds = u64::from(calls.div_ceil(rate.max(1)));
+        Self {
+            calls: Some((rate, calls)),
+            place: Place::Phones,
+            // A call may take 40 s beyond its start before it gives up.
+            limit: Duration::from_secs(seconds + 40),
+            ..Self::pbx(Place::Phones, scenario)
+        }
+    }
+
+    /// Calls another port of its own, so that several callers can run beside each other.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
+    /// How long a call talks, or rings before its caller gives up.
+    #[must_use]
+    pub fn talk(self, talk: Duration) -> Self {
+        Self { talk, ..self }
+    }
+
+    /// Calls somebody else than the proxy.
+    #[must_use]
+    pub fn target(self, address: &str) -> Self {
+        Self {
+            target: address.to_owned(),
+            ..self
+        }
+    }
+
+    /// Starts it. `name` names its files in the lab's directory.
+    pub fn start(&self, lab: &Lab, name: &str) -> Result<Running> {
+        let log = lab.dir().join(format!("{name}.calls"));
+        let scenario = scenarios().join(format!("{}.xml", self.scenario));
+        if !scenario.exists() {
+            bail!("no scenario {}", scenario.display());
+        }
+        let mut command = lab.command(self.place, "sipp");
+        command.current_dir(lab.dir());
+        command.arg("-sf").arg(scenario);
+        command.args(["-i", self.place.address(), "-p", &self.port.to_string()]);
+        command.args(["-key", "pbx", self.place.name()]);
+        command.args(["-d", &self.talk.as_millis().to_string()]);
+        command.args(["-timeout", &format!("{}s", self.limit.as_secs())]);
+        // No behaviour of SIPp's own: what is unexpected is to be seen, not answered.
+        command
+            .args(["-nostdin", "-nd", "-trace_logs"])
+            .arg("-log_file")
+            .arg(&log);
+        command
+            .arg("-trace_err")
+            .arg("-error_file")
+            .arg(lab.dir().join(format!("{name}.errors")));
+        if let Some((rate, calls)) = self.calls {
+            command.args(["-r", &rate.to_string(), "-m", &calls.to_string()]);
+            // All of them may be open at once: a limit would slow the callers down.
+            command.args(["-l", &calls.to_string()]);
+            command.arg(format!("{}:{PORT}", self.target));
+        }
+        let process = Process::start(name, &mut command, &lab.dir().join(format!("{name}.out")))?;
+        Ok(Running {
+            process,
+            log,
+            limit: self.limit,
+        })
+    }
+}
+
+/// A SIPp that runs. Dropping it kills it.
+#[derive(Debug)]
+pub struct Running {
+    /// The process.
+    pub process: Process,
+    log: PathBuf,
+    limit: Duration,
+}
+
+impl Running {
+    /// Waits until all its calls are over, and returns what it noted.
+    pub fn finish(&mut self) -> Result<Vec<Event>> {
+        self.process.wait(self.limit + Duration::from_secs(5))?;
+        self.events()
+    }
+
+    /// What it has noted so far.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        read_log(&self.log)
+    }
+}
+
+/// What happened to a call.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Word {
+    /// The caller is about to send its INVITE (or OPTIONS).
+    Placed,
+    /// A PBX got the INVITE.
+    Invited,
+    /// The caller got a 200 for its INVITE.
+    Answered,
+    /// The second INVITE of a dialog was answered.
+    Held,
+    /// It ended as its scenario says.
+    Ended,
+    /// A failure was answered.
+    Refused,
+    /// Nothing came for too long.
+    Silent,
+}
+
+/// One line of a scenario's log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// What happened.
+    pub word: Word,
+    /// The call.
+    pub call_id: String,
+    /// When: seconds since 1970.
+    pub at: f64,
+    /// Which PBX, where the line names one.
+    pub pbx: Option<String>,
+}
+
+/// Reads what a scenario has logged. A file that is not there yet holds nothing.
+pub fn read_log(path: &Path) -> Result<Vec<Event>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    // A line may be only half there while SIPp runs.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .map(|line| {
+            parse(line).with_context(|| format!("{}: not a log line: {line}", path.display()))
+        })
+        .collect()
+}
+
+fn parse(line: &str) -> Option<Event> {
+    let mut fields = line.split_whitespace();
+    let word = match fields.next()? {
+        "placed" => Word::Placed,
+        "invited" => Word::Invited,
+        "answered" => Word::Answered,
+        "held" => Word::Held,
+        "ended" => Word::Ended,
+        "refused" => Word::Refused,
+        "silent" => Word::Silent,
+        _ => return None,
+    };
+    let call_id = fields.next()?.to_owned();
+    let seconds: f64 = fields.next()?.parse().ok()?;
+    let micros: f64 = fields.next()?.parse().ok()?;
+    let pbx = fields.next().map(str::to_owned);
+    Some(Event {
+        word,
+        call_id,
+        at: seconds + micros / 1e6,
+        pbx,
+    })
+}
+
+/// Where the scenarios are.
+fn scenarios() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("lab")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_a_scenario_is_read_back() {
+        let event = parse("answered 1-7@10.10.1.2 1795383816.000000 498270.000000 pbx1").unwrap();
+        assert_eq!(event.word, Word::Answered);
+        assert_eq!(event.call_id, "1-7@10.10.1.2");
+        assert!((event.at - 1_795_383_816.498_27).abs() < 1e-5);
+        assert_eq!(event.pbx.as_deref(), Some("pbx1"));
+        assert!(parse("answered 1-7@10.10.1.2 then").is_none());
+        assert!(parse("").is_none());
+    }
+}
