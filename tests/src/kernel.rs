@@ -91,11 +91,7 @@ pub fn helper(number: i32) -> Result<bool> {
             if text.contains("invalid func") || text.contains("unknown func") {
                 return Ok(false);
             }
-            if text.contains("verifier:") {
-                Ok(true)
-            } else {
-                Err(error)
-            }
+            if text.contains("verifier:") { Ok(true) } else { Err(error) }
         }
     }
 }
@@ -110,17 +106,12 @@ pub fn veth_native() -> Result<()> {
             return Err(Error::last_os_error()).context("cannot make a network namespace");
         }
         let made = Command::new("ip")
-            .args([
-                "link", "add", "probe0", "type", "veth", "peer", "name", "probe1",
-            ])
+            .args(["link", "add", "probe0", "type", "veth", "peer", "name", "probe1"])
             .stdin(Stdio::null())
             .output()
             .context("cannot start `ip`")?;
         if !made.status.success() {
-            bail!(
-                "cannot make a veth pair: {}",
-                String::from_utf8_lossy(&made.stderr).trim()
-            );
+            bail!("cannot make a veth pair: {}", String::from_utf8_lossy(&made.stderr).trim());
         }
         attach_pass("probe0").map(drop)
     })
@@ -153,10 +144,7 @@ pub fn in_namespace<T: Send>(
 
 fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
-        scope
-            .spawn(work)
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -192,9 +180,7 @@ fn load_program(instructions: &[[u8; 8]]) -> Result<OwnedFd> {
         ..ProgLoad::default()
     };
     bpf(BPF_PROG_LOAD, &attr).map_err(|error| {
-        let words = CStr::from_bytes_until_nul(&log)
-            .map(CStr::to_string_lossy)
-            .unwrap_or_default();
+        let words = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
         if words.is_empty() {
             anyhow::Error::from(error)
         } else {
@@ -206,14 +192,8 @@ fn load_program(instructions: &[[u8; 8]]) -> Result<OwnedFd> {
 fn bpf<T>(command: libc::c_long, attr: &T) -> Result<OwnedFd, Error> {
     // SAFETY: `attr` is the start of a `union bpf_attr` for this command and lives through the call,
     // as do the buffers that it points to; the kernel takes what is missing at its end as zero.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attr),
-            size_of::<T>(),
-        )
-    };
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     match i32::try_from(fd) {
         // SAFETY: the kernel just gave us this descriptor and nobody else has it.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),

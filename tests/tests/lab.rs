@@ -17,12 +17,7 @@ fn scenarios_agree_with_each_other_without_a_proxy() {
     let lab = Lab::new().unwrap();
     let forwarding = lab.namespace_file(Place::Proxy);
     assert!(forwarding.exists());
-    lab.run(
-        Place::Proxy,
-        "sh",
-        &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"],
-    )
-    .unwrap();
+    lab.run(Place::Proxy, "sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]).unwrap();
     for (number, (caller, pbx)) in [
         ("caller", "pbx"),
         ("caller-waits", "pbx-hangs-up"),
@@ -61,10 +56,7 @@ fn scenarios_agree_with_each_other_without_a_proxy() {
 
 /// The paths of everything that a lab makes outside its processes.
 fn traces(lab: &Lab) -> Vec<std::path::PathBuf> {
-    let mut traces: Vec<_> = Place::ALL
-        .iter()
-        .map(|place| lab.namespace_file(*place))
-        .collect();
+    let mut traces: Vec<_> = Place::ALL.iter().map(|place| lab.namespace_file(*place)).collect();
     traces.push(lab.dir().to_owned());
     traces.push(lab.pins());
     traces
@@ -116,10 +108,8 @@ fn a_lab_that_waits_to_be_ended() {
     let lab = Lab::new().unwrap();
     let pbx = Sipp::pbx(Place::Pbx1, "pbx").start(&lab, "pbx").unwrap();
     let note = std::env::var("SIPLINE_LAB_NOTE").unwrap();
-    let mut lines: Vec<String> = traces(&lab)
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let mut lines: Vec<String> =
+        traces(&lab).iter().map(|path| path.display().to_string()).collect();
     lines.push(format!("/proc/{}", pbx.process.pid()));
     let part = format!("{note}.part");
     fs::write(&part, lines.join("\n")).unwrap();
@@ -140,22 +130,12 @@ fn lab_ended_by(signal: i32) -> Vec<String> {
         .unwrap();
     let start = Instant::now();
     while !note.exists() {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "the lab does not come up"
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "the lab does not come up");
         thread::sleep(Duration::from_millis(50));
     }
-    let made: Vec<String> = fs::read_to_string(&note)
-        .unwrap()
-        .lines()
-        .map(str::to_owned)
-        .collect();
+    let made: Vec<String> = fs::read_to_string(&note).unwrap().lines().map(str::to_owned).collect();
     fs::remove_file(&note).unwrap();
-    assert!(
-        made.iter().filter(|path| Path::new(path).exists()).count() >= 6,
-        "{made:?}"
-    );
+    assert!(made.iter().filter(|path| Path::new(path).exists()).count() >= 6, "{made:?}");
     // SAFETY: kill touches no memory; the child has not been waited for.
     unsafe { libc::kill(child.id().cast_signed(), signal) };
     child.wait().unwrap();
@@ -166,10 +146,7 @@ fn lab_ended_by(signal: i32) -> Vec<String> {
 fn nothing_is_left_after_a_signal() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let made = lab_ended_by(signal);
-        let left: Vec<_> = made
-            .iter()
-            .filter(|path| Path::new(path).exists())
-            .collect();
+        let left: Vec<_> = made.iter().filter(|path| Path::new(path).exists()).collect();
         assert!(left.is_empty(), "signal {signal}: {left:?}");
     }
 }

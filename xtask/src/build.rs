@@ -1,6 +1,10 @@
 //! `build`: the kernel program in both builds, then the `sipline` binary that embeds them.
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -9,37 +13,44 @@ use crate::{
     toolchain,
 };
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Build the kernel program only
     #[arg(long)]
     kernel_only: bool,
 }
 
+impl Args {
+    /// Only what goes into the kernel.
+    pub(crate) fn kernel_only() -> Self {
+        Self { kernel_only: true }
+    }
+}
+
 /// The two builds of the kernel program: the object's name and the feature that makes it.
-const OBJECTS: [(&str, Option<&str>); 2] = [
-    ("sipline-xdp.may_goto.o", None),
-    ("sipline-xdp.bpf_loop.o", Some("bpf-loop")),
-];
+const OBJECTS: [(&str, Option<&str>); 2] =
+    [("sipline-xdp.may_goto.o", None), ("sipline-xdp.bpf_loop.o", Some("bpf-loop"))];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     kernel()?;
     if !args.kernel_only {
         process::run(process::cargo().args(["build", "--release", "--package", "sip-user"]))?;
-        eprintln!("built {}", target_dir().join("release/sipline").display());
+        eprintln!("built {}", sipline().display());
     }
     eprintln!("build: {:.1} s", start.elapsed().as_secs_f32());
     Ok(())
 }
 
+/// Where the built binary is.
+pub(crate) fn sipline() -> PathBuf {
+    target_dir().join("release/sipline")
+}
+
 /// Builds both objects into `target/bpf`, where the build script of sip-user finds them.
 fn kernel() -> Result<()> {
     let (compiler, linker) = toolchain::ready()?;
-    eprintln!(
-        "kernel program: {}, bpf-linker {}",
-        compiler.version, linker.version
-    );
+    eprintln!("kernel program: {}, bpf-linker {}", compiler.version, linker.version);
 
     // Its own target directory: another compiler, other flags, and no waiting for cargo's lock.
     let work = root().join("target/bpf-build");
@@ -48,15 +59,7 @@ fn kernel() -> Result<()> {
 
     for (name, feature) in OBJECTS {
         let mut command = toolchain::cargo_build(&compiler, &linker);
-        command
-            .args([
-                "--package",
-                "sip-ebpf",
-                "--bin",
-                "sipline-xdp",
-                "--target-dir",
-            ])
-            .arg(&work);
+        command.args(["--package", "sip-ebpf", "--bin", "sipline-xdp", "--target-dir"]).arg(&work);
         if let Some(feature) = feature {
             command.args(["--features", feature]);
         }
@@ -72,10 +75,7 @@ fn install(made: &Path, place: &Path) -> Result<()> {
     let bytes = fs::read(made).with_context(|| format!("cannot read {}", made.display()))?;
     // Without BTF the kernel refuses the maps and bpf_loop, with a message that helps nobody.
     if !bytes.windows(5).any(|window| window == b".BTF\0") {
-        bail!(
-            "{} has no BTF: the linker did not get --btf",
-            made.display()
-        );
+        bail!("{} has no BTF: the linker did not get --btf", made.display());
     }
     if fs::read(place).is_ok_and(|old| old == bytes) {
         return Ok(());

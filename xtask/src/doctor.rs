@@ -18,10 +18,7 @@ pub(crate) fn run() -> Result<()> {
     lab(&mut report);
     interfaces(&mut report);
     if report.missing > 0 {
-        bail!(
-            "{} missing: `cargo xtask setup` installs what can be installed",
-            report.missing
-        );
+        bail!("{} missing: `cargo xtask setup` installs what can be installed", report.missing);
     }
     println!("all that is needed is there");
     Ok(())
@@ -53,18 +50,13 @@ fn build_tools(report: &mut Report) {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     match output(rustc, ["--version"]) {
         Some(version) => report.ok("host compiler", version.trim()),
-        None => report.missing(
-            "host compiler",
-            "install Rust 1.95 or newer, https://rustup.rs",
-        ),
+        None => report.missing("host compiler", "install Rust 1.95 or newer, https://rustup.rs"),
     }
     for (tool, component) in [("cargo-clippy", "clippy"), ("cargo-fmt", "rustfmt")] {
         match find(tool) {
             Some(_) => report.ok(component, "for contributors"),
-            None => report.note(
-                component,
-                format!("for contributors: `rustup component add {component}`"),
-            ),
+            None => report
+                .note(component, format!("for contributors: `rustup component add {component}`")),
         }
     }
 
@@ -93,10 +85,7 @@ fn build_tools(report: &mut Report) {
 
     let wanted = compiler.ok().flatten().map(|compiler| compiler.llvm);
     match toolchain::linker() {
-        None => report.missing(
-            "bpf-linker",
-            "not there, or does not start: `cargo xtask setup`",
-        ),
+        None => report.missing("bpf-linker", "not there, or does not start: `cargo xtask setup`"),
         Some(linker) => match (linker.llvm, wanted) {
             (Some(has), Some(wants)) if has != wants => report.missing(
                 "bpf-linker",
@@ -106,10 +95,7 @@ fn build_tools(report: &mut Report) {
                 ),
             ),
             (Some(has), _) => {
-                report.ok(
-                    "bpf-linker",
-                    format!("{}, LLVM {has} as the compiler", linker.version),
-                );
+                report.ok("bpf-linker", format!("{}, LLVM {has} as the compiler", linker.version));
             }
             (None, _) => report.ok(
                 "bpf-linker",
@@ -124,20 +110,14 @@ fn kernel(report: &mut Report) {
     report.ok("kernel", release.trim());
 
     if !is_root() {
-        report.note(
-            "root",
-            "some questions to the kernel need root: run doctor as root",
-        );
+        report.note("root", "some questions to the kernel need root: run doctor as root");
     }
     for (name, bit) in [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)] {
         // CAP_SYS_ADMIN includes CAP_BPF.
         if has_capability(bit) || has_capability(21) {
             report.ok(name, "held");
         } else {
-            report.missing(
-                name,
-                "run as root: XDP and the lab need it (mode `off` does not)",
-            );
+            report.missing(name, "run as root: XDP and the lab need it (mode `off` does not)");
         }
     }
 
@@ -148,10 +128,7 @@ fn kernel(report: &mut Report) {
     let bpf_loop = probe::helper(probe::BPF_LOOP);
     match probe::may_goto() {
         Ok(()) => report.ok("may_goto", "there"),
-        Err(_) => report.note(
-            "may_goto",
-            "needs kernel 6.9; the slower bpf_loop build is used",
-        ),
+        Err(_) => report.note("may_goto", "needs kernel 6.9; the slower bpf_loop build is used"),
     }
     match bpf_loop {
         Ok(true) => report.ok("bpf_loop", "there"),
@@ -160,10 +137,9 @@ fn kernel(report: &mut Report) {
     }
     match probe::helper(probe::XDP_LOAD_BYTES) {
         Ok(true) => report.ok("bpf_xdp_load_bytes", "there"),
-        Ok(false) => report.missing(
-            "bpf_xdp_load_bytes",
-            "needs kernel 5.18; mode `off` works without",
-        ),
+        Ok(false) => {
+            report.missing("bpf_xdp_load_bytes", "needs kernel 5.18; mode `off` works without")
+        }
         Err(error) => report.missing("bpf_xdp_load_bytes", format!("cannot ask: {error:#}")),
     }
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -171,24 +147,15 @@ fn kernel(report: &mut Report) {
     } else {
         report.note("BTF of the kernel", "not there; sipline does not need it");
     }
-    match fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
-        .unwrap_or_default()
-        .trim()
-    {
-        "0" => report.note(
-            "BPF JIT",
-            "off, so slow: `sysctl net.core.bpf_jit_enable=1`",
-        ),
+    match fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default().trim() {
+        "0" => report.note("BPF JIT", "off, so slow: `sysctl net.core.bpf_jit_enable=1`"),
         "" => report.note("BPF JIT", "cannot be read here"),
         _ => report.ok("BPF JIT", "on"),
     }
     if setup::bpffs_is_mounted() {
         report.ok("BPF file system", "/sys/fs/bpf");
     } else {
-        report.missing(
-            "BPF file system",
-            "`mount -t bpf bpf /sys/fs/bpf`, or `cargo xtask setup`",
-        );
+        report.missing("BPF file system", "`mount -t bpf bpf /sys/fs/bpf`, or `cargo xtask setup`");
     }
 }
 
@@ -260,31 +227,20 @@ fn interfaces(report: &mut Report) {
     let Ok(entries) = fs::read_dir("/sys/class/net") else {
         return;
     };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     for name in names {
-        let device = Path::new("/sys/class/net")
-            .join(&name)
-            .join("device/driver");
+        let device = Path::new("/sys/class/net").join(&name).join("device/driver");
         let Ok(driver) = fs::read_link(device) else {
             continue;
         };
-        let driver = driver
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let driver = driver.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let what = format!("interface {name}");
         if NATIVE_DRIVERS.contains(&driver.as_str()) {
             report.ok(&what, format!("driver {driver}: native XDP"));
         } else {
-            report.note(
-                &what,
-                format!("driver {driver}: not known for native XDP; generic works"),
-            );
+            report.note(&what, format!("driver {driver}: not known for native XDP; generic works"));
         }
     }
 }

@@ -1,10 +1,15 @@
 //! `cargo xtask VERB`: builds, tests, demonstrates and measures sipline. One file per verb.
 
+mod bench;
 mod build;
+mod demo;
 mod doctor;
+mod fuzz;
 mod process;
 mod setup;
+mod test;
 mod toolchain;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -26,6 +31,16 @@ enum Verb {
     Doctor,
     /// Builds the kernel program (both builds) and the `sipline` binary that embeds it
     Build(build::Args),
+    /// Runs every test: unit, kernel and end to end (as root)
+    Test(test::Args),
+    /// Real calls through the proxy while a PBX dies and comes back, and what became of each (as root)
+    Demo(demo::Args),
+    /// Loads both builds of the kernel program and checks what they cost the verifier (as root)
+    Verify(verify::Args),
+    /// Measures each path of the kernel program (as root)
+    Bench(bench::Args),
+    /// Searches for input that breaks the scanner (needs a nightly compiler)
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +48,11 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::Doctor => doctor::run(),
         Verb::Build(args) => build::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Verify(args) => verify::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,10 +12,7 @@ use anyhow::{Context, Result, bail};
 /// The root of the workspace.
 pub(crate) fn root() -> PathBuf {
     // xtask is always one level below the root.
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .map(Path::to_path_buf)
-        .unwrap_or_default()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
 /// Cargo's target directory for user space: `CARGO_TARGET_DIR`, else `target` in the workspace.
@@ -54,9 +51,7 @@ fn cargo_home() -> Option<PathBuf> {
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
     eprintln!("  $ {line}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{line}`"))?;
+    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
     if !status.success() {
         bail!("`{line}` failed: {status}");
     }
@@ -74,10 +69,7 @@ pub(crate) fn output<S: AsRef<OsStr>>(
         .stderr(Stdio::null())
         .output()
         .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A command as one would type it, without the environment it inherits.
@@ -85,11 +77,7 @@ pub(crate) fn line(command: &Command) -> String {
     let mut words: Vec<String> = command
         .get_envs()
         .filter_map(|(name, value)| {
-            Some(format!(
-                "{}={}",
-                name.to_string_lossy(),
-                quoted(&value?.to_string_lossy())
-            ))
+            Some(format!("{}={}", name.to_string_lossy(), quoted(&value?.to_string_lossy())))
         })
         .collect();
     words.push(quoted(&command.get_program().to_string_lossy()));
@@ -104,9 +92,5 @@ pub(crate) fn is_root() -> bool {
 }
 
 fn quoted(word: &str) -> String {
-    if word.contains([' ', '"', '$', '*', '\n']) {
-        format!("'{word}'")
-    } else {
-        word.to_owned()
-    }
+    if word.contains([' ', '"', '$', '*', '\n']) { format!("'{word}'") } else { word.to_owned() }
 }

@@ -14,7 +14,7 @@ use crate::{
     toolchain::{self, BPF_LINKER, DEBIAN_LLVM, Kind, LINKER_LLVMS},
 };
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Say what is missing and change nothing
     #[arg(long)]
@@ -22,12 +22,8 @@ pub(crate) struct Args {
 }
 
 /// Programs that the lab runs, and the Debian packages that bring them.
-pub(crate) const PROGRAMS: [(&str, &str); 4] = [
-    ("ip", "iproute2"),
-    ("ethtool", "ethtool"),
-    ("nsenter", "util-linux"),
-    ("sipp", "sip-tester"),
-];
+pub(crate) const PROGRAMS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("ethtool", "ethtool"), ("nsenter", "util-linux"), ("sipp", "sip-tester")];
 
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -35,10 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let plan = plan()?;
     if plan.is_empty() {
-        eprintln!(
-            "setup: nothing is missing ({:.1} s)",
-            start.elapsed().as_secs_f32()
-        );
+        eprintln!("setup: nothing is missing ({:.1} s)", start.elapsed().as_secs_f32());
         return Ok(());
     }
     eprintln!("setup is about to:");
@@ -169,13 +162,8 @@ fn install_packages(packages: &[String]) -> Result<()> {
     if !lists_are_fresh() {
         process::run(apt().arg("update"))?;
     }
-    let install = || {
-        process::run(
-            apt()
-                .args(["install", "--yes", "--no-install-recommends"])
-                .args(packages),
-        )
-    };
+    let install =
+        || process::run(apt().args(["install", "--yes", "--no-install-recommends"]).args(packages));
     // A list from this morning can name a package that the mirror has replaced since.
     install().or_else(|error| {
         eprintln!("  {error}; reading the package lists again");
@@ -199,21 +187,14 @@ fn lists_are_fresh() -> bool {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     let lists = Path::new("/var/lib/apt/lists");
     let there = fs::read_dir(lists).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
     });
     // The files carry the mirror's dates; the directories tell when apt last wrote here.
     let read = [lists.to_path_buf(), lists.join("partial")]
         .iter()
         .filter_map(|dir| fs::metadata(dir).ok()?.modified().ok())
         .max();
-    there
-        && read.is_some_and(|at| {
-            SystemTime::now()
-                .duration_since(at)
-                .is_ok_and(|age| age < DAY)
-        })
+    there && read.is_some_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < DAY))
 }
 
 fn install_linker(llvm: u32) -> Result<()> {
@@ -222,19 +203,8 @@ fn install_linker(llvm: u32) -> Result<()> {
         .current_dir("/")
         .env("LLVM_PREFIX", llvm_prefix(llvm))
         .env_remove("CARGO_TARGET_DIR")
-        .args([
-            "install",
-            "bpf-linker",
-            "--version",
-            BPF_LINKER,
-            "--locked",
-            "--force",
-        ])
-        .args([
-            "--no-default-features",
-            "--features",
-            &format!("llvm-{llvm}"),
-        ]);
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force"])
+        .args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
     process::run(&mut command)
 }
 
@@ -244,9 +214,6 @@ fn llvm_prefix(llvm: u32) -> std::path::PathBuf {
 
 /// Whether pins can be made where everybody expects them.
 pub(crate) fn bpffs_is_mounted() -> bool {
-    fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| {
-        mounts
-            .lines()
-            .any(|line| line.contains(&format!(" {BPFFS} bpf ")))
-    })
+    fs::read_to_string("/proc/self/mounts")
+        .is_ok_and(|mounts| mounts.lines().any(|line| line.contains(&format!(" {BPFFS} bpf "))))
 }

@@ -30,11 +30,8 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 
 /// The target: BPF in the byte order of this machine.
-pub(crate) const TARGET: &str = if cfg!(target_endian = "big") {
-    "bpfeb-unknown-none"
-} else {
-    "bpfel-unknown-none"
-};
+pub(crate) const TARGET: &str =
+    if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
 /// A kind of compiler for the kernel program.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -90,15 +87,10 @@ pub(crate) fn debian() -> Result<Compiler, String> {
     if !Path::new(DEBIAN_CARGO).exists() {
         return Err(format!("{DEBIAN_CARGO} is not there (package cargo-web)"));
     }
-    let core = output(
-        DEBIAN_RUSTC,
-        ["--print", "target-libdir", "--target", TARGET],
-    )
-    .map(|dir| PathBuf::from(dir.trim()));
+    let core = output(DEBIAN_RUSTC, ["--print", "target-libdir", "--target", TARGET])
+        .map(|dir| PathBuf::from(dir.trim()));
     if !core.is_some_and(|dir| dir.is_dir()) {
-        return Err(format!(
-            "no core library for {TARGET} (package libstd-rust-web-dev-bpf)"
-        ));
+        return Err(format!("no core library for {TARGET} (package libstd-rust-web-dev-bpf)"));
     }
     Ok(compiler)
 }
@@ -125,11 +117,7 @@ pub(crate) fn linker() -> Option<Linker> {
     let version = version.trim().trim_start_matches("bpf-linker ").to_owned();
     // Linked dynamically unless somebody chose otherwise, and then its libraries tell the major.
     let llvm = output("ldd", [&path]).and_then(|libs| llvm_of_libraries(&libs));
-    Some(Linker {
-        path,
-        version,
-        llvm,
-    })
+    Some(Linker { path, version, llvm })
 }
 
 /// A cargo call that builds for the BPF target with this compiler; the caller adds `build` options.
@@ -139,9 +127,7 @@ pub(crate) fn cargo_build(compiler: &Compiler, linker: &Linker) -> Command {
             let mut command = Command::new(DEBIAN_CARGO);
             command.arg("build");
             // A stable compiler that may use the unstable features of aya-ebpf and of our own crate.
-            command
-                .env("RUSTC", DEBIAN_RUSTC)
-                .env("RUSTC_BOOTSTRAP", "1");
+            command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
             command
         }
         Kind::Nightly => {
@@ -209,14 +195,8 @@ pub(crate) fn ready() -> Result<(Compiler, Linker)> {
 fn describe(kind: Kind, program: impl AsRef<Path>, args: &[&str]) -> Option<Compiler> {
     let text = output(program.as_ref(), args.iter().copied().chain(["-vV"]))?;
     let version = text.lines().next()?.to_owned();
-    let llvm = text
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
-    Some(Compiler {
-        kind,
-        version,
-        llvm: llvm.split('.').next()?.parse().ok()?,
-    })
+    let llvm = text.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+    Some(Compiler { kind, version, llvm: llvm.split('.').next()?.parse().ok()? })
 }
 
 /// The major in `libLLVM.so.22.1` or `libLLVM-14.so.1`, from what ldd prints.
@@ -240,9 +220,6 @@ mod tests {
         assert_eq!(llvm_of_libraries(new), Some(22));
         let old = "\tlibLLVM-14.so.1 => /lib/x86_64-linux-gnu/libLLVM-14.so.1 (0x0000)";
         assert_eq!(llvm_of_libraries(old), Some(14));
-        assert_eq!(
-            llvm_of_libraries("\tlibc.so.6 => /lib/libc.so.6 (0x0000)"),
-            None
-        );
+        assert_eq!(llvm_of_libraries("\tlibc.so.6 => /lib/libc.so.6 (0x0000)"), None);
     }
 }

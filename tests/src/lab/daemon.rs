@@ -60,7 +60,7 @@ pub struct Settings {
     /// `[xdp] mode`
     pub mode: Mode,
     /// `[xdp] loops`
-    pub loops: &'static str,
+    pub loops: String,
     /// `[xdp] keep`
     pub keep: bool,
     /// `[probe] interval`; the timeout is the same, at most a second.
@@ -72,13 +72,7 @@ pub struct Settings {
 impl Settings {
     /// Probes each second; two failures take a PBX out, one success brings it back.
     pub fn new(mode: Mode) -> Self {
-        Self {
-            mode,
-            loops: "auto",
-            keep: false,
-            probe: Duration::from_secs(1),
-            fall: 2,
-        }
+        Self { mode, loops: "auto".into(), keep: false, probe: Duration::from_secs(1), fall: 2 }
     }
 
     fn toml(&self, lab: &Lab) -> String {
@@ -138,8 +132,7 @@ level = "info"
 pub struct Daemon {
     /// The process.
     pub process: Process,
-    binary: PathBuf,
-    socket: PathBuf,
+    control: Control,
 }
 
 impl Daemon {
@@ -153,25 +146,34 @@ impl Daemon {
         let mut command = lab.command(Place::Proxy, &binary);
         command.arg("run").arg("--config").arg(&config);
         let process = Process::start("sipline", &mut command, &log_file(lab))?;
-        let mut daemon = Self {
-            process,
-            binary,
-            socket: socket(lab),
-        };
+        let mut daemon = Self { process, control: Control { binary, socket: socket(lab) } };
         daemon.wait_until_ready()?;
         Ok(daemon)
     }
 
-    /// What a control verb prints with `--json`.
-    pub fn control(&self, args: &[&str]) -> Result<Value> {
-        let mut command = std::process::Command::new(&self.binary);
-        command
-            .arg("--socket")
-            .arg(&self.socket)
-            .args(args)
-            .arg("--json");
-        let text = output(&mut command)?;
-        serde_json::from_str(&text).with_context(|| format!("{args:?} did not print JSON: {text}"))
+    /// Its control command.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Waits until a PBX is used as `state` says.
+    pub fn wait_for_state(&self, pbx: Place, state: &str, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let is = self.control.state(pbx)?;
+            if is == state {
+                return Ok(());
+            }
+            if start.elapsed() > limit {
+                bail!(
+                    "{} is {is}, not {state}, after {:.0} s:\n{}",
+                    pbx.name(),
+                    limit.as_secs_f32(),
+                    self.process.last_words()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Ends it as an operator would, and waits for the end.
@@ -184,12 +186,9 @@ impl Daemon {
         let start = Instant::now();
         loop {
             if let Some(status) = self.process.ended()? {
-                bail!(
-                    "sipline ended at once ({status}):\n{}",
-                    self.process.last_words()
-                );
+                bail!("sipline ended at once ({status}):\n{}", self.process.last_words());
             }
-            match self.control(&["stats"]) {
+            match self.control.json(&["stats"]) {
                 Ok(_) => return Ok(()),
                 Err(error) if start.elapsed() > Duration::from_secs(20) => {
                     return Err(error.context(format!(
@@ -203,14 +202,77 @@ impl Daemon {
     }
 }
 
+/// The control command of a daemon.
+#[derive(Clone, Debug)]
+pub struct Control {
+    binary: PathBuf,
+    socket: PathBuf,
+}
+
+impl Control {
+    /// What a control verb prints with `--json`.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let mut command = std::process::Command::new(&self.binary);
+        command.arg("--socket").arg(&self.socket).args(args).arg("--json");
+        let text = output(&mut command)?;
+        serde_json::from_str(&text).with_context(|| format!("{args:?} did not print JSON: {text}"))
+    }
+
+    /// What a PBX is used for: `active`, `inactive`, `draining` or `disabled`.
+    pub fn state(&self, pbx: Place) -> Result<String> {
+        let list = self.json(&["backends", "list"])?;
+        let view = list
+            .as_array()
+            .and_then(|list| list.iter().find(|view| view["id"] == pbx.name()))
+            .with_context(|| format!("no {} in {list}", pbx.name()))?;
+        Ok(view["state"].as_str().with_context(|| format!("no state in {view}"))?.to_owned())
+    }
+
+    /// Who handled how many messages so far.
+    pub fn totals(&self) -> Result<Totals> {
+        let stats = self.json(&["stats"])?;
+        let number = |half: &str| {
+            stats[half]["messages"]
+                .as_u64()
+                .with_context(|| format!("no {half}.messages in {stats}"))
+        };
+        Ok(Totals {
+            mode: stats["mode"].as_str().with_context(|| format!("no mode in {stats}"))?.to_owned(),
+            kernel: number("kernel")?,
+            daemon: number("daemon")?,
+        })
+    }
+}
+
+/// Who handled how many messages.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Totals {
+    /// How the kernel program is attached: `native`, `generic` or `off`.
+    pub mode: String,
+    /// Messages that the kernel program served alone.
+    pub kernel: u64,
+    /// Messages that came up to the daemon.
+    pub daemon: u64,
+}
+
+impl Totals {
+    /// What came after `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            mode: self.mode.clone(),
+            kernel: self.kernel.saturating_sub(before.kernel),
+            daemon: self.daemon.saturating_sub(before.daemon),
+        }
+    }
+}
+
 /// The `sipline` binary: `SIPLINE_BIN`, else where `cargo xtask build` puts it.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("SIPLINE_BIN") {
         return Ok(path.into());
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("no workspace")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
     let target = match env::var_os("CARGO_TARGET_DIR") {
         Some(dir) if !dir.is_empty() => root.join(dir),
         _ => root.join("target"),

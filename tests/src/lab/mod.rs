@@ -28,10 +28,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use daemon::{Daemon, Mode, Settings, binary};
+pub use daemon::{Control, Daemon, Mode, Settings, Totals, binary};
 pub use process::Process;
 pub use remains::remove_stale;
-pub use sipp::{Event, Sipp, Word, read_log};
+pub use sipp::{Event, Running, Sipp, Word};
 pub use story::{Call, Outage, Outcome, Share, Story};
 pub use witness::Witness;
 
@@ -116,10 +116,7 @@ impl Lab {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .status();
-            ensure!(
-                found.is_ok(),
-                "`{program}` is not there: run `cargo xtask setup`"
-            );
+            ensure!(found.is_ok(), "`{program}` is not there: run `cargo xtask setup`");
         }
         remove_stale();
         mount_bpffs()?;
@@ -129,20 +126,12 @@ impl Lab {
         let dir = std::env::temp_dir().join(&name);
         // The guard first: whatever fails from here on is taken down again.
         let guard = remains::Guard::new(remains::Remains {
-            namespaces: Place::ALL
-                .iter()
-                .map(|place| namespace(&name, *place))
-                .collect(),
+            namespaces: Place::ALL.iter().map(|place| namespace(&name, *place)).collect(),
             pins: Path::new(BPFFS).join(&name),
             dir: dir.clone(),
         });
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let mut lab = Self {
-            name,
-            dir,
-            _passers: Vec::new(),
-            _remains: guard,
-        };
+        let mut lab = Self { name, dir, _passers: Vec::new(), _remains: guard };
         lab.build().context("cannot build the lab")?;
         Ok(lab)
     }
@@ -174,11 +163,7 @@ impl Lab {
 
     /// Takes the link to a peer down or up: a host that is gone, not only its program.
     pub fn set_link(&self, place: Place, up: bool) -> Result<()> {
-        self.run(
-            place,
-            "ip",
-            &["link", "set", "eth0", if up { "up" } else { "down" }],
-        )?;
+        self.run(place, "ip", &["link", "set", "eth0", if up { "up" } else { "down" }])?;
         if up {
             self.add_default_route(place)?;
         }
@@ -196,11 +181,7 @@ impl Lab {
             self.run(place, "ip", &["link", "set", "lo", "up"])?;
         }
         let proxy = namespace(&self.name, Place::Proxy);
-        self.run(
-            Place::Proxy,
-            "ip",
-            &["address", "add", &format!("{PROXY}/32"), "dev", "lo"],
-        )?;
+        self.run(Place::Proxy, "ip", &["address", "add", &format!("{PROXY}/32"), "dev", "lo"])?;
         for (end, address, peer) in LINKS {
             let far = namespace(&self.name, peer);
             ip(&[
@@ -217,15 +198,10 @@ impl Lab {
                 )?;
                 // Checksums must be real: a program that edits a packet cannot finish a partial one.
                 // GRO switches on the receive path that takes frames sent by XDP.
-                self.run(
-                    place,
-                    "ethtool",
-                    &["-K", interface, "tx", "off", "gro", "on"],
-                )?;
+                self.run(place, "ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
                 self.run(place, "ip", &["link", "set", interface, "up"])?;
             }
-            self._passers
-                .push(kernel::pass_everything(&self.namespace_file(peer), "eth0")?);
+            self._passers.push(kernel::pass_everything(&self.namespace_file(peer), "eth0")?);
             self.add_default_route(peer)?;
         }
         Ok(())
@@ -237,8 +213,7 @@ impl Lab {
             .find(|(_, _, at)| *at == peer)
             .map(|(_, address, _)| *address)
             .context("the proxy has no default route")?;
-        self.run(peer, "ip", &["route", "replace", "default", "via", gateway])
-            .map(drop)
+        self.run(peer, "ip", &["route", "replace", "default", "via", gateway]).map(drop)
     }
 }
 
@@ -271,10 +246,7 @@ fn output(command: &mut Command) -> Result<String> {
 fn mount_bpffs() -> Result<()> {
     let mounts =
         fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
-    if mounts
-        .lines()
-        .any(|line| line.contains(&format!(" {BPFFS} bpf ")))
-    {
+    if mounts.lines().any(|line| line.contains(&format!(" {BPFFS} bpf "))) {
         return Ok(());
     }
     output(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS])).map(drop)

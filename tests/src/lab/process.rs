@@ -38,20 +38,13 @@ impl Process {
         // SAFETY: prctl is async-signal-safe and touches no memory; nothing else is called between fork
         // and exec.
         unsafe {
-            command.pre_exec(
-                || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                    0 => Ok(()),
-                    _ => Err(io::Error::last_os_error()),
-                },
-            );
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
         }
         let child = remains::spawn(command).with_context(|| format!("cannot start {name}"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            status: None,
-            log: log.to_owned(),
-        })
+        Ok(Self { name: name.to_owned(), child, status: None, log: log.to_owned() })
     }
 
     /// Its process number.
@@ -78,11 +71,7 @@ impl Process {
                 return Ok(status);
             }
             if start.elapsed() > limit {
-                bail!(
-                    "{} still runs after {:.0} s",
-                    self.name,
-                    limit.as_secs_f32()
-                );
+                bail!("{} still runs after {:.0} s", self.name, limit.as_secs_f32());
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -113,11 +102,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         let running = self.ended().ok().flatten().is_none();
         if thread::panicking() {
-            eprintln!(
-                "--- last words of {}:\n{}\n---",
-                self.name,
-                self.last_words().trim_end()
-            );
+            eprintln!("--- last words of {}:\n{}\n---", self.name, self.last_words().trim_end());
         }
         if running {
             let _ = self.kill();

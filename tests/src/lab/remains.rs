@@ -119,11 +119,8 @@ struct Alive {
     children: Vec<u32>,
 }
 
-static ALIVE: Mutex<Alive> = Mutex::new(Alive {
-    next: 0,
-    labs: BTreeMap::new(),
-    children: Vec::new(),
-});
+static ALIVE: Mutex<Alive> =
+    Mutex::new(Alive { next: 0, labs: BTreeMap::new(), children: Vec::new() });
 
 fn alive() -> MutexGuard<'static, Alive> {
     // A panic elsewhere must not stop the cleaning.
@@ -176,10 +173,7 @@ fn names_in(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 fn remove_pins(pins: &Path) {
@@ -214,10 +208,7 @@ mod tests {
 
     #[test]
     fn only_names_of_dead_processes_are_stale() {
-        assert!(!is_stale(&format!(
-            "{}-phones",
-            name(std::process::id(), 0)
-        )));
+        assert!(!is_stale(&format!("{}-phones", name(std::process::id(), 0))));
         // Above the largest process number that Linux gives.
         assert!(is_stale(&format!("{}-phones", name(1 << 30, 0))));
         assert!(!is_stale("docker0"));

@@ -65,10 +65,7 @@ impl Sipp {
     /// Calls somebody else than the proxy.
     #[must_use]
     pub fn target(self, address: &str) -> Self {
-        Self {
-            target: address.to_owned(),
-            ..self
-        }
+        Self { target: address.to_owned(), ..self }
     }
 
     /// Starts it. `name` names its files in the lab's directory.
@@ -86,14 +83,8 @@ impl Sipp {
         command.args(["-d", &self.talk.as_millis().to_string()]);
         command.args(["-timeout", &format!("{}s", self.limit.as_secs())]);
         // No behaviour of SIPp's own: what is unexpected is to be seen, not answered.
-        command
-            .args(["-nostdin", "-nd", "-trace_logs"])
-            .arg("-log_file")
-            .arg(&log);
-        command
-            .arg("-trace_err")
-            .arg("-error_file")
-            .arg(lab.dir().join(format!("{name}.errors")));
+        command.args(["-nostdin", "-nd", "-trace_logs"]).arg("-log_file").arg(&log);
+        command.arg("-trace_err").arg("-error_file").arg(lab.dir().join(format!("{name}.errors")));
         if let Some((rate, calls)) = self.calls {
             command.args(["-r", &rate.to_string(), "-m", &calls.to_string()]);
             // All of them may be open at once: a limit would slow the callers down.
@@ -101,11 +92,7 @@ impl Sipp {
             command.arg(format!("{}:{PORT}", self.target));
         }
         let process = Process::start(name, &mut command, &lab.dir().join(format!("{name}.out")))?;
-        Ok(Running {
-            process,
-            log,
-            limit: self.limit,
-        })
+        Ok(Running { process, log, limit: self.limit })
     }
 }
 
@@ -164,7 +151,7 @@ pub struct Event {
 }
 
 /// Reads what a scenario has logged. A file that is not there yet holds nothing.
-pub fn read_log(path: &Path) -> Result<Vec<Event>> {
+fn read_log(path: &Path) -> Result<Vec<Event>> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -196,12 +183,7 @@ fn parse(line: &str) -> Option<Event> {
     let seconds: f64 = fields.next()?.parse().ok()?;
     let micros: f64 = fields.next()?.parse().ok()?;
     let pbx = fields.next().map(str::to_owned);
-    Some(Event {
-        word,
-        call_id,
-        at: seconds + micros / 1e6,
-        pbx,
-    })
+    Some(Event { word, call_id, at: seconds + micros / 1e6, pbx })
 }
 
 /// Where the scenarios are.

@@ -88,19 +88,13 @@ impl Story {
 
     /// How many calls came to this outcome.
     pub fn count(&self, outcome: Outcome, outage: Option<&Outage>) -> usize {
-        self.calls
-            .values()
-            .filter(|call| call.outcome(outage) == outcome)
-            .count()
+        self.calls.values().filter(|call| call.outcome(outage) == outcome).count()
     }
 
     /// Which PBX answered how many of the calls placed from `from` until `until`.
     pub fn share(&self, from: f64, until: f64) -> Share {
         let mut share = Share::new();
-        let placed = self
-            .calls
-            .values()
-            .filter(|call| (from..until).contains(&call.placed));
+        let placed = self.calls.values().filter(|call| (from..until).contains(&call.placed));
         for (_, pbx) in placed.filter_map(|call| call.answered.as_ref()) {
             *share.entry(pbx.clone()).or_default() += 1;
         }
@@ -118,11 +112,7 @@ impl Call {
             return Outcome::Failed;
         };
         // It was over before the PBX died, so it failed for a reason of its own.
-        if self
-            .silent
-            .or(self.refused)
-            .is_some_and(|end| end < outage.killed)
-        {
+        if self.silent.or(self.refused).is_some_and(|end| end < outage.killed) {
             return Outcome::Failed;
         }
         match (&self.answered, self.reached) {
@@ -141,85 +131,44 @@ mod tests {
     use super::*;
 
     fn outage() -> Outage {
-        Outage {
-            pbx: "pbx1".into(),
-            killed: 10.0,
-            known: 11.0,
-            restarted: 15.0,
-            back: 16.0,
-        }
+        Outage { pbx: "pbx1".into(), killed: 10.0, known: 11.0, restarted: 15.0, back: 16.0 }
     }
 
     fn call(placed: f64) -> Call {
-        Call {
-            placed,
-            ..Call::default()
-        }
+        Call { placed, ..Call::default() }
     }
 
     #[test]
     fn an_answered_call_that_ended_is_answered() {
-        let done = Call {
-            answered: Some((1.1, "pbx1".into())),
-            ended: Some(2.0),
-            ..call(1.0)
-        };
+        let done = Call { answered: Some((1.1, "pbx1".into())), ended: Some(2.0), ..call(1.0) };
         assert_eq!(done.outcome(None), Outcome::Answered);
         assert_eq!(done.outcome(Some(&outage())), Outcome::Answered);
     }
 
     #[test]
     fn a_call_that_talked_to_the_dead_pbx_is_lost_to_it() {
-        let talking = Call {
-            answered: Some((9.9, "pbx1".into())),
-            silent: Some(20.0),
-            ..call(9.8)
-        };
+        let talking =
+            Call { answered: Some((9.9, "pbx1".into())), silent: Some(20.0), ..call(9.8) };
         assert_eq!(talking.outcome(Some(&outage())), Outcome::LostTalking);
         assert_eq!(talking.outcome(None), Outcome::Failed);
-        let other = Call {
-            answered: Some((9.9, "pbx2".into())),
-            silent: Some(20.0),
-            ..call(9.8)
-        };
+        let other = Call { answered: Some((9.9, "pbx2".into())), silent: Some(20.0), ..call(9.8) };
         assert_eq!(other.outcome(Some(&outage())), Outcome::Failed);
-        let later = Call {
-            answered: Some((15.5, "pbx1".into())),
-            silent: Some(20.0),
-            ..call(15.4)
-        };
+        let later =
+            Call { answered: Some((15.5, "pbx1".into())), silent: Some(20.0), ..call(15.4) };
         assert_eq!(later.outcome(Some(&outage())), Outcome::Failed);
-        let over = Call {
-            answered: Some((1.0, "pbx1".into())),
-            silent: Some(9.0),
-            ..call(0.9)
-        };
+        let over = Call { answered: Some((1.0, "pbx1".into())), silent: Some(9.0), ..call(0.9) };
         assert_eq!(over.outcome(Some(&outage())), Outcome::Failed);
     }
 
     #[test]
     fn an_unanswered_call_is_lost_only_if_it_was_sent_to_the_dead_pbx_unknowing() {
-        let sent = Call {
-            reached: Some(10.5),
-            silent: Some(20.5),
-            ..call(10.5)
-        };
+        let sent = Call { reached: Some(10.5), silent: Some(20.5), ..call(10.5) };
         assert_eq!(sent.outcome(Some(&outage())), Outcome::LostSent);
-        let knowing = Call {
-            reached: Some(11.5),
-            silent: Some(21.5),
-            ..call(11.5)
-        };
+        let knowing = Call { reached: Some(11.5), silent: Some(21.5), ..call(11.5) };
         assert_eq!(knowing.outcome(Some(&outage())), Outcome::Failed);
-        let elsewhere = Call {
-            silent: Some(20.5),
-            ..call(10.5)
-        };
+        let elsewhere = Call { silent: Some(20.5), ..call(10.5) };
         assert_eq!(elsewhere.outcome(Some(&outage())), Outcome::Failed);
-        let refused = Call {
-            refused: Some(12.0),
-            ..call(12.0)
-        };
+        let refused = Call { refused: Some(12.0), ..call(12.0) };
         assert_eq!(refused.outcome(Some(&outage())), Outcome::Failed);
     }
 

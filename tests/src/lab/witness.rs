@@ -33,10 +33,7 @@ impl Witness {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let thread = thread::spawn(move || listen(socket, &flag));
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Stops, and returns the Call-IDs of the INVITEs seen, with the time of the first (seconds since
@@ -62,11 +59,7 @@ fn packet_socket() -> Result<UdpSocket> {
     let protocol = u16::to_be(0x0800);
     // SAFETY: socket takes numbers only.
     let fd = unsafe {
-        libc::socket(
-            libc::AF_PACKET,
-            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
-            i32::from(protocol),
-        )
+        libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, i32::from(protocol))
     };
     if fd < 0 {
         return Err(io::Error::last_os_error()).context("cannot open a packet socket");
@@ -89,9 +82,7 @@ fn packet_socket() -> Result<UdpSocket> {
     }
     // Only recv and the timeout are used of it, which are the same for every kind of datagram socket.
     let socket = UdpSocket::from(fd);
-    socket
-        .set_read_timeout(Some(Duration::from_millis(100)))
-        .context("cannot set a timeout")?;
+    socket.set_read_timeout(Some(Duration::from_millis(100))).context("cannot set a timeout")?;
     Ok(socket)
 }
 
@@ -102,9 +93,7 @@ fn listen(socket: UdpSocket, stop: &AtomicBool) -> HashMap<String, f64> {
         match socket.recv(&mut packet) {
             Ok(length) => {
                 if let Some(call_id) = invite(&packet[..length]) {
-                    let now = SystemTime::now()
-                        .duration_since(UNIX_EPOCH)
-                        .unwrap_or_default();
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                     seen.entry(call_id.to_owned()).or_insert(now.as_secs_f64());
                 }
             }
@@ -129,10 +118,7 @@ fn invite(packet: &[u8]) -> Option<&str> {
     }
     let message = std::str::from_utf8(packet.get(header + 8..)?).ok()?;
     let lines = message.strip_prefix("INVITE ")?;
-    lines
-        .lines()
-        .find_map(|line| line.strip_prefix("Call-ID: "))
-        .map(str::trim)
+    lines.lines().find_map(|line| line.strip_prefix("Call-ID: ")).map(str::trim)
 }
 
 #[cfg(test)]
@@ -153,13 +139,7 @@ mod tests {
         let text = "INVITE sip:a@b SIP/2.0\r\nCall-ID: 7@here\r\n\r\n";
         assert_eq!(invite(&packet(PORT, text)), Some("7@here"));
         assert_eq!(invite(&packet(PORT + 1, text)), None);
-        assert_eq!(
-            invite(&packet(
-                PORT,
-                "BYE sip:a@b SIP/2.0\r\nCall-ID: 7@here\r\n\r\n"
-            )),
-            None
-        );
+        assert_eq!(invite(&packet(PORT, "BYE sip:a@b SIP/2.0\r\nCall-ID: 7@here\r\n\r\n")), None);
         assert_eq!(invite(&packet(PORT, text)[..30]), None);
         assert_eq!(invite(&[]), None);
     }

@@ -1,0 +1,53 @@
+//! `fuzz`: random bytes into a fuzz target, by cargo-fuzz, which needs a nightly compiler.
+
+use anyhow::{Result, bail};
+
+use crate::process::{self, find, output, root};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The target, a file in tests/fuzz/fuzz_targets
+    #[arg(default_value = "scan")]
+    target: String,
+    /// How long to search
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    seconds: u32,
+    /// Passed on to libFuzzer
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let dir = root().join("tests/fuzz");
+    if !dir.join("fuzz_targets").join(format!("{}.rs", args.target)).exists() {
+        bail!("there is no fuzz target `{}` in tests/fuzz/fuzz_targets", args.target);
+    }
+    let Some(rustup) = find("rustup") else {
+        bail!(
+            "fuzzing needs a nightly compiler by rustup, and rustup is not there: https://rustup.rs"
+        );
+    };
+    if output(&rustup, ["run", "nightly", "rustc", "--version"]).is_none() {
+        bail!("fuzzing needs a nightly compiler: run `rustup toolchain install nightly`");
+    }
+    if find("c++").is_none() {
+        bail!("fuzzing needs a C++ compiler for libFuzzer: run `apt-get install g++`");
+    }
+    if find("cargo-fuzz").is_none() {
+        eprintln!("fuzz is about to install cargo-fuzz (a minute)");
+        process::run(process::cargo().current_dir("/").args([
+            "install",
+            "cargo-fuzz",
+            "--locked",
+        ]))?;
+    }
+    let mut command = std::process::Command::new(rustup);
+    // The stable compiler that runs us must not leak into the nightly call.
+    for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "CARGO_TARGET_DIR"] {
+        command.env_remove(name);
+    }
+    command.current_dir(root()).args(["run", "nightly", "cargo", "fuzz", "run", "--fuzz-dir"]);
+    command.arg(dir).arg(&args.target).arg("--");
+    command.arg(format!("-max_total_time={}", args.seconds));
+    process::run(command.args(&args.more))
+}
