@@ -73,11 +73,7 @@ pub fn put(words: &mut Words, hash: u64, now: u64, slot: u32) {
     }
     let word = tag << 24 | (((now >> 30) as u16) as u64) << 8 | (slot & 0xff) as u64;
     // SAFETY: `best` is the number of one of the words.
-    unsafe {
-        *words
-            .as_mut_ptr()
-            .add(crate::scan::confine(best as u32, 7) as usize) = word
-    };
+    unsafe { *words.as_mut_ptr().add(crate::scan::confine(best as u32, 7) as usize) = word };
 }
 
 #[cfg(test)]
@@ -91,14 +87,8 @@ mod tests {
         let mut words = [0; 8];
         put(&mut words, 0xabcd_ef01_2345_6789, 5 * SECOND, 7);
         assert_eq!(find(&words, 0xabcd_ef01_2345_6789, 6 * SECOND), Some(7));
-        assert_eq!(
-            find(&words, 0xabcd_ef01_2345_6789, (5 + LIFE as u64) * SECOND),
-            Some(7)
-        );
-        assert_eq!(
-            find(&words, 0xabcd_ef01_2345_6789, (6 + LIFE as u64) * SECOND),
-            None
-        );
+        assert_eq!(find(&words, 0xabcd_ef01_2345_6789, (5 + LIFE as u64) * SECOND), Some(7));
+        assert_eq!(find(&words, 0xabcd_ef01_2345_6789, (6 + LIFE as u64) * SECOND), None);
         assert_eq!(find(&words, 0xabcd_ef00_0045_6789, 6 * SECOND), None);
     }
 

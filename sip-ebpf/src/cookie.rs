@@ -89,11 +89,7 @@ impl Cookie {
             return None;
         }
         let cookie = Self {
-            flow: Endpoint {
-                addr: addr.to_be(),
-                port: ((rest >> 16) as u16).to_be(),
-                pad: 0,
-            },
+            flow: Endpoint { addr: addr.to_be(), port: ((rest >> 16) as u16).to_be(), pad: 0 },
             slot: rest >> 8 & 0xff,
             from_pbx: rest & 1 != 0,
         };
@@ -158,11 +154,7 @@ mod tests {
 
     #[test]
     fn a_cookie_is_ours_for_its_call_and_tag_only() {
-        let cookie = Cookie {
-            flow: Endpoint::new([10, 10, 1, 2], 5061),
-            slot: 3,
-            from_pbx: true,
-        };
+        let cookie = Cookie { flow: Endpoint::new([10, 10, 1, 2], 5061), slot: 3, from_pbx: true };
         let tag: &[u8] = b"tag-of-caller";
         let whole = Span { at: 0, end: 13 };
         let text = digits(&cookie.write(KEY, 99, tag, whole));
@@ -183,27 +175,12 @@ mod tests {
     fn branches_tell_their_owner() {
         let mut text = STATELESS.to_vec();
         text.extend(digits(&crate::text::hex(0x0123_4567_89ab_cdef)));
-        let all = Span {
-            at: 0,
-            end: text.len() as u32,
-        };
-        assert_eq!(
-            owner(&text[..], all),
-            Owner::Stateless(0x0123_4567_89ab_cdef)
-        );
+        let all = Span { at: 0, end: text.len() as u32 };
+        assert_eq!(owner(&text[..], all), Owner::Stateless(0x0123_4567_89ab_cdef));
         text.push(b'0');
-        let more = Span {
-            at: 0,
-            end: text.len() as u32,
-        };
+        let more = Span { at: 0, end: text.len() as u32 };
         assert_eq!(owner(&text[..], more), Owner::Other);
-        assert_eq!(
-            owner(&b"z9hG4bKsld12"[..], Span { at: 0, end: 12 }),
-            Owner::Daemon
-        );
-        assert_eq!(
-            owner(&b"z9hG4bKnashds8"[..], Span { at: 0, end: 14 }),
-            Owner::Other
-        );
+        assert_eq!(owner(&b"z9hG4bKsld12"[..], Span { at: 0, end: 12 }), Owner::Daemon);
+        assert_eq!(owner(&b"z9hG4bKnashds8"[..], Span { at: 0, end: 14 }), Owner::Other);
     }
 }

@@ -6,11 +6,11 @@
 
 use crate::cookie;
 use crate::header::host_port;
-use crate::repeat::repeat;
+use crate::repeat::{repeat, step};
 use crate::route::{Packet, Plan};
 use crate::scan::{Index, Kind};
 use crate::tables::{Local, RECORD_ROUTE_TEXT, VIA_TEXT};
-use crate::text::{Text, dotted, literal};
+use crate::text::{Text, decimal3, literal};
 
 /// The longest front. A longer one is for the daemon.
 pub const FRONT: u32 = 2048;
@@ -55,9 +55,11 @@ pub fn request<T: Text, S: Sink>(
         for i in 0..RECORD_ROUTE_TEXT / 8 {
             out.put(at + 8 * i as u32, word_of(&local.record_route, i));
         }
-        for (i, digits) in plan.cookie.into_iter().enumerate() {
-            out.put(at + local.cookie_at + 8 * i as u32, digits);
-        }
+        let cookie = at + local.cookie_at;
+        out.put(cookie, plan.cookie[0]);
+        out.put(cookie + 8, plan.cookie[1]);
+        out.put(cookie + 16, plan.cookie[2]);
+        out.put(cookie + 24, plan.cookie[3]);
         at = out.fresh(at + local.record_route_len);
     }
     for i in 0..VIA_TEXT / 8 {
@@ -76,11 +78,7 @@ pub fn request<T: Text, S: Sink>(
         at = copy(t, from, plan.cut.at, out, at);
         from = plan.cut.end;
     }
-    let fill = if plan.via.rport.at != 0 {
-        plan.via.rport.at
-    } else {
-        plan.via.end
-    };
+    let fill = if plan.via.rport.at != 0 { plan.via.rport.at } else { plan.via.end };
     at = copy(t, from, fill, out, at);
     at = received(t, packet, plan, out, at);
     from = fill;
@@ -108,10 +106,27 @@ fn received<T: Text, S: Sink>(t: T, packet: Packet, plan: &Plan, out: &mut S, at
     }
     out.put(at, literal(b";receive"));
     out.put(at + 8, literal(b"d="));
-    let (text, n) = dotted(packet.src.addr);
-    out.put(at + 10, text as u64);
-    out.put(at + 18, (text >> 64) as u64);
-    out.fresh(at + 10 + n)
+    let at = address(packet.src.addr, out, at + 10);
+    out.fresh(at)
+}
+
+/// Writes an IPv4 address; says where it ended.
+#[inline(always)]
+fn address<S: Sink>(addr: u32, out: &mut S, at: u32) -> u32 {
+    // Dots are put behind all four: what comes next covers the last one.
+    let octets = addr.to_ne_bytes();
+    let at = octet(octets[0], out, at);
+    let at = octet(octets[1], out, at);
+    let at = octet(octets[2], out, at);
+    octet(octets[3], out, at) - 1
+}
+
+/// Writes an octet and a dot; says where they ended.
+#[inline(always)]
+fn octet<S: Sink>(value: u8, out: &mut S, at: u32) -> u32 {
+    let (text, n) = decimal3(value);
+    out.put(at, text | (b'.' as u64) << (8 * n));
+    at + n + 1
 }
 
 /// A port in decimal: the first digit in the lowest byte, and how many.
@@ -121,11 +136,11 @@ fn decimal(port: u16) -> (u64, u32) {
     // Multiplications in place of divisions: exact for 16 bits.
     let (q1, q2) = (v * 6554 >> 16, v * 5243 >> 19);
     let (q3, q4) = (v * 8389 >> 23, v * 53_688 >> 29);
-    let all = [q4, q3 - q4 * 10, q2 - q3 * 10, q1 - q2 * 10, v - q1 * 10];
-    let mut text = 0;
-    for (i, digit) in all.into_iter().enumerate() {
-        text |= (digit + 0x30) << (8 * i);
-    }
+    let text = (q4 + 0x30)
+        | (q3 - q4 * 10 + 0x30) << 8
+        | (q2 - q3 * 10 + 0x30) << 16
+        | (q1 - q2 * 10 + 0x30) << 24
+        | (v - q1 * 10 + 0x30) << 32;
     let n = 1 + (v > 9) as u32 + (v > 99) as u32 + (v > 999) as u32 + (v > 9999) as u32;
     (text >> (8 * (5 - n)), n)
 }
@@ -147,10 +162,7 @@ pub fn hops(plan: &Plan) -> u32 {
 #[inline(always)]
 pub fn response<T: Text, S: Sink>(t: T, plan: &Plan, out: &mut S) -> Front {
     let at = copy(t, 0, plan.cut.at, out, 0);
-    Front {
-        old: plan.cut.end,
-        new: at,
-    }
+    Front { old: plan.cut.end, new: at }
 }
 
 /// What we say of ourselves in the 200 of an OPTIONS (11.2); the end of the message.
@@ -171,11 +183,7 @@ pub fn options_answer<T: Text, S: Sink>(
     out.put(8, literal(b"200 OK\r\n"));
     let start = |kind| index.first(kind).map_or(0, |line| line.start as u32);
     let end = |kind| index.last(kind).map_or(0, |line| line.end as u32);
-    let fill = if plan.via.rport.at != 0 {
-        plan.via.rport.at
-    } else {
-        plan.via.end
-    };
+    let fill = if plan.via.rport.at != 0 { plan.via.rport.at } else { plan.via.end };
     let mut at = copy(t, start(Kind::Via), fill, out, 16);
     at = received(t, packet, plan, out, at);
     at = copy(t, fill, end(Kind::Via) + 2, out, at);
@@ -187,28 +195,22 @@ pub fn options_answer<T: Text, S: Sink>(
     at = out.fresh(at + 15);
     at = copy(t, start(Kind::CallId), end(Kind::CallId) + 2, out, at);
     at = copy(t, start(Kind::CSeq), end(Kind::CSeq) + 2, out, at);
-    for i in 0..ABOUT_US.len().div_ceil(8) {
-        out.put(at + 8 * i as u32, constant(ABOUT_US, i));
+    const ABOUT: [u64; ABOUT_US.len().div_ceil(8)] = words(ABOUT_US);
+    for i in 0..ABOUT.len() {
+        out.put(at + 8 * i as u32, ABOUT[i]);
     }
-    Front {
-        old: index.len,
-        new: out.fresh(at + ABOUT_US.len() as u32),
-    }
+    Front { old: index.len, new: out.fresh(at + ABOUT_US.len() as u32) }
 }
 
-/// The `i`th word of a constant text.
-#[inline(always)]
-const fn constant(text: &[u8], i: usize) -> u64 {
-    let mut word = 0;
-    let mut k = 8;
-    while k > 0 {
-        k -= 1;
-        word <<= 8;
-        if i * 8 + k < text.len() {
-            word |= text[i * 8 + k] as u64;
-        }
+/// A text in words, the last one filled up with zeros.
+const fn words<const N: usize>(text: &[u8]) -> [u64; N] {
+    let mut words = [0; N];
+    let mut i = 0;
+    while i < text.len() {
+        words[i / 8] |= (text[i] as u64) << (i % 8 * 8);
+        i += 1;
     }
-    word
+    words
 }
 
 /// The `i`th word of a table's text.
@@ -222,13 +224,7 @@ fn word_of<const N: usize>(text: &[u8; N], i: usize) -> u64 {
 /// Copies from `from` to `to`, to `at`; says where it ended. Up to 31 bytes more are written.
 #[inline(always)]
 fn copy<T: Text, S: Sink>(t: T, from: u32, to: u32, out: &mut S, at: u32) -> u32 {
-    let mut state = Copy {
-        t,
-        from: t.fresh(from),
-        to,
-        at: t.fresh(at),
-        out: &mut *out,
-    };
+    let mut state = Copy { t, from: t.fresh(from), to, at: t.fresh(at), out: &mut *out };
     repeat(crate::scan::MAX_TEXT / 32 + 2, &mut state, |s| {
         if s.from >= s.to {
             return false;
@@ -237,8 +233,8 @@ fn copy<T: Text, S: Sink>(t: T, from: u32, to: u32, out: &mut S, at: u32) -> u32
         s.out.put(s.at + 8, s.t.word(s.from + 8));
         s.out.put(s.at + 16, s.t.word(s.from + 16));
         s.out.put(s.at + 24, s.t.word(s.from + 24));
-        s.from += 32;
-        s.at += 32;
+        step(&mut s.from, 32);
+        step(&mut s.at, 32);
         true
     });
     t.fresh(at.wrapping_add(to.wrapping_sub(from)))

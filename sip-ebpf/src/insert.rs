@@ -2,7 +2,7 @@
 
 use crate::cookie::{BRANCH_DIGITS, COOKIE_DIGITS, STATELESS};
 use crate::tables::{Endpoint, Local, RECORD_ROUTE_TEXT, ROUTE_WORDS, VIA_TEXT};
-use crate::text::{dotted, literal};
+use crate::text::{decimal3, literal};
 
 /// Makes the lines of one of our addresses.
 pub fn local(endpoint: Endpoint) -> Local {
@@ -53,10 +53,7 @@ struct Line<const N: usize> {
 
 impl<const N: usize> Line<N> {
     fn new() -> Self {
-        Self {
-            bytes: [0; N],
-            len: 0,
-        }
+        Self { bytes: [0; N], len: 0 }
     }
 
     fn text(&mut self, text: &[u8]) {
@@ -72,8 +69,13 @@ impl<const N: usize> Line<N> {
     }
 
     fn endpoint(&mut self, endpoint: Endpoint) {
-        let (text, n) = dotted(endpoint.addr);
-        self.text(&text.to_le_bytes()[..n as usize]);
+        for (i, octet) in endpoint.octets().into_iter().enumerate() {
+            if i > 0 {
+                self.text(b".");
+            }
+            let (text, n) = decimal3(octet);
+            self.text(&text.to_le_bytes()[..n as usize]);
+        }
         self.text(b":");
         let mut port = endpoint.port_number();
         let mut digits = [0; 5];

@@ -10,6 +10,8 @@ pub mod cookie;
 pub mod edit;
 pub mod header;
 pub mod insert;
+#[cfg(not(target_arch = "bpf"))]
+pub mod message;
 pub mod reason;
 pub mod repeat;
 pub mod route;

@@ -53,3 +53,18 @@ pub fn repeat<S, F: Fn(&mut S) -> bool + Copy>(limit: u32, state: &mut S, _step:
         )
     };
 }
+
+/// Moves a place on, as `*at += by` does. In the kernel the compiler does not see it: it would count
+/// the rounds of the loop instead, and the verifier would walk each of them.
+#[inline(always)]
+pub fn step(at: &mut u32, by: u32) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        core::arch::asm!("{0} += {1}", inout(wreg) *at, in(wreg) by, options(pure, nomem, nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        *at = at.wrapping_add(by);
+    }
+}

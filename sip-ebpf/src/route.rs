@@ -152,10 +152,7 @@ fn request<T: Text, W: Tables>(
         return Reason::OddHeader;
     }
     let key = tables.key();
-    let span = Span {
-        at: call_id.value as u32,
-        end: call_id.end as u32,
-    };
+    let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
     let (call, marks) = cookie::call(key, t, span);
     if marks != 0 {
         return Reason::OddHeader;
@@ -188,11 +185,7 @@ fn request<T: Text, W: Tables>(
         return follow(
             tables,
             plan,
-            if cancel {
-                Reason::CancelSteered
-            } else {
-                Reason::AckSteered
-            },
+            if cancel { Reason::CancelSteered } else { Reason::AckSteered },
         );
     }
     Reason::Method
@@ -207,10 +200,7 @@ fn options<T: Text, W: Tables>(t: T, index: &Index, packet: Packet, tables: &W) 
     if !for_us(t, index, packet.dst) {
         return Reason::OptionsNotForUs;
     }
-    let (first, last) = (
-        index.first[Kind::Via as usize],
-        index.last[Kind::Via as usize],
-    );
+    let (first, last) = (index.first[Kind::Via as usize], index.last[Kind::Via as usize]);
     if last.wrapping_sub(first).wrapping_add(1) as u32 != index.seen(Kind::Via) {
         return Reason::OddVia;
     }
@@ -275,11 +265,7 @@ fn invite<T: Text, W: Tables>(t: T, packet: Packet, tables: &W, plan: &mut Plan)
     let Some(pbx) = tables.pbx(slot) else {
         return Reason::NoPbx;
     };
-    let cookie = Cookie {
-        flow: packet.src,
-        slot,
-        from_pbx: false,
-    };
+    let cookie = Cookie { flow: packet.src, slot, from_pbx: false };
     plan.cookie = cookie.write(tables.key(), plan.call, t, plan.from_tag);
     plan.record = 1;
     plan.slot = slot;
@@ -345,20 +331,13 @@ fn dialog<T: Text, W: Tables>(
     };
     // The dialog's first tag is the caller's: it is in From when the caller speaks.
     let caller_speaks = from_pbx.is_some() == cookie.from_pbx;
-    let tag = if caller_speaks {
-        plan.from_tag
-    } else {
-        plan.to_tag
-    };
+    let tag = if caller_speaks { plan.from_tag } else { plan.to_tag };
     if !cookie.signed(signature, tables.key(), plan.call, t, tag) {
         return Reason::BadCookie;
     }
     plan.record = 0;
     plan.slot = cookie.slot;
-    plan.cut = Span {
-        at: line.start as u32,
-        end: line.end as u32 + 2,
-    };
+    plan.cut = Span { at: line.start as u32, end: line.end as u32 + 2 };
     match from_pbx {
         Some(slot) if slot == cookie.slot => {
             plan.next = cookie.flow;
@@ -411,10 +390,7 @@ fn response<T: Text, W: Tables>(
         return Reason::OddHeader;
     };
     let key = tables.key();
-    let span = Span {
-        at: call_id.value as u32,
-        end: call_id.end as u32,
-    };
+    let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
     let (call, marks) = cookie::call(key, t, span);
     if marks != 0 || span.is_empty() {
         return Reason::OddHeader;
@@ -431,15 +407,9 @@ fn response<T: Text, W: Tables>(
     }
     plan.next = next_hop;
     plan.cut = if plan.via.end < via.end as u32 {
-        Span {
-            at: plan.via.at,
-            end: next,
-        }
+        Span { at: plan.via.at, end: next }
     } else {
-        Span {
-            at: via.start as u32,
-            end: via.end as u32 + 2,
-        }
+        Span { at: via.start as u32, end: via.end as u32 + 2 }
     };
     Reason::ResponseForwarded
 }
@@ -466,11 +436,7 @@ fn way_back<T: Text>(t: T, via: &Via) -> Result<Endpoint, header::Odd> {
     if !via.rport.is_empty() {
         port = header::port(t, via.rport)?;
     }
-    Ok(Endpoint {
-        addr,
-        port: (port as u16).to_be(),
-        pad: 0,
-    })
+    Ok(Endpoint { addr, port: (port as u16).to_be(), pad: 0 })
 }
 
 /// Host and port of a Via that was sent by an IPv4 address.

@@ -5,7 +5,7 @@
 //! and [`crate::message`]). Every result lies in an [`Index`], which in the kernel is map memory: the verifier keeps
 //! no track of that, so its states do not multiply.
 
-use crate::repeat::repeat;
+use crate::repeat::{repeat, step};
 use crate::text::{LOWER, Text, below, equal, first, head, literal};
 
 /// How many header lines a message may have.
@@ -238,13 +238,7 @@ impl Index {
             first: [0; KINDS],
             last: [0; KINDS],
             seen: [0; KINDS],
-            lines: [Line {
-                start: 0,
-                value: 0,
-                end: 0,
-                kind: 0,
-                flags: 0,
-            }; MAX_LINES as usize],
+            lines: [Line { start: 0, value: 0, end: 0, kind: 0, flags: 0 }; MAX_LINES as usize],
         }
     }
 
@@ -307,13 +301,13 @@ impl Index {
 pub fn confine(value: u32, mask: u32) -> u32 {
     #[cfg(target_arch = "bpf")]
     {
-        let mut wide = value as u64;
+        let mut value = value;
         // SAFETY: arithmetic on a register.
         unsafe {
-            core::arch::asm!("{0} &= {1}", inout(reg) wide, in(reg) mask as u64,
+            core::arch::asm!("{0} &= {1}", inout(wreg) value, in(wreg) mask,
                 options(pure, nomem, nostack));
         }
-        wide as u32
+        value
     }
     #[cfg(not(target_arch = "bpf"))]
     {
@@ -330,9 +324,7 @@ pub fn scan<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     }
     start_line(t, index)?;
     let mut state = (t, &mut *index);
-    repeat(MAX_LINES * 8, &mut state, |(t, index)| {
-        header_line(*t, index)
-    });
+    repeat(MAX_LINES * 8, &mut state, |(t, index)| header_line(*t, index));
     if index.error != 0 {
         return Err(error(index.error));
     }
@@ -388,7 +380,7 @@ fn find_control<T: Text>(t: T, at: u32) -> u32 {
         let (a, b) = (below(t.word(*at), 0x20), below(t.word(*at + 8), 0x20));
         let (c, d) = (below(t.word(*at + 16), 0x20), below(t.word(*at + 24), 0x20));
         if a | b | c | d == 0 {
-            *at += 32;
+            step(at, 32);
             return true;
         }
         let (marks, skip) = if a != 0 {
@@ -400,7 +392,7 @@ fn find_control<T: Text>(t: T, at: u32) -> u32 {
         } else {
             (d, 24)
         };
-        *at += skip + first(marks);
+        step(at, skip + first(marks));
         false
     });
     t.fresh(state.1)
@@ -445,26 +437,12 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
         // A second space in the Request-URI, or another version of the protocol.
         let other =
             head(version, 4) == literal(b"sip/") && find_byte(t, uri_end + 1, end, b' ') == end;
-        return fail(
-            index,
-            if other {
-                Error::Version
-            } else {
-                Error::StartLine
-            },
-        );
+        return fail(index, if other { Error::Version } else { Error::StartLine });
     }
     let version = head(t.word(uri_end + 1) | LOWER, 7);
     if version != head(literal(b"sip/2.0") | LOWER, 7) {
         let other = head(version, 4) == literal(b"sip/");
-        return fail(
-            index,
-            if other {
-                Error::Version
-            } else {
-                Error::StartLine
-            },
-        );
+        return fail(index, if other { Error::Version } else { Error::StartLine });
     }
     index.method_end = method_end;
     index.uri = uri;
@@ -552,10 +530,7 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let value = skip_blank(t, colon + 1);
     // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
     unsafe {
-        let line = index
-            .lines
-            .as_mut_ptr()
-            .add(confine(count, MAX_LINES - 1) as usize);
+        let line = index.lines.as_mut_ptr().add(confine(count, MAX_LINES - 1) as usize);
         *line = Line {
             start: start as u16,
             value: value as u16,
@@ -589,12 +564,8 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
     }
     index.flags |= FOLDED as u32;
     // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
-    let line = unsafe {
-        &mut *index
-            .lines
-            .as_mut_ptr()
-            .add(confine(count - 1, MAX_LINES - 1) as usize)
-    };
+    let line =
+        unsafe { &mut *index.lines.as_mut_ptr().add(confine(count - 1, MAX_LINES - 1) as usize) };
     line.end = end as u16;
     line.flags |= FOLDED;
     true
@@ -605,11 +576,7 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
 #[inline(always)]
 fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
     let marks = equal(word, b':');
-    let colon = if marks != 0 {
-        start + first(marks)
-    } else {
-        find_byte(t, start + 8, end, b':')
-    };
+    let colon = if marks != 0 { start + first(marks) } else { find_byte(t, start + 8, end, b':') };
     if colon >= end || colon == start {
         return None;
     }
@@ -712,7 +679,7 @@ pub fn skip_blank<T: Text>(t: T, at: u32) -> u32 {
     repeat(MAX_TEXT, &mut state, |(t, at)| {
         let byte = t.byte(*at);
         let blank = byte == b' ' || byte == b'\t';
-        *at += blank as u32;
+        step(at, blank as u32);
         blank
     });
     t.fresh(state.1)
@@ -729,10 +696,10 @@ pub fn find_byte<T: Text>(t: T, at: u32, end: u32, byte: u8) -> u32 {
         }
         let marks = equal(t.word(*at), *byte);
         if marks == 0 {
-            *at += 8;
+            step(at, 8);
             return true;
         }
-        *at += first(marks);
+        step(at, first(marks));
         false
     });
     let at = t.fresh(state.1);

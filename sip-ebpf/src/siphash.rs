@@ -3,7 +3,7 @@
 //! All hashes of the proxy are keyed: who sends a message must not be able to choose where it falls
 //! in a table, nor to make a branch or a cookie of ours.
 
-use crate::repeat::repeat;
+use crate::repeat::{repeat, step};
 use crate::text::{Text, below, head};
 
 /// The hash of `a`, `b` and the bytes from `at` to `end`, and marks that are zero if none of those
@@ -19,13 +19,7 @@ pub fn siphash<T: Text>(key: [u64; 2], a: u64, b: u64, t: T, at: u32, end: u32) 
     absorb(&mut v, a);
     absorb(&mut v, b);
     let len = end.wrapping_sub(at);
-    let mut state = Running {
-        v,
-        t,
-        at: t.fresh(at),
-        end,
-        marks: 0,
-    };
+    let mut state = Running { v, t, at: t.fresh(at), end, marks: 0 };
     repeat(crate::scan::MAX_TEXT / 8 + 2, &mut state, |s| {
         if s.at + 8 > s.end {
             return false;
@@ -33,20 +27,12 @@ pub fn siphash<T: Text>(key: [u64; 2], a: u64, b: u64, t: T, at: u32, end: u32) 
         let word = s.t.word(s.at);
         s.marks |= below(word, 0x21);
         absorb(&mut s.v, word);
-        s.at += 8;
+        step(&mut s.at, 8);
         true
     });
     let left = end.wrapping_sub(t.fresh(state.at)) & 7;
-    let word = if left == 0 {
-        0
-    } else {
-        head(t.word(state.at), left)
-    };
-    let filled = if left == 0 {
-        u64::MAX
-    } else {
-        word | !head(u64::MAX, left)
-    };
+    let word = if left == 0 { 0 } else { head(t.word(state.at), left) };
+    let filled = if left == 0 { u64::MAX } else { word | !head(u64::MAX, left) };
     let marks = state.marks | below(filled, 0x21);
     let mut v = state.v;
     absorb(&mut v, word | ((len.wrapping_add(16)) as u64) << 56);
@@ -103,11 +89,7 @@ mod tests {
         let message: [u8; 17] = core::array::from_fn(|i| i as u8);
         let (a, b) = ((&message[..]).word(0), (&message[..]).word(8));
         for (len, want) in [(16, 0x3f2a_cc7f_57c2_9bdb), (17, 0x699a_e9f5_2cbe_4794)] {
-            assert_eq!(
-                siphash(key, a, b, &message[..], 16, len).0,
-                want,
-                "length {len}"
-            );
+            assert_eq!(siphash(key, a, b, &message[..], 16, len).0, want, "length {len}");
         }
     }
 

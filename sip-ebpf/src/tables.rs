@@ -13,6 +13,10 @@
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
 //! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
 //! | `CALLS` | array of [`Config::calls_mask`] + 1 | bucket | [`CallBucket`] | kernel (the daemon reads) |
+//! | `VLANS` | hash | `u32`: interface index of a VLAN device | [`VlanPort`] | daemon |
+//! | `STEERED` | per-CPU array of [`MAX_PBX`] | slot | `u64`: calls steered there | kernel |
+//! | `TURN` | array of 1 | 0 | `u64`: whose turn it was | kernel |
+//! | `SCRATCH`, `HOPS` | per-CPU arrays | | working memory | kernel |
 //! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
@@ -46,11 +50,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// From octets as written and a port as a number.
     pub const fn new(octets: [u8; 4], port: u16) -> Self {
-        Self {
-            addr: u32::from_ne_bytes(octets),
-            port: port.to_be(),
-            pad: 0,
-        }
+        Self { addr: u32::from_ne_bytes(octets), port: port.to_be(), pad: 0 }
     }
 
     /// The address, octets as written.
@@ -132,11 +132,7 @@ pub struct Pbx {
 impl Pbx {
     /// Where it listens.
     pub const fn endpoint(self) -> Endpoint {
-        Endpoint {
-            addr: self.addr,
-            port: self.port,
-            pad: 0,
-        }
+        Endpoint { addr: self.addr, port: self.port, pad: 0 }
     }
 }
 
@@ -157,18 +153,31 @@ pub struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self {
-            len: 0,
-            generation: 0,
-            slots: [0; SCHEDULE_SLOTS],
-        }
+        Self { len: 0, generation: 0, slots: [0; SCHEDULE_SLOTS] }
     }
 }
 
+/// The port behind a VLAN device, and the tags that frames for it carry there.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct VlanPort {
+    /// Interface index of the port at the bottom, where XDP runs.
+    pub port: u32,
+    /// How many tags: 1 or 2.
+    pub tags: u32,
+    /// The tags, outermost first: TPID and TCI, network order in memory.
+    pub tag: [[u16; 2]; 2],
+}
+
+/// How many VLAN devices `VLANS` holds.
+pub const MAX_VLANS: u32 = 1_024;
+
 #[cfg(feature = "user")]
 mod user {
-    use super::{CallBucket, Config, Endpoint, Local, Pbx, Schedule};
+    use super::{CallBucket, Config, Endpoint, Local, Pbx, Schedule, VlanPort};
 
+    // SAFETY: `repr(C)` integers without padding or invalid values.
+    unsafe impl aya::Pod for VlanPort {}
     // SAFETY: all are `repr(C)` integers without padding or invalid values.
     unsafe impl aya::Pod for Config {}
     // SAFETY: as above.

@@ -157,7 +157,7 @@ pub(crate) fn cargo_build(compiler: &Compiler, linker: &Linker) -> Command {
         .env(
             "RUSTFLAGS",
             format!(
-                "-C linker={} -C link-arg=--btf -C debuginfo=2 --cfg=bpf_target_arch=\"{}\"",
+                "-C linker={} -C link-arg=--btf -C debuginfo=2 -C target-cpu=v3 --cfg=bpf_target_arch=\"{}\"",
                 linker.path.display(),
                 env::consts::ARCH,
             ),

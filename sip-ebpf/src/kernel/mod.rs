@@ -1,62 +1,236 @@
-//! The XDP program: entry points.
+//! The XDP program: takes a packet apart, lets [`sip_ebpf::route`] decide, sends it.
+//!
+//! Thin by intention: what a SIP message means is in the library, where it is tested on the host.
 
+mod asm;
+mod frame;
+mod hop;
+mod maps;
 mod scratch;
+mod send;
+mod tables;
 
-use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
+use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use scratch::{Bytes, Scratch};
-use sip_ebpf::text::SLACK;
+use sip_ebpf::Reason;
+use sip_ebpf::edit::{self, FRONT, Front, Sink, hops};
+use sip_ebpf::reason::Way;
+use sip_ebpf::route::{Tables, route};
+use sip_ebpf::scan::{Method, scan};
+use sip_ebpf::tables::{Config, LAYOUT, Local, flag, source};
+use sip_ebpf::text::{SLACK, Text, literal};
 
-#[btf_map]
-static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+use maps::{CONFIG, COUNTERS, LOCALS, LOG, SCRATCH, STEERED};
+use scratch::{Bytes, Out, Scratch, TEXT};
+use tables::Kernel;
 
+/// The program that is attached.
+#[xdp]
+fn sipline(ctx: XdpContext) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return XDP_ABORTED;
+    };
+    let (reason, action) = match packet(&ctx, scratch) {
+        Ok(sent) => sent,
+        Err(reason) => {
+            (reason, if matches!(reason.way(), Way::Drop) { XDP_DROP } else { XDP_PASS })
+        }
+    };
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own counter.
+        unsafe { *counter += 1 };
+    }
+    if LOG.load() != 0 && !matches!(reason, Reason::NotIpv4 | Reason::NotUdp | Reason::NotOurs) {
+        aya_log_ebpf::debug!(&ctx, "action {} for reason {}", action, reason as u32);
+    }
+    action
+}
+
+/// Only the scan: for tests, which compare what it leaves in `SCRATCH` with the host's, and for
+/// benches. The payload starts at byte 42. XDP_TX if the scanner accepts it, else XDP_DROP.
 #[xdp]
 fn sipline_scan(ctx: XdpContext) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return 0;
+        return XDP_ABORTED;
     };
-    let len = unsafe { aya_ebpf::helpers::generated::bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-    if len < 43 {
-        return 2;
+    // SAFETY: the helper reads the context and nothing else.
+    let total = unsafe { aya_ebpf::helpers::generated::bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+    if total < 43 || load(&ctx, scratch, 42, total - 42).is_err() {
+        return XDP_ABORTED;
     }
-    let len = len - 42;
-    if len > scratch::TEXT {
-        return 2;
-    }
-    if !load(&ctx, scratch, 42, len) {
-        return 2;
-    }
-    let t = Bytes::new(scratch, len);
-    match sip_ebpf::scan::scan(t, unsafe { &mut (*scratch).index }) {
-        Ok(()) => xdp_action::XDP_TX,
-        Err(_) => xdp_action::XDP_DROP,
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let index = unsafe { &mut (*scratch).index };
+    match scan(Bytes::new(scratch, total - 42), index) {
+        Ok(()) => XDP_TX,
+        Err(_) => XDP_DROP,
     }
 }
 
-fn load(ctx: &XdpContext, scratch: *mut Scratch, at: u32, len: u32) -> bool {
-    let mut n = len as u64;
-    unsafe { core::arch::asm!("{0} &= 4095", inout(reg) n, options(pure, nomem, nostack)) };
-    if n == 0 || n > scratch::TEXT as u64 {
-        return false;
+/// What becomes of a packet: sent for a reason with an action, or not for a reason.
+#[inline(always)]
+fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reason> {
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let s = unsafe { &mut *scratch };
+    frame::read(ctx, &mut s.frame, &mut s.packet).or_else(|reason| match reason {
+        // Told below, when it is known whether the packet is ours.
+        Reason::BadLength => Ok(s.frame.len = u32::MAX),
+        other => Err(other),
+    })?;
+    // SAFETY: the daemon changes an entry in place only by equal bytes.
+    let Some(local) = (unsafe { LOCALS.get(s.packet.dst) }) else {
+        return Err(Reason::NotOurs);
+    };
+    let Some(config) = CONFIG.get(0) else {
+        return Err(Reason::NotConfigured);
+    };
+    if config.layout != LAYOUT {
+        return Err(Reason::NotConfigured);
     }
+    let kernel = Kernel::new(config);
+    if config.flags & flag::DENY != 0 && kernel.source(s.packet.src.addr) & source::DENIED != 0 {
+        return Err(Reason::Denied);
+    }
+    if s.frame.len == u32::MAX {
+        return Err(Reason::BadLength);
+    }
+    if s.frame.len > TEXT {
+        return Err(Reason::TooLong);
+    }
+    if s.frame.len == 0 {
+        return Err(Reason::EmptyDatagram);
+    }
+    load(ctx, scratch, s.frame.l2 + frame::IP_UDP, s.frame.len)?;
+    let t = Bytes::new(scratch, s.frame.len);
+    if s.frame.len <= 4 {
+        return keepalive(ctx, scratch, t, config, &kernel);
+    }
+    if scan(t, &mut s.index).is_err() {
+        return Err(Reason::Malformed);
+    }
+    sip(ctx, scratch, t, config, local, &kernel)
+}
+
+/// Datagrams too short for SIP: CRLF CRLF wants CRLF (RFC 5626 4.4.1), others want nothing.
+#[inline(always)]
+fn keepalive(
+    ctx: &XdpContext,
+    scratch: *mut Scratch,
+    t: Bytes,
+    config: &Config,
+    kernel: &Kernel<'_>,
+) -> Result<(Reason, u32), Reason> {
+    const CRLF_CRLF: u64 = literal(b"\r\n\r\n");
+    let word = t.word(0);
+    if word == CRLF_CRLF {
+        if config.flags & flag::KEEPALIVES == 0 {
+            return Err(Reason::Method);
+        }
+        if !kernel.alive() {
+            return Err(Reason::HeartbeatStale);
+        }
+        Out::new(scratch).put(0, literal(b"\r\n"));
+        // SAFETY: the entry of this CPU.
+        unsafe { (*scratch).front = Front { old: 4, new: 2 } };
+        return send::answer(ctx, scratch).map(|action| (Reason::CrlfAnswered, action));
+    }
+    // Only NUL, CR and LF: a keepalive that wants no answer. The zeros behind the text count too.
+    let other = (0..4).any(|i| !matches!((word >> (8 * i)) as u8, 0 | b'\r' | b'\n'));
+    Err(if other { Reason::Malformed } else { Reason::EmptyDatagram })
+}
+
+#[inline(always)]
+fn sip(
+    ctx: &XdpContext,
+    scratch: *mut Scratch,
+    t: Bytes,
+    config: &Config,
+    local: &Local,
+    kernel: &Kernel<'_>,
+) -> Result<(Reason, u32), Reason> {
+    // SAFETY: the entry of this CPU.
+    let s = unsafe { &mut *scratch };
+    s.plan.hops_len = 0;
+    let needed =
+        if s.index.method == Method::Options as u32 { flag::KEEPALIVES } else { flag::STEER };
+    if config.flags & needed == 0 {
+        return Err(Reason::Method);
+    }
+    let reason = route(t, &s.index, s.packet, local, kernel, &mut s.plan);
+    if !matches!(reason.way(), Way::Sent) {
+        return Err(reason);
+    }
+    let mut out = Out::new(scratch);
+    if matches!(reason, Reason::OptionsAnswered) {
+        s.front = edit::options_answer(t, &s.index, s.packet, &s.plan, &mut out);
+        fits(s.front)?;
+        return send::answer(ctx, scratch).map(|action| (reason, action));
+    }
+    if matches!(reason, Reason::ResponseForwarded) {
+        s.plan.hops_len = 0;
+        s.frame.hops_delta = 0;
+        s.front = edit::response(t, &s.plan, &mut out);
+    } else {
+        change_hops(t, scratch);
+        s.front = edit::request(t, &s.index, s.packet, local, &s.plan, &mut out);
+    }
+    fits(s.front)?;
+    let action = send::forward(ctx, scratch)?;
+    if matches!(reason, Reason::InviteSteered)
+        && let Some(steered) = STEERED.get_ptr_mut(s.plan.slot)
+    {
+        // SAFETY: this CPU's own counter.
+        unsafe { *steered += 1 };
+    }
+    Ok((reason, action))
+}
+
+/// Writes the new Max-Forwards into the text, and keeps what that does to the checksum.
+#[inline(always)]
+fn change_hops(t: Bytes, scratch: *mut Scratch) {
+    // SAFETY: the entry of this CPU.
+    let s = unsafe { &mut *scratch };
+    let at = s.plan.hops_at;
+    let bits = (8 * s.plan.hops_len) & 31;
+    let there = t.word(at);
+    let old = there & ((1 << bits) - 1);
+    let new = hops(&s.plan) as u64;
+    t.set(at, there - old + new);
+    // In 16-bit words, from the word that the first digit is in.
+    let shift = (at & 1) * 8;
+    let lost = send::fold(old << shift);
+    s.frame.hops_delta = send::fold(new << shift) + (!lost & 0xffff);
+}
+
+/// Whether a front fits where it was written; the edits wrote it somewhere in any case.
+#[inline(always)]
+fn fits(front: Front) -> Result<(), Reason> {
+    if front.new <= FRONT && front.old <= TEXT { Ok(()) } else { Err(Reason::TooLong) }
+}
+
+/// Copies `len` bytes of the packet from `at` into the text, and zeros behind them.
+#[inline(always)]
+fn load(ctx: &XdpContext, scratch: *mut Scratch, at: u32, len: u32) -> Result<(), Reason> {
+    let n = asm::mask::<4095>(len);
+    if n == 0 || n > TEXT {
+        return Err(Reason::TooLong);
+    }
+    // SAFETY: `n` is at most TEXT, and SLACK bytes follow.
     unsafe {
-        let text = (&raw mut (*scratch).text).cast::<u8>();
-        if aya_ebpf::helpers::generated::bpf_xdp_load_bytes(ctx.ctx, at, text.cast(), n as u32) != 0
-        {
-            return false;
+        let text = Scratch::text(scratch);
+        if bpf_xdp_load_bytes(ctx.ctx, at, text.cast(), n) != 0 {
+            return Err(Reason::BadLength);
         }
         let end = text.add(n as usize);
-        let mut i = 0;
-        while i < SLACK as usize {
-            core::arch::asm!("*(u64 *)({0} + 0) = {1}", in(reg) end.add(i), in(reg) 0u64, options(nostack));
-            i += 8;
+        for i in 0..SLACK as usize / 8 {
+            asm::store(end.add(i * 8), 0);
         }
     }
-    true
+    Ok(())
 }
 
+/// A panic that could be reached loops, which the verifier refuses: so none can.
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -1,47 +1,85 @@
 //! The per-CPU memory that a packet is worked on in: its text, what was found, what goes out.
+//!
+//! The verifier does not track what stands in a map, so values read from here are unknown to it.
+//! That is a feature: its states do not multiply.
 
-use core::arch::asm;
-
+use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
+use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
 use sip_ebpf::text::{SLACK, Text};
 
+use super::asm;
+use super::frame::Frame;
+
 /// Longest payload that is read; a power of two, for reads are masked.
-pub(crate) const TEXT: u32 = 2048;
+pub(super) const TEXT: u32 = 2048;
+
+/// Room for the headers of all layers before the front: Ethernet, two tags, IPv4, UDP are 50 bytes.
+pub(super) const HEAD: u32 = 64;
 
 /// One CPU's memory.
 #[repr(C)]
-pub(crate) struct Scratch {
+pub(super) struct Scratch {
     /// Always zero, and the verifier does not know: see [`Text::fresh`].
-    pub(crate) zero: u64,
-    pub(crate) index: Index,
-    pub(crate) text: [u8; (TEXT + SLACK) as usize],
+    pub(super) zero: u64,
+    pub(super) index: Index,
+    pub(super) plan: Plan,
+    pub(super) packet: Packet,
+    pub(super) frame: Frame,
+    pub(super) front: Front,
+    pub(super) text: [u8; (TEXT + SLACK) as usize],
+    /// What goes out: the headers end at [`HEAD`], the front starts there.
+    pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
+}
+
+impl Scratch {
+    /// The start of the text.
+    ///
+    /// # Safety
+    /// `scratch` must be an entry of `SCRATCH`.
+    #[inline(always)]
+    pub(super) unsafe fn text(scratch: *mut Self) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { (&raw mut (*scratch).text).cast() }
+    }
+
+    /// The start of what goes out.
+    ///
+    /// # Safety
+    /// `scratch` must be an entry of `SCRATCH`.
+    #[inline(always)]
+    pub(super) unsafe fn out(scratch: *mut Self) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { (&raw mut (*scratch).out).cast() }
+    }
 }
 
 /// The text in a [`Scratch`].
 #[derive(Clone, Copy)]
-pub(crate) struct Bytes {
-    scratch: *const Scratch,
+pub(super) struct Bytes {
+    scratch: *mut Scratch,
     len: u32,
 }
 
 impl Bytes {
-    /// `len` bytes of text, which stand in `scratch` with [`SLACK`] zeros behind them.
-    pub(crate) fn new(scratch: *const Scratch, len: u32) -> Self {
+    /// `len` bytes of text, with [`SLACK`] zeros behind them.
+    #[inline(always)]
+    pub(super) fn new(scratch: *mut Scratch, len: u32) -> Self {
         Self { scratch, len }
     }
 
     #[inline(always)]
-    fn at(self, at: u32) -> *const u8 {
-        let mut at = at as u64;
-        // SAFETY: arithmetic on a register: the verifier wants to see the bound, and the compiler
-        // would drop an `and` it finds needless.
-        unsafe { asm!("{0} &= 2047", inout(reg) at, options(pure, nomem, nostack)) };
-        // SAFETY: `at` is below TEXT, and reads reach at most SLACK further.
-        unsafe {
-            (&raw const (*self.scratch).text)
-                .cast::<u8>()
-                .add(at as usize)
-        }
+    fn at(self, at: u32) -> *mut u8 {
+        let at = asm::mask::<{ TEXT - 1 }>(at);
+        // SAFETY: `at` is below TEXT, and accesses reach at most SLACK further.
+        unsafe { Scratch::text(self.scratch).add(at as usize) }
+    }
+
+    /// Changes eight bytes of the text.
+    #[inline(always)]
+    pub(super) fn set(self, at: u32, word: u64) {
+        // SAFETY: `at` keeps the write in the text.
+        unsafe { asm::store(self.at(at), word) };
     }
 }
 
@@ -53,15 +91,8 @@ impl Text for Bytes {
 
     #[inline(always)]
     fn word(self, at: u32) -> u64 {
-        let from = self.at(at);
-        let word;
-        // SAFETY: `at` keeps the read in the text. The load is by hand, for the compiler would
-        // make eight of one that may be unaligned.
-        unsafe {
-            asm!("{0} = *(u64 *)({1} + 0)", out(reg) word, in(reg) from,
-                options(pure, readonly, nostack));
-        }
-        word
+        // SAFETY: `at` keeps the read in the text.
+        unsafe { asm::load(self.at(at)) }
     }
 
     #[inline(always)]
@@ -72,8 +103,55 @@ impl Text for Bytes {
 
     #[inline(always)]
     fn fresh(self, value: u32) -> u32 {
-        // SAFETY: `zero` is in the scratch memory.
-        let zero = unsafe { (&raw const (*self.scratch).zero).read_volatile() };
-        value.wrapping_add(zero as u32)
+        fresh(self.scratch, value)
     }
+}
+
+/// The front in a [`Scratch`].
+pub(super) struct Out {
+    scratch: *mut Scratch,
+}
+
+impl Out {
+    #[inline(always)]
+    pub(super) fn new(scratch: *mut Scratch) -> Self {
+        Self { scratch }
+    }
+
+    /// Puts eight bytes into the headers: `at` counts from the start of `out`, below [`HEAD`].
+    #[inline(always)]
+    pub(super) fn put_head(&self, at: u32, word: u64) {
+        let at = asm::mask::<{ HEAD - 1 }>(at);
+        // SAFETY: `at` is below HEAD, and `out` is longer than HEAD and eight bytes.
+        unsafe { asm::store(Scratch::out(self.scratch).add(at as usize), word) };
+    }
+
+    /// Puts four bytes into the headers.
+    #[inline(always)]
+    pub(super) fn put_head_half(&self, at: u32, word: u32) {
+        let at = asm::mask::<{ HEAD - 1 }>(at);
+        // SAFETY: as above.
+        unsafe { asm::store_half(Scratch::out(self.scratch).add(at as usize), word) };
+    }
+}
+
+impl Sink for Out {
+    #[inline(always)]
+    fn put(&mut self, at: u32, word: u64) {
+        let at = asm::mask::<{ FRONT - 1 }>(at);
+        // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
+        unsafe { asm::store(Scratch::out(self.scratch).add((HEAD + at) as usize), word) };
+    }
+
+    #[inline(always)]
+    fn fresh(&self, value: u32) -> u32 {
+        fresh(self.scratch, value)
+    }
+}
+
+#[inline(always)]
+fn fresh(scratch: *mut Scratch, value: u32) -> u32 {
+    // SAFETY: `zero` is in the scratch memory.
+    let zero = unsafe { (&raw const (*scratch).zero).read_volatile() };
+    value.wrapping_add(zero as u32)
 }

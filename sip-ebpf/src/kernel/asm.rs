@@ -1,0 +1,63 @@
+//! Instructions that the verifier must see and the compiler would not write.
+
+use core::arch::asm;
+
+/// `value & MASK`, kept even where the compiler finds it needless.
+#[inline(always)]
+pub(super) fn mask<const MASK: u32>(value: u32) -> u32 {
+    let mut value = value;
+    // SAFETY: arithmetic on a register.
+    unsafe {
+        asm!("{0} &= {mask}", inout(wreg) value, mask = const MASK, options(pure, nomem, nostack));
+    }
+    value
+}
+
+/// Eight bytes, maybe unaligned; the compiler would load them one by one.
+///
+/// # Safety
+/// Eight bytes must be readable at `from`.
+#[inline(always)]
+pub(super) unsafe fn load(from: *const u8) -> u64 {
+    let word;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{0} = *(u64 *)({1} + 0)", out(reg) word, in(reg) from, options(pure, readonly, nostack));
+    }
+    word
+}
+
+/// Puts eight bytes, maybe unaligned.
+///
+/// # Safety
+/// Eight bytes must be writable at `to`.
+#[inline(always)]
+pub(super) unsafe fn store(to: *mut u8, word: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("*(u64 *)({0} + 0) = {1}", in(reg) to, in(reg) word, options(nostack)) };
+}
+
+/// Puts four bytes, maybe unaligned.
+///
+/// # Safety
+/// Four bytes must be writable at `to`.
+#[inline(always)]
+pub(super) unsafe fn store_half(to: *mut u8, word: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("*(u32 *)({0} + 0) = {1}", in(reg) to, in(reg) word as u64, options(nostack)) };
+}
+
+/// Adds to a word that all CPUs share; gives what it was (kernel 5.12).
+///
+/// # Safety
+/// `to` must be an aligned word of a map.
+#[inline(always)]
+pub(super) unsafe fn fetch_add(to: *mut u64, value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: the caller's promise. The compiler has no such atomic for BPF, the machine has.
+    unsafe {
+        asm!("{0} = atomic_fetch_add((u64 *)({1} + 0), {0})", inout(reg) value, in(reg) to,
+            options(nostack));
+    }
+    value
+}

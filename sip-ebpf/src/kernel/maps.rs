@@ -1,0 +1,60 @@
+//! The tables as the program sees them; [`sip_ebpf::tables`] tells what is in them.
+
+use aya_ebpf::Global;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use sip_ebpf::reason::REASONS;
+use sip_ebpf::tables::{
+    CallBucket, Config, DEFAULT_CALL_BUCKETS, Endpoint, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES,
+    MAX_VLANS, Pbx, Schedule, VlanPort,
+};
+
+use super::hop::{HOPS_LEN, Hop};
+use super::scratch::Scratch;
+
+#[btf_map]
+pub(super) static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map]
+pub(super) static HEARTBEAT: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub(super) static LOCALS: HashMap<Endpoint, Local, { MAX_LOCALS as usize }> = HashMap::new();
+
+#[btf_map]
+pub(super) static SOURCES: LpmTrie<u32, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(super) static PBXS: Array<Pbx, { MAX_PBX as usize }> = Array::new();
+
+#[btf_map]
+pub(super) static PBX_BY_ADDR: HashMap<Endpoint, u32, { MAX_PBX as usize }> = HashMap::new();
+
+#[btf_map]
+pub(super) static SCHEDULE: Array<Schedule, 1> = Array::new();
+
+#[btf_map]
+pub(super) static TURN: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub(super) static CALLS: Array<CallBucket, { DEFAULT_CALL_BUCKETS as usize }> = Array::new();
+
+#[btf_map]
+pub(super) static VLANS: HashMap<u32, VlanPort, { MAX_VLANS as usize }> = HashMap::new();
+
+#[btf_map]
+pub(super) static COUNTERS: PerCpuArray<u64, { REASONS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static STEERED: PerCpuArray<u64, { MAX_PBX as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static HOPS: PerCpuArray<Hop, { HOPS_LEN as usize }> = PerCpuArray::new();
+
+/// Whether to log why packets go up: set before the program is loaded, so that the verifier removes
+/// the code when it is off.
+#[unsafe(no_mangle)]
+pub(super) static LOG: Global<u8> = Global::new(0);

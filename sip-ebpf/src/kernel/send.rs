@@ -1,0 +1,257 @@
+//! The way out: new headers, new front, right checksum, then back or on.
+
+use aya_ebpf::bindings::xdp_action::{XDP_REDIRECT, XDP_TX};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_store_bytes,
+};
+use aya_ebpf::programs::XdpContext;
+use sip_ebpf::Reason;
+use sip_ebpf::edit::{FRONT, Sink, hops};
+use sip_ebpf::route::Plan;
+use sip_ebpf::tables::Endpoint;
+
+use super::asm;
+use super::frame::IP_UDP;
+use super::hop;
+use super::scratch::{Bytes, HEAD, Out, Scratch, TEXT};
+
+/// Sends the message on: the front in `scratch.front` for the old one, the rest as it was.
+#[inline(always)]
+pub(super) fn forward(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Reason> {
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let s = unsafe { &mut *scratch };
+    let hop = hop::find(ctx, s.plan.next.addr)?;
+    let len = s.frame.len - s.front.old + s.front.new;
+    if len + IP_UDP > hop.mtu {
+        return Err(Reason::Mtu);
+    }
+    let t = Bytes::new(scratch, s.frame.len);
+    let checksum = if s.frame.checksum == 0 { 0 } else { checksum_of_edit(t, scratch, len) };
+    let l2 = ethernet(scratch, hop);
+    headers(scratch, s.packet.dst, s.plan.next, len, checksum);
+
+    let old_head = s.frame.l2 + IP_UDP + s.front.old;
+    let new_head = l2 + IP_UDP + s.front.new;
+    let grow = new_head as i32 - old_head as i32;
+    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
+    if grow != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
+        return Err(Reason::Headroom);
+    }
+    store(ctx, scratch, l2);
+    if s.plan.hops_at >= s.front.old && s.plan.hops_len != 0 {
+        store_hops(ctx, &s.plan, (l2 + IP_UDP + s.plan.hops_at - s.front.old) + s.front.new);
+    }
+    // SAFETY: the context is the program's.
+    if hop.port == unsafe { (*ctx.ctx).ingress_ifindex } {
+        return Ok(XDP_TX);
+    }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(hop.port, 0) };
+    Ok(XDP_REDIRECT)
+}
+
+/// Sends the front, which is a whole message, back to where the packet came from.
+#[inline(always)]
+pub(super) fn answer(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Reason> {
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let s = unsafe { &mut *scratch };
+    let len = s.front.new;
+    let l2 = s.frame.l2;
+    let payload = sum_out(scratch, len);
+    let checksum = fold_udp(payload, s.packet.dst, s.packet.src, len);
+    // The tags stay, the addresses change places.
+    let [a, b, c] = s.frame.ethernet;
+    let out = Out::new(scratch);
+    let start = HEAD - IP_UDP - l2;
+    out.put_head(start, a >> 48 | b << 16);
+    out.put_head(start + 6, a);
+    out.put_head(start + 12, b >> 32 | c << 32);
+    out.put_head(start + 16, c);
+    headers(scratch, s.packet.dst, s.packet.src, len, checksum);
+    let total = l2 + IP_UDP + len;
+    let grow = total as i32 - s.frame.total as i32;
+    // Ethernet pads short frames: the padding of a short question stays.
+    let padded = grow < 0 && total < 60;
+    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
+    if grow != 0 && !padded && unsafe { bpf_xdp_adjust_tail(ctx.ctx, grow) } != 0 {
+        return Err(Reason::Headroom);
+    }
+    store(ctx, scratch, l2);
+    Ok(XDP_TX)
+}
+
+/// The Ethernet header toward a hop; says how long it is.
+#[inline(always)]
+fn ethernet(scratch: *mut Scratch, hop: &hop::Hop) -> u32 {
+    const TYPE_IP: u64 = 0x0008;
+    let out = Out::new(scratch);
+    let tags = hop.tags & 3;
+    let l2 = 14 + 4 * tags;
+    let start = HEAD - IP_UDP - l2;
+    let tag = |i: usize| hop.tag[i][0] as u64 | (hop.tag[i][1] as u64) << 16;
+    out.put_head(start, hop.addresses[0]);
+    let rest = match tags {
+        0 => TYPE_IP,
+        1 => tag(0) | TYPE_IP << 32,
+        _ => tag(0) | tag(1) << 32,
+    };
+    out.put_head(start + 8, hop.addresses[1] | rest << 32);
+    out.put_head(start + 12, rest);
+    if tags > 1 {
+        out.put_head(start + 20, TYPE_IP);
+    }
+    l2
+}
+
+/// The IPv4 and UDP headers, right before the front.
+#[inline(always)]
+fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checksum: u32) {
+    let out = Out::new(scratch);
+    let ip_len = ((len + IP_UDP) as u16).to_be() as u64;
+    let udp_len = ((len + 8) as u16).to_be() as u64;
+    // Version 4, five words; don't fragment; 64 hops; UDP.
+    const FIRST: u64 = 0x0045;
+    const FRAGMENT: u64 = 0x0040;
+    const TTL_PROTOCOL: u64 = 0x1140;
+    let sum = FIRST
+        + ip_len
+        + FRAGMENT
+        + TTL_PROTOCOL
+        + (src.addr as u64 & 0xffff)
+        + (src.addr as u64 >> 16)
+        + (dst.addr as u64 & 0xffff)
+        + (dst.addr as u64 >> 16);
+    let ip_checksum = !fold(sum) as u64 & 0xffff;
+    let ip = HEAD - IP_UDP;
+    out.put_head(ip, FIRST | ip_len << 16 | FRAGMENT << 48);
+    out.put_head(ip + 8, TTL_PROTOCOL | ip_checksum << 16 | (src.addr as u64) << 32);
+    out.put_head(ip + 16, dst.addr as u64 | (src.port as u64) << 32 | (dst.port as u64) << 48);
+    // Only the first four bytes of this word are header: the front follows and is written already.
+    out.put_head_half(ip + 24, (udp_len | (checksum as u64) << 16) as u32);
+}
+
+/// Writes headers and front over the start of the packet.
+#[inline(always)]
+fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
+    // SAFETY: the entry of this CPU.
+    let new = unsafe { (*scratch).front.new };
+    let len = asm::mask::<4095>(l2 + IP_UDP + new);
+    let start = asm::mask::<63>(HEAD - IP_UDP - l2);
+    if len == 0 || len > FRONT + IP_UDP {
+        return;
+    }
+    // SAFETY: `start + len` is at most 63 + FRONT + 28, and `out` is longer.
+    unsafe {
+        let from = Scratch::out(scratch).add(start as usize);
+        bpf_xdp_store_bytes(ctx.ctx, 0, from.cast(), len);
+    }
+}
+
+/// Writes the digits of Max-Forwards behind the front.
+#[inline(always)]
+fn store_hops(ctx: &XdpContext, plan: &Plan, at: u32) {
+    let mut digits = hops(plan).to_le_bytes();
+    let len = asm::mask::<3>(plan.hops_len);
+    if len == 0 {
+        return;
+    }
+    // SAFETY: `len` is at most three, and four bytes are there.
+    unsafe { bpf_xdp_store_bytes(ctx.ctx, at, digits.as_mut_ptr().cast(), len) };
+}
+
+/// The UDP checksum after the edit, from the one before: what the front loses and gains, and the
+/// digits of Max-Forwards. It is as right as the old one was.
+#[inline(always)]
+fn checksum_of_edit(t: Bytes, scratch: *mut Scratch, len: u32) -> u32 {
+    // SAFETY: the entry of this CPU.
+    let s = unsafe { &mut *scratch };
+    let old = s.front.old;
+    let before = s.frame.len;
+    // All of the payload, by the old checksum: its complement less the headers.
+    let mut sum = (!s.frame.checksum & 0xffff) as u64;
+    sum += !fold(head_sum(s.packet.src, s.packet.dst, before)) as u64 & 0xffff;
+    // Max-Forwards was changed in the text already, so what follows counts the new digits.
+    sum += s.frame.hops_delta as u64;
+    // The tail: all but the old front, whose sum wants zeros behind it.
+    t.set(old, 0);
+    sum += !fold(sum_text(scratch, old)) as u64 & 0xffff;
+    let mut tail = fold(sum) as u64;
+    // At an odd distance each byte changes its place in the 16-bit words.
+    if (s.front.new ^ old) & 1 != 0 {
+        tail = (tail >> 8 | tail << 8) & 0xffff;
+    }
+    fold_udp(tail + sum_out(scratch, s.front.new), s.packet.dst, s.plan.next, len)
+}
+
+/// The checksum for a payload's sum and its headers; never zero (RFC 768).
+#[inline(always)]
+fn fold_udp(payload: u64, src: Endpoint, dst: Endpoint, len: u32) -> u32 {
+    let sum = !fold(payload + head_sum(src, dst, len)) & 0xffff;
+    if sum == 0 { 0xffff } else { sum }
+}
+
+/// Pseudo header and UDP header, in 16-bit words as they stand in memory.
+#[inline(always)]
+fn head_sum(src: Endpoint, dst: Endpoint, len: u32) -> u64 {
+    const PROTOCOL: u64 = 0x1100;
+    let udp_len = ((len + 8) as u16).to_be() as u64;
+    (src.addr as u64 & 0xffff)
+        + (src.addr as u64 >> 16)
+        + (dst.addr as u64 & 0xffff)
+        + (dst.addr as u64 >> 16)
+        + PROTOCOL
+        + udp_len * 2
+        + src.port as u64
+        + dst.port as u64
+}
+
+/// A sum in 16 bits, carries added again (RFC 1071).
+#[inline(always)]
+pub(super) fn fold(sum: u64) -> u32 {
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    sum as u32
+}
+
+/// Sum of the first `len` bytes of the text; what stands behind them must be zero.
+#[inline(always)]
+fn sum_text(scratch: *mut Scratch, len: u32) -> u64 {
+    // SAFETY: the entry of this CPU.
+    let from = unsafe { Scratch::text(scratch) };
+    sum(from, len, TEXT)
+}
+
+/// Sum of the first `len` bytes of the front. Zeroes what stands behind them.
+#[inline(always)]
+fn sum_out(scratch: *mut Scratch, len: u32) -> u64 {
+    let mut out = Out::new(scratch);
+    out.put(len, 0);
+    // SAFETY: the entry of this CPU, and HEAD is in `out`.
+    let from = unsafe { Scratch::out(scratch).add(HEAD as usize) };
+    sum(from, len, FRONT)
+}
+
+/// Sum of `len` bytes, filled up to four by what follows. Kernels before 6.13 sum at most 512 bytes
+/// in a call.
+#[inline(always)]
+fn sum(from: *mut u8, len: u32, limit: u32) -> u64 {
+    let mut left = asm::mask::<4095>((len + 3) & !3);
+    let mut total = 0;
+    let mut at = 0;
+    while at < limit as usize {
+        let n = if left < 512 { left } else { 512 };
+        let n = asm::mask::<1023>(n);
+        if n == 0 || n > 512 {
+            break;
+        }
+        // SAFETY: `n` is at most 512, and `at + 512` at most `limit`.
+        total += unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.add(at).cast(), n, 0) }
+            as u64
+            & 0xffff_ffff;
+        left -= n;
+        at += 512;
+    }
+    total
+}
