@@ -126,15 +126,9 @@ pub enum Origin {
 pub enum Refusal {
     UnknownId(String),
     IdTaken(String),
-    AddressTaken {
-        address: SocketAddr,
-        by: String,
-    },
+    AddressTaken { address: SocketAddr, by: String },
     BadId(String),
-    BadAddress {
-        address: SocketAddr,
-        fault: &'static str,
-    },
+    BadAddress { address: SocketAddr, fault: &'static str },
     BadWeight(u8),
     Full,
 }
@@ -248,12 +242,7 @@ impl Entry {
 
     fn table(&self) -> Pbx {
         let Endpoint { addr, port, .. } = endpoint(self.address);
-        Pbx {
-            addr,
-            port,
-            state: self.state as u8,
-            pad: 0,
-        }
+        Pbx { addr, port, state: self.state as u8, pad: 0 }
     }
 }
 
@@ -339,11 +328,7 @@ impl Dispatcher {
                 return Err(Refusal::AddressTaken { address, by });
             }
         }
-        if pbxs.len() + stay > MAX_PBX as usize {
-            Err(Refusal::Full)
-        } else {
-            Ok(())
-        }
+        if pbxs.len() + stay > MAX_PBX as usize { Err(Refusal::Full) } else { Ok(()) }
     }
 
     /// A final answer, or a provisional one, to the probe with this token. Says whether there is one.
@@ -424,10 +409,7 @@ impl Dispatcher {
             return Err(Refusal::BadId(pbx.id.clone()));
         }
         if let Some(fault) = config::pbx_address_fault(pbx.address) {
-            return Err(Refusal::BadAddress {
-                address: pbx.address,
-                fault,
-            });
+            return Err(Refusal::BadAddress { address: pbx.address, fault });
         }
         if !config::WEIGHTS.contains(&pbx.weight) {
             return Err(Refusal::BadWeight(pbx.weight));
@@ -436,10 +418,7 @@ impl Dispatcher {
             return Err(Refusal::IdTaken(pbx.id.clone()));
         }
         if let Some((_, entry)) = self.entries().find(|(_, e)| e.address == pbx.address) {
-            return Err(Refusal::AddressTaken {
-                address: pbx.address,
-                by: entry.id.clone(),
-            });
+            return Err(Refusal::AddressTaken { address: pbx.address, by: entry.id.clone() });
         }
         if self.entries().count() == MAX_PBX as usize {
             return Err(Refusal::Full);
@@ -451,9 +430,7 @@ impl Dispatcher {
 
     /// Takes a PBX away. Requests of its calls find no way to it from now on.
     pub fn remove(&mut self, id: &str) -> Result<(), Refusal> {
-        let slot = self
-            .slot_of(id)
-            .ok_or_else(|| Refusal::UnknownId(id.to_owned()))?;
+        let slot = self.slot_of(id).ok_or_else(|| Refusal::UnknownId(id.to_owned()))?;
         self.take_out(slot);
         self.reschedule();
         Ok(())
@@ -461,9 +438,7 @@ impl Dispatcher {
 
     /// What its owner wants of a PBX from now on.
     pub fn set_admin(&mut self, now: Instant, id: &str, admin: AdminState) -> Result<(), Refusal> {
-        let slot = self
-            .slot_of(id)
-            .ok_or_else(|| Refusal::UnknownId(id.to_owned()))?;
+        let slot = self.slot_of(id).ok_or_else(|| Refusal::UnknownId(id.to_owned()))?;
         self.order(now, slot, admin, "by hand");
         self.reschedule();
         Ok(())
@@ -484,10 +459,7 @@ impl Dispatcher {
             return None;
         }
         self.turn = (self.turn + 1) % len;
-        self.schedule
-            .slots
-            .get(self.turn)
-            .map(|slot| u32::from(*slot))
+        self.schedule.slots.get(self.turn).map(|slot| u32::from(*slot))
     }
 
     /// Whose turn it is, as the kernel has it.
@@ -502,9 +474,7 @@ impl Dispatcher {
 
     /// The slot of the PBX that listens at `address`.
     pub fn slot_at(&self, address: SocketAddr) -> Option<u32> {
-        self.entries()
-            .find(|(_, e)| e.address == address)
-            .map(|(slot, _)| slot)
+        self.entries().find(|(_, e)| e.address == address).map(|(slot, _)| slot)
     }
 
     /// All PBXs in the order of their ids.
@@ -523,11 +493,7 @@ impl Dispatcher {
                     _ => None,
                 },
                 admin: e.admin,
-                origin: if e.file.is_some() {
-                    Origin::File
-                } else {
-                    Origin::Hand
-                },
+                origin: if e.file.is_some() { Origin::File } else { Origin::Hand },
                 failures: e.failures,
                 last_probe: e.last_probe.clone(),
                 round_trip: e.round_trip,
@@ -560,8 +526,7 @@ impl Dispatcher {
             probe.repeat = now + probe.gap;
             if let Some(from) = local {
                 let (to, datagram) = (entry.address, probe.datagram.clone());
-                self.commands
-                    .push_back(Command::Send { from, to, datagram });
+                self.commands.push_back(Command::Send { from, to, datagram });
             }
         }
     }
@@ -589,8 +554,7 @@ impl Dispatcher {
             datagram: datagram.clone(),
         });
         self.probes += 1;
-        self.commands
-            .push_back(Command::Send { from, to, datagram });
+        self.commands.push_back(Command::Send { from, to, datagram });
     }
 
     fn success(&mut self, now: Instant, slot: u32, code: u16) {
@@ -659,15 +623,7 @@ impl Dispatcher {
         if let Some(place) = self.slots.get_mut(slot as usize) {
             *place = Some(entry);
         }
-        self.settle(
-            now,
-            slot,
-            if file.is_some() {
-                "configured"
-            } else {
-                "added by hand"
-            },
-        );
+        self.settle(now, slot, if file.is_some() { "configured" } else { "added by hand" });
         slot
     }
 
@@ -719,10 +675,7 @@ impl Dispatcher {
         if let Some(left) = self.left.get_mut(slot as usize) {
             *left = self.removals;
         }
-        self.commands.push_back(Command::Pbx {
-            slot,
-            pbx: Pbx::default(),
-        });
+        self.commands.push_back(Command::Pbx { slot, pbx: Pbx::default() });
         self.commands.push_back(Command::Changed {
             id: entry.id,
             from: entry.state,
@@ -744,12 +697,7 @@ impl Dispatcher {
         entry.since = now;
         let (id, pbx) = (entry.id.clone(), entry.table());
         self.commands.push_back(Command::Pbx { slot, pbx });
-        self.commands.push_back(Command::Changed {
-            id,
-            from,
-            to,
-            reason: reason.to_owned(),
-        });
+        self.commands.push_back(Command::Changed { id, from, to, reason: reason.to_owned() });
     }
 
     fn reschedule(&mut self) {
@@ -766,13 +714,8 @@ impl Dispatcher {
             return;
         }
         let generation = self.schedule.generation.wrapping_add(1);
-        self.schedule = Schedule {
-            len,
-            generation,
-            slots,
-        };
-        self.commands
-            .push_back(Command::Schedule(Box::new(self.schedule)));
+        self.schedule = Schedule { len, generation, slots };
+        self.commands.push_back(Command::Schedule(Box::new(self.schedule)));
     }
 
     /// A slot for a new PBX: the one that its id points at, or the next free one, so that after a restart
@@ -788,15 +731,11 @@ impl Dispatcher {
     }
 
     fn slot_of(&self, id: &str) -> Option<u32> {
-        self.entries()
-            .find(|(_, entry)| entry.id == id)
-            .map(|(slot, _)| slot)
+        self.entries().find(|(_, entry)| entry.id == id).map(|(slot, _)| slot)
     }
 
     fn entries(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        (0..)
-            .zip(&self.slots)
-            .filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
+        (0..).zip(&self.slots).filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
     }
 
     fn entry(&self, slot: u32) -> Option<&Entry> {
@@ -810,9 +749,7 @@ impl Dispatcher {
 
 /// FNV-1a of 32 bits: no secret, only the same on every node.
 fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, b| {
-        (hash ^ u32::from(*b)).wrapping_mul(0x0100_0193)
-    })
+    bytes.iter().fold(0x811c_9dc5, |hash, b| (hash ^ u32::from(*b)).wrapping_mul(0x0100_0193))
 }
 
 /// Smooth weighted round robin (as nginx does it): each slot as often as its weight says, spread as evenly
@@ -820,10 +757,7 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 fn interleave(weights: &[(u8, u32)]) -> (u32, [u8; SCHEDULE_SLOTS]) {
     let mut slots = [0; SCHEDULE_SLOTS];
     let divisor = weights.iter().fold(0, |a, (_, w)| gcd(a, *w)).max(1);
-    let mut weights: Vec<_> = weights
-        .iter()
-        .map(|(slot, w)| (*slot, w / divisor))
-        .collect();
+    let mut weights: Vec<_> = weights.iter().map(|(slot, w)| (*slot, w / divisor)).collect();
     let sum: u32 = weights.iter().map(|(_, w)| w).sum();
     if sum as usize > SCHEDULE_SLOTS {
         // Rounding the small ones up to one adds less than one for each PBX.
@@ -936,12 +870,7 @@ mod tests {
                     }
                     Command::Pbx { slot, pbx } => self.pbxs[slot as usize] = pbx,
                     Command::Schedule(schedule) => self.schedule = *schedule,
-                    Command::Changed {
-                        id,
-                        from,
-                        to,
-                        reason,
-                    } => {
+                    Command::Changed { id, from, to, reason } => {
                         let text = format!("{id} {from:?} {to:?}: {reason}");
                         self.changes.push((self.now - self.start, text));
                     }
@@ -967,12 +896,7 @@ mod tests {
 
         fn state(&self, n: u8) -> PbxState {
             let id = format!("pbx{n}");
-            self.dispatcher
-                .views()
-                .iter()
-                .find(|v| v.id == id)
-                .unwrap()
-                .state
+            self.dispatcher.views().iter().find(|v| v.id == id).unwrap().state
         }
 
         fn turns(&self) -> Vec<u8> {
@@ -992,11 +916,8 @@ mod tests {
     fn first_probes_are_spread_and_then_regular() {
         let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
         world.pass(31 * SECOND);
-        let times: Vec<_> = world
-            .sent
-            .iter()
-            .map(|(t, _, _)| (*t - world.start).as_millis())
-            .collect();
+        let times: Vec<_> =
+            world.sent.iter().map(|(t, _, _)| (*t - world.start).as_millis()).collect();
         assert_eq!(times, [0, 500, 15_000, 15_500, 30_000, 30_500]);
         let mut tokens: Vec<_> = world.sent.iter().map(|(_, _, t)| t.0).collect();
         tokens.sort();
@@ -1015,10 +936,7 @@ mod tests {
         world.pass(SECOND);
         assert_eq!(world.state(1), PbxState::Inactive);
         assert_eq!(world.turns(), [world.slot(2)]);
-        assert_eq!(
-            world.dispatcher.views()[0].reason.as_deref(),
-            Some("no answer to OPTIONS")
-        );
+        assert_eq!(world.dispatcher.views()[0].reason.as_deref(), Some("no answer to OPTIONS"));
         world.alive.push((address(1), 200));
         // 60 s: the first success; 75 s: the second.
         world.pass(20 * SECOND);
@@ -1028,14 +946,8 @@ mod tests {
         assert_eq!(
             world.changes[2..],
             [
-                (
-                    47 * SECOND,
-                    "pbx1 Active Inactive: no answer to OPTIONS".to_owned()
-                ),
-                (
-                    75 * SECOND,
-                    "pbx1 Inactive Active: OPTIONS answered with 200".to_owned()
-                ),
+                (47 * SECOND, "pbx1 Active Inactive: no answer to OPTIONS".to_owned()),
+                (75 * SECOND, "pbx1 Inactive Active: OPTIONS answered with 200".to_owned()),
             ]
         );
     }
@@ -1045,11 +957,8 @@ mod tests {
         let mut world = World::new(rules(), &[pbx(1)]);
         world.kill(1);
         world.pass(20 * SECOND);
-        let times: Vec<_> = world
-            .sent
-            .iter()
-            .map(|(t, _, _)| (*t - world.start).as_millis())
-            .collect();
+        let times: Vec<_> =
+            world.sent.iter().map(|(t, _, _)| (*t - world.start).as_millis()).collect();
         // T1 = 500 ms, then 1 s; the next would be at 3.5 s, past the timeout (RFC 3261 17.1.2.2).
         assert_eq!(times, [0, 500, 1500, 15_000, 15_500, 16_500]);
         assert_eq!(world.sent[0].2, world.sent[2].2);
@@ -1076,10 +985,7 @@ mod tests {
         assert_eq!(world.state(1), PbxState::Inactive);
         assert_eq!(world.state(2), PbxState::Active);
         let views = world.dispatcher.views();
-        assert_eq!(
-            views[0].reason.as_deref(),
-            Some("OPTIONS answered with 503")
-        );
+        assert_eq!(views[0].reason.as_deref(), Some("OPTIONS answered with 503"));
         assert_eq!(views[1].last_probe, Some(Ok(404)));
     }
 
@@ -1096,9 +1002,7 @@ mod tests {
         let mut world = World::new(Probe { rise: 1, ..rules() }, &[pbx(1), pbx(2)]);
         world.pass(5 * SECOND);
         world.kill(1);
-        world
-            .dispatcher
-            .handle_unreachable(world.now, address(1), Unreachable::Port);
+        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
         world.settle();
         assert_eq!(world.state(1), PbxState::Inactive);
         assert_eq!(world.turns(), [world.slot(2)]);
@@ -1108,17 +1012,13 @@ mod tests {
         assert_eq!(world.sent[0].1, address(1));
         // The probe provokes another error: no probe follows upon that one at once.
         for _ in 0..3 {
-            world
-                .dispatcher
-                .handle_unreachable(world.now, address(1), Unreachable::Port);
+            world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
             world.settle();
             world.pass(Duration::ZERO);
         }
         assert_eq!(world.sent.len(), 1);
         // An error from somewhere else changes nothing.
-        world
-            .dispatcher
-            .handle_unreachable(world.now, address(9), Unreachable::Host);
+        world.dispatcher.handle_unreachable(world.now, address(9), Unreachable::Host);
         world.settle();
         assert_eq!(world.state(2), PbxState::Active);
     }
@@ -1127,9 +1027,7 @@ mod tests {
     fn a_forged_icmp_error_is_undone_by_the_probe() {
         let mut world = World::new(Probe { rise: 1, ..rules() }, &[pbx(1)]);
         world.pass(5 * SECOND);
-        world
-            .dispatcher
-            .handle_unreachable(world.now, address(1), Unreachable::Host);
+        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Host);
         world.settle();
         assert_eq!(world.state(1), PbxState::Inactive);
         assert!(world.turns().is_empty());
@@ -1149,10 +1047,7 @@ mod tests {
         world.alive.push((address(1), 200));
         world.settle();
         assert_eq!(world.state(1), PbxState::Active);
-        assert!(
-            world.sent.last().unwrap().0 == world.now,
-            "asked again at once"
-        );
+        assert!(world.sent.last().unwrap().0 == world.now, "asked again at once");
     }
 
     #[test]
@@ -1181,22 +1076,15 @@ mod tests {
         assert_eq!(world.state(1), PbxState::Disabled);
         world.sent.clear();
         world.pass(60 * SECOND);
-        assert!(
-            world.sent.iter().all(|(_, to, _)| *to != address(1)),
-            "disabled is not probed"
-        );
-        world
-            .dispatcher
-            .handle_unreachable(world.now, address(1), Unreachable::Port);
+        assert!(world.sent.iter().all(|(_, to, _)| *to != address(1)), "disabled is not probed");
+        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
         assert_eq!(world.state(1), PbxState::Disabled);
         order(&mut world, AdminState::Active);
         assert_eq!(world.state(1), PbxState::Active);
         world.sent.clear();
         world.pass(Duration::ZERO);
         assert_eq!(world.sent.len(), 1, "asked at once");
-        let error = world
-            .dispatcher
-            .set_admin(world.now, "pbx9", AdminState::Active);
+        let error = world.dispatcher.set_admin(world.now, "pbx9", AdminState::Active);
         assert_eq!(error, Err(Refusal::UnknownId("pbx9".into())));
     }
 
@@ -1204,16 +1092,11 @@ mod tests {
     fn a_draining_pbx_that_dies_and_comes_back_is_draining() {
         let mut world = World::new(
             Probe { rise: 1, ..rules() },
-            &[PbxConfig {
-                state: AdminState::Draining,
-                ..pbx(1)
-            }],
+            &[PbxConfig { state: AdminState::Draining, ..pbx(1) }],
         );
         world.pass(SECOND);
         world.kill(1);
-        world
-            .dispatcher
-            .handle_unreachable(world.now, address(1), Unreachable::Port);
+        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
         world.settle();
         assert_eq!(world.state(1), PbxState::Inactive);
         world.alive.push((address(1), 200));
@@ -1229,61 +1112,25 @@ mod tests {
         world.alive.push((address(2), 200));
         world.settle();
         assert_eq!(world.turns().len(), 2);
-        assert_eq!(
-            world.pbxs[slot as usize].endpoint(),
-            Endpoint::new([10, 0, 0, 2], 5060)
-        );
+        assert_eq!(world.pbxs[slot as usize].endpoint(), Endpoint::new([10, 0, 0, 2], 5060));
         let refused = |world: &mut World, pbx| world.dispatcher.add(now, &pbx).unwrap_err();
         assert_eq!(refused(&mut world, pbx(1)), Refusal::IdTaken("pbx1".into()));
         assert_eq!(
-            refused(
-                &mut world,
-                PbxConfig {
-                    id: "other".into(),
-                    ..pbx(1)
-                }
-            ),
-            Refusal::AddressTaken {
-                address: address(1),
-                by: "pbx1".into()
-            }
+            refused(&mut world, PbxConfig { id: "other".into(), ..pbx(1) }),
+            Refusal::AddressTaken { address: address(1), by: "pbx1".into() }
         );
         assert_eq!(
-            refused(
-                &mut world,
-                PbxConfig {
-                    id: "a b".into(),
-                    ..pbx(3)
-                }
-            ),
+            refused(&mut world, PbxConfig { id: "a b".into(), ..pbx(3) }),
             Refusal::BadId("a b".into())
         );
-        assert_eq!(
-            refused(
-                &mut world,
-                PbxConfig {
-                    weight: 17,
-                    ..pbx(3)
-                }
-            ),
-            Refusal::BadWeight(17)
-        );
-        let v6 = PbxConfig {
-            address: "[::1]:5060".parse().unwrap(),
-            ..pbx(3)
-        };
-        assert!(matches!(
-            refused(&mut world, v6),
-            Refusal::BadAddress { .. }
-        ));
+        assert_eq!(refused(&mut world, PbxConfig { weight: 17, ..pbx(3) }), Refusal::BadWeight(17));
+        let v6 = PbxConfig { address: "[::1]:5060".parse().unwrap(), ..pbx(3) };
+        assert!(matches!(refused(&mut world, v6), Refusal::BadAddress { .. }));
         world.dispatcher.remove("pbx2").unwrap();
         world.settle();
         assert_eq!(world.turns(), [world.slot(1)]);
         assert_eq!(world.pbxs[slot as usize], Pbx::default());
-        assert_eq!(
-            world.dispatcher.remove("pbx2"),
-            Err(Refusal::UnknownId("pbx2".into()))
-        );
+        assert_eq!(world.dispatcher.remove("pbx2"), Err(Refusal::UnknownId("pbx2".into())));
     }
 
     #[test]
@@ -1295,10 +1142,7 @@ mod tests {
         assert_eq!(error, Err(Refusal::Full));
         let mut more = all.clone();
         more.push(pbx(65));
-        assert_eq!(
-            world.dispatcher.reload(world.now, &more, rules()),
-            Err(Refusal::Full)
-        );
+        assert_eq!(world.dispatcher.reload(world.now, &more, rules()), Err(Refusal::Full));
         assert_eq!(world.dispatcher.views().len(), 64);
     }
 
@@ -1319,16 +1163,7 @@ mod tests {
         let first = world.slot(1);
         world.dispatcher.remove("pbx1").unwrap();
         // The same id again, on another machine: calls in progress must not reach it.
-        world
-            .dispatcher
-            .add(
-                world.now,
-                &PbxConfig {
-                    address: address(9),
-                    ..pbx(1)
-                },
-            )
-            .unwrap();
+        world.dispatcher.add(world.now, &PbxConfig { address: address(9), ..pbx(1) }).unwrap();
         assert_ne!(world.slot(9), first);
     }
 
@@ -1337,52 +1172,25 @@ mod tests {
         let mut world = World::new(rules(), &[pbx(1), pbx(2), pbx(3)]);
         world.pass(SECOND);
         world.kill(1);
-        world
-            .dispatcher
-            .handle_unreachable(world.now, address(1), Unreachable::Port);
-        world
-            .dispatcher
-            .set_admin(world.now, "pbx2", AdminState::Draining)
-            .unwrap();
-        let by_hand = PbxConfig {
-            id: "hand".into(),
-            ..pbx(7)
-        };
+        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
+        world.dispatcher.set_admin(world.now, "pbx2", AdminState::Draining).unwrap();
+        let by_hand = PbxConfig { id: "hand".into(), ..pbx(7) };
         world.dispatcher.add(world.now, &by_hand).unwrap();
         world.settle();
         let since = world.dispatcher.views()[1].since;
         // pbx3 goes, pbx4 comes, pbx2 gets a weight.
-        let file = [
-            pbx(1),
-            PbxConfig {
-                weight: 3,
-                ..pbx(2)
-            },
-            pbx(4),
-        ];
+        let file = [pbx(1), PbxConfig { weight: 3, ..pbx(2) }, pbx(4)];
         world.pass(SECOND);
         world.dispatcher.reload(world.now, &file, rules()).unwrap();
         world.settle();
-        let ids: Vec<_> = world
-            .dispatcher
-            .views()
-            .iter()
-            .map(|v| v.id.to_owned())
-            .collect();
+        let ids: Vec<_> = world.dispatcher.views().iter().map(|v| v.id.to_owned()).collect();
         assert_eq!(ids, ["hand", "pbx1", "pbx2", "pbx4"]);
         assert_eq!(world.state(1), PbxState::Inactive);
         assert_eq!(world.dispatcher.views()[1].since, since);
-        assert_eq!(
-            world.state(2),
-            PbxState::Draining,
-            "an order by hand outlives a reload"
-        );
+        assert_eq!(world.state(2), PbxState::Draining, "an order by hand outlives a reload");
         assert_eq!(world.state(4), PbxState::Active);
         // The file speaks about pbx2 itself: that counts.
-        let file = [PbxConfig {
-            state: AdminState::Disabled,
-            ..pbx(2)
-        }];
+        let file = [PbxConfig { state: AdminState::Disabled, ..pbx(2) }];
         world.dispatcher.reload(world.now, &file, rules()).unwrap();
         world.settle();
         assert_eq!(world.state(2), PbxState::Disabled);
@@ -1392,35 +1200,17 @@ mod tests {
     #[test]
     fn reload_that_is_refused_changes_nothing() {
         let mut world = World::new(rules(), &[pbx(1)]);
-        let by_hand = PbxConfig {
-            id: "hand".into(),
-            ..pbx(7)
-        };
+        let by_hand = PbxConfig { id: "hand".into(), ..pbx(7) };
         world.dispatcher.add(world.now, &by_hand).unwrap();
         world.settle();
         let error = world.dispatcher.reload(world.now, &[pbx(7)], rules());
-        assert_eq!(
-            error,
-            Err(Refusal::AddressTaken {
-                address: address(7),
-                by: "hand".into()
-            })
-        );
+        assert_eq!(error, Err(Refusal::AddressTaken { address: address(7), by: "hand".into() }));
         assert_eq!(world.dispatcher.poll_command(), None);
         assert_eq!(world.dispatcher.views().len(), 2);
         // The file may take a PBX over by its id.
-        let file = [
-            pbx(1),
-            PbxConfig {
-                id: "hand".into(),
-                ..pbx(7)
-            },
-        ];
+        let file = [pbx(1), PbxConfig { id: "hand".into(), ..pbx(7) }];
         world.dispatcher.reload(world.now, &file, rules()).unwrap();
-        world
-            .dispatcher
-            .reload(world.now, &[pbx(1)], rules())
-            .unwrap();
+        world.dispatcher.reload(world.now, &[pbx(1)], rules()).unwrap();
         world.settle();
         assert_eq!(world.dispatcher.views().len(), 1);
     }
@@ -1430,14 +1220,9 @@ mod tests {
         let mut world = World::new(rules(), &[pbx(1)]);
         world.pass(SECOND);
         world.kill(1);
-        world
-            .dispatcher
-            .handle_unreachable(world.now, address(1), Unreachable::Port);
+        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
         world.settle();
-        let file = [PbxConfig {
-            address: address(9),
-            ..pbx(1)
-        }];
+        let file = [PbxConfig { address: address(9), ..pbx(1) }];
         world.dispatcher.reload(world.now, &file, rules()).unwrap();
         world.settle();
         assert_eq!(world.state(1), PbxState::Active);
@@ -1459,16 +1244,7 @@ mod tests {
 
     #[test]
     fn turns_go_around() {
-        let mut world = World::new(
-            rules(),
-            &[
-                pbx(1),
-                PbxConfig {
-                    weight: 2,
-                    ..pbx(2)
-                },
-            ],
-        );
+        let mut world = World::new(rules(), &[pbx(1), PbxConfig { weight: 2, ..pbx(2) }]);
         let mut count = [0; MAX_PBX as usize];
         for _ in 0..300 {
             count[world.dispatcher.next_slot().unwrap() as usize] += 1;
@@ -1495,10 +1271,7 @@ mod tests {
         for (slot, weight) in &many {
             let share = all.iter().filter(|s| *s == slot).count() as f64 / all.len() as f64;
             let fair = f64::from(*weight) / 544.0;
-            assert!(
-                share > 0.0 && (share - fair).abs() < 0.006,
-                "{slot}: {share} of {fair}"
-            );
+            assert!(share > 0.0 && (share - fair).abs() < 0.006, "{slot}: {share} of {fair}");
         }
         // The worst case: one heavy, the rest light.
         let mut worst: Vec<_> = (0..64).map(|i| (i, 15)).collect();

@@ -63,21 +63,10 @@ pub fn options(local: SocketAddr, pbx: SocketAddr, token: Token) -> Vec<u8> {
         .into(),
     );
     headers.push(
-        rsip::typed::To {
-            display_name: None,
-            uri: uri(None, pbx),
-            params: Vec::new(),
-        }
-        .into(),
+        rsip::typed::To { display_name: None, uri: uri(None, pbx), params: Vec::new() }.into(),
     );
     headers.push(CallId::from(format!("{:016x}@{}", token.0.rotate_left(32), local.ip())).into());
-    headers.push(
-        rsip::typed::CSeq {
-            seq: 1,
-            method: Method::Options,
-        }
-        .into(),
-    );
+    headers.push(rsip::typed::CSeq { seq: 1, method: Method::Options }.into());
     headers.push(
         rsip::typed::Contact {
             display_name: None,
@@ -101,10 +90,7 @@ pub fn options(local: SocketAddr, pbx: SocketAddr, token: Token) -> Vec<u8> {
 
 /// A Via has a host and port where other headers have a URI; rsip takes the one for the other.
 fn uri_without_scheme(uri: Uri) -> Uri {
-    Uri {
-        scheme: None,
-        ..uri
-    }
+    Uri { scheme: None, ..uri }
 }
 
 #[cfg(test)]
@@ -139,12 +125,9 @@ mod tests {
     fn a_token_comes_back_from_its_branch_only() {
         let token = Token(0x00ff_0000_0000_0001);
         assert_eq!(Token::from_branch(token.branch().as_bytes()), Some(token));
-        for other in [
-            "z9hG4bKslk00ff000000000001",
-            "z9hG4bKsld00ff",
-            "z9hG4bKsld+0ff000000000001",
-            "",
-        ] {
+        for other in
+            ["z9hG4bKslk00ff000000000001", "z9hG4bKsld00ff", "z9hG4bKsld+0ff000000000001", ""]
+        {
             assert_eq!(Token::from_branch(other.as_bytes()), None, "{other}");
         }
     }

@@ -1,0 +1,146 @@
+//! What the daemon has done, in numbers with names.
+//!
+//! A message that [`sip_ebpf::route`] decides is counted under the kernel's own name for that decision,
+//! so the two columns of `sipline stats` can be read side by side. What only a daemon does has names here.
+
+use std::collections::BTreeMap;
+
+use sip_ebpf::Reason;
+use sip_ebpf::reason::REASONS;
+
+macro_rules! events {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal;)+) => {
+        /// What happens in the daemon alone.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub enum Event {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Event {
+            /// All, in the order of their slots.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The counter's name, stable for operators.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+events! {
+    /// A datagram came in.
+    Received = "received";
+    /// A datagram went out; probes too.
+    Sent = "sent";
+    /// A datagram could not be sent.
+    SendFailed = "send_failed";
+    /// A datagram could not be sent because the socket was full: the network is slower than we are.
+    SendDropped = "send_dropped";
+    /// A message in a rare form was written anew in the usual one before it was routed.
+    Rewritten = "rewritten";
+    /// A request of a PBX that starts something was relayed to its Request-URI.
+    RelayedFromPbx = "relayed_from_pbx";
+    /// A request between two PBXs followed our cookie.
+    DialogBetweenPbxs = "dialog_between_pbxs";
+    /// A message that is wrong and cannot be answered.
+    DroppedMalformed = "dropped_malformed";
+    /// An ACK that belongs to nothing we know (RFC 3261 16.11: it ends here).
+    AckAbsorbed = "ack_absorbed";
+    /// A response that is not ours, or has no way on.
+    DroppedResponse = "dropped_response";
+    /// A response to a probe.
+    ProbeAnswer = "probe_answer";
+    /// An ICMP error for a packet from one of our addresses.
+    IcmpError = "icmp_error";
+}
+
+/// All counters of the daemon.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Counters {
+    reasons: Vec<u64>,
+    events: Vec<u64>,
+    replies: BTreeMap<u16, u64>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            reasons: vec![0; REASONS as usize],
+            events: vec![0; Event::ALL.len()],
+            replies: BTreeMap::new(),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts a decision.
+    pub fn reason(&mut self, reason: Reason) {
+        if let Some(n) = self.reasons.get_mut(reason as usize) {
+            *n += 1;
+        }
+    }
+
+    /// Counts an event.
+    pub fn event(&mut self, event: Event) {
+        self.events(event, 1);
+    }
+
+    /// Counts events.
+    pub fn events(&mut self, event: Event, times: u64) {
+        if let Some(n) = self.events.get_mut(event as usize) {
+            *n += times;
+        }
+    }
+
+    /// Counts an answer of our own.
+    pub fn reply(&mut self, code: u16) {
+        *self.replies.entry(code).or_insert(0) += 1;
+    }
+
+    /// How often a decision was taken.
+    pub fn of_reason(&self, reason: Reason) -> u64 {
+        self.reasons.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// How often an event happened.
+    pub fn of_event(&self, event: Event) -> u64 {
+        self.events.get(event as usize).copied().unwrap_or(0)
+    }
+
+    /// How many answers with a code we gave.
+    pub fn of_reply(&self, code: u16) -> u64 {
+        self.replies.get(&code).copied().unwrap_or(0)
+    }
+
+    /// All by name: events, decisions, `replied_CODE`. Those that never happened too, but for replies.
+    pub fn named(&self) -> BTreeMap<String, u64> {
+        let events = Event::ALL.iter().map(|e| (e.name().to_owned(), self.of_event(*e)));
+        let reasons = Reason::ALL.iter().map(|r| (r.name().to_owned(), self.of_reason(*r)));
+        let replies = self.replies.iter().map(|(code, n)| (format!("replied_{code}"), *n));
+        events.chain(reasons).chain(replies).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut counters = Counters::default();
+        counters.reply(200);
+        let all = Event::ALL.len() + Reason::ALL.len() + 1;
+        assert_eq!(counters.named().len(), all);
+    }
+
+    #[test]
+    fn counts() {
+        let mut counters = Counters::default();
+        counters.event(Event::Received);
+        counters.events(Event::Received, 2);
+        counters.reason(Reason::InviteSteered);
+        assert_eq!(counters.of_event(Event::Received), 3);
+        assert_eq!(counters.named()["invite_steered"], 1);
+    }
+}
