@@ -14,7 +14,12 @@ use sip_ebpf::tables::{CallBucket, Endpoint, Local, Pbx, Schedule};
 
 use crate::config::{Xdp, XdpMode};
 
+pub mod interfaces;
+mod linux;
+pub mod object;
 pub mod off;
+mod pins;
+pub mod tables;
 
 /// How packets reach the program on one interface.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -103,16 +108,18 @@ pub trait Fastpath {
 /// mode is an order: what cannot be had is an error. Call it inside the runtime: kernel logs are read by
 /// a task.
 pub fn open(config: &Xdp, key: [u64; 2]) -> Result<Box<dyn Fastpath>> {
-    let _ = key;
-    match config.mode {
-        XdpMode::Off => Ok(Box::new(off::Off::new("off by configuration"))),
-        XdpMode::Auto => {
-            let why = "this build has no XDP loader";
+    if config.mode == XdpMode::Off {
+        return Ok(Box::new(off::Off::new("off by configuration")));
+    }
+    match linux::Linux::open(config, key) {
+        Ok(linux) => Ok(Box::new(linux)),
+        Err(error) if config.mode == XdpMode::Auto => {
+            let why = format!("{error:#}");
             tracing::warn!(reason = why, "running without XDP");
             Ok(Box::new(off::Off::new(why)))
         }
-        XdpMode::Generic | XdpMode::Native => {
-            anyhow::bail!("xdp.mode is {}, but this build has no XDP loader", config.mode)
+        Err(error) => {
+            Err(error.context(format!("xdp.mode is {}, and it cannot be had", config.mode)))
         }
     }
 }
@@ -120,6 +127,8 @@ pub fn open(config: &Xdp, key: [u64; 2]) -> Result<Box<dyn Fastpath>> {
 /// Removes what a daemon left pinned under `config.pin`: links first, so that the interfaces are as they
 /// were. Returns the interfaces that were detached.
 pub fn detach(config: &Xdp) -> Result<Vec<String>> {
-    let _ = config;
-    anyhow::bail!("this build has no XDP loader")
+    match &config.pin {
+        Some(root) => linux::detach(root),
+        None => Ok(Vec::new()),
+    }
 }

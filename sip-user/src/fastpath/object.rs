@@ -1,0 +1,141 @@
+//! The two builds of the kernel program, and how one gets into the kernel.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use tracing::info;
+
+use crate::config::Loops;
+
+/// The program that is attached.
+pub const PROGRAM: &str = "sipline";
+
+/// The scanner alone, for tests and benches.
+pub const SCAN: &str = "sipline_scan";
+
+static MAY_GOTO: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sipline-xdp.may_goto.o"));
+static BPF_LOOP: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sipline-xdp.bpf_loop.o"));
+
+/// How the loops of a build end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Build {
+    /// By `may_goto` (kernel 6.9).
+    MayGoto,
+    /// By `bpf_loop` (kernel 5.17), slower.
+    BpfLoop,
+}
+
+impl Build {
+    /// Both, the better first.
+    pub const ALL: [Self; 2] = [Self::MayGoto, Self::BpfLoop];
+
+    /// The name in the configuration and in the object's file name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::MayGoto => "may_goto",
+            Self::BpfLoop => "bpf_loop",
+        }
+    }
+
+    const fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::MayGoto => MAY_GOTO,
+            Self::BpfLoop => BPF_LOOP,
+        }
+    }
+
+    const fn candidates(loops: Loops) -> &'static [Self] {
+        match loops {
+            Loops::Auto => &Self::ALL,
+            Loops::MayGoto => &[Self::MayGoto],
+            Loops::BpfLoop => &[Self::BpfLoop],
+        }
+    }
+}
+
+/// What is settled before the program is loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Buckets of `CALLS`, a power of two.
+    pub call_buckets: u32,
+    /// Whether the program writes logs; when not, the verifier removes that code.
+    pub log: bool,
+    /// Maps that are taken from their pins, by name; all others are made.
+    pub pinned: BTreeMap<&'static str, PathBuf>,
+}
+
+/// Makes the maps of a build, or takes them from their pins. No program is verified yet.
+///
+/// # Errors
+/// When the kernel refuses a map, for want of a privilege for example.
+pub fn maps(build: Build, options: &Options) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("CALLS", options.call_buckets);
+    let log = u8::from(options.log);
+    loader.override_global("LOG", &log, true);
+    let level = if options.log { aya_log::Level::Trace as u8 } else { 0 };
+    // The object has no such symbol when nothing in it logs.
+    loader.override_global(aya_log::LEVEL, &level, false);
+    for (name, path) in &options.pinned {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader
+        .load(build.bytes())
+        .with_context(|| format!("the kernel refuses the maps of the {} build", build.name()))
+}
+
+/// Gets one program of an object through the verifier.
+///
+/// # Errors
+/// What the verifier says, its last lines only: the whole log can be megabytes.
+pub fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program =
+        ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    let program: &mut Xdp = program.try_into()?;
+    match program.load() {
+        Ok(()) => Ok(program),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
+/// Loads [`PROGRAM`] in the first build that `loops` allows and the kernel accepts.
+///
+/// # Errors
+/// When the kernel accepts none, with the reason for each.
+pub fn load(loops: Loops, options: &Options) -> Result<(Build, Ebpf)> {
+    let mut reasons = Vec::new();
+    for &build in Build::candidates(loops) {
+        let mut ebpf = maps(build, options)?;
+        match program(&mut ebpf, PROGRAM) {
+            Ok(_) => return Ok((build, ebpf)),
+            Err(error) => {
+                info!(build = build.name(), reason = %error, "build not accepted");
+                reasons.push(format!("{}: {error:#}", build.name()));
+            }
+        }
+    }
+    bail!("the kernel accepts no build of the program: {}", reasons.join("; "))
+}
+
+fn refused(error: &ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return anyhow!("{error}");
+    };
+    let log = format!("{verifier_log}");
+    if log.trim().is_empty() {
+        return match io_error.raw_os_error() {
+            Some(libc::EPERM) => {
+                anyhow!("{io_error}: loading XDP needs CAP_BPF and CAP_NET_ADMIN")
+            }
+            _ => anyhow!("{io_error}"),
+        };
+    }
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(12)..];
+    anyhow!("{io_error}; the verifier's last words: {}", tail.join(" | "))
+}

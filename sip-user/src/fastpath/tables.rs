@@ -1,0 +1,278 @@
+//! The kernel's tables, written as [`sip_ebpf::tables`] says.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use ipnet::Ipv4Net;
+use sip_ebpf::reason::REASONS;
+use sip_ebpf::tables::{
+    CallBucket, Config, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx,
+    PbxState, Schedule, VlanPort,
+};
+
+/// The maps that outlive a daemon when they are pinned.
+pub const KEPT: [&str; 12] = [
+    "CONFIG",
+    "HEARTBEAT",
+    "LOCALS",
+    "SOURCES",
+    "PBXS",
+    "PBX_BY_ADDR",
+    "SCHEDULE",
+    "TURN",
+    "CALLS",
+    "VLANS",
+    "COUNTERS",
+    "STEERED",
+];
+
+/// The tables of one loaded object.
+pub struct Tables {
+    key: [u64; 2],
+    call_buckets: u32,
+    config: Array<MapData, Config>,
+    heartbeat: Array<MapData, u64>,
+    locals: HashMap<MapData, Endpoint, Local>,
+    sources: LpmTrie<MapData, u32, u32>,
+    pbxs: Array<MapData, Pbx>,
+    by_addr: HashMap<MapData, Endpoint, u32>,
+    schedule: Array<MapData, Schedule>,
+    calls: Array<MapData, CallBucket>,
+    vlans: HashMap<MapData, u32, VlanPort>,
+    counters: PerCpuArray<MapData, u64>,
+    steered: PerCpuArray<MapData, u64>,
+    /// Slots that were not written yet: what stands there is from an earlier daemon.
+    stale: HashSet<u32>,
+}
+
+impl Tables {
+    /// Takes the tables out of `ebpf`; its programs keep using them.
+    ///
+    /// # Errors
+    /// When the object has no such map, or one of another size: it is not of this source.
+    pub fn new(ebpf: &mut Ebpf, key: [u64; 2], call_buckets: u32) -> Result<Self> {
+        Ok(Self {
+            key,
+            call_buckets,
+            config: take(ebpf, "CONFIG")?,
+            heartbeat: take(ebpf, "HEARTBEAT")?,
+            locals: take(ebpf, "LOCALS")?,
+            sources: take(ebpf, "SOURCES")?,
+            pbxs: take(ebpf, "PBXS")?,
+            by_addr: take(ebpf, "PBX_BY_ADDR")?,
+            schedule: take(ebpf, "SCHEDULE")?,
+            calls: take(ebpf, "CALLS")?,
+            vlans: take(ebpf, "VLANS")?,
+            counters: take(ebpf, "COUNTERS")?,
+            steered: take(ebpf, "STEERED")?,
+            stale: (0..MAX_PBX).collect(),
+        })
+    }
+
+    /// Names the switches ([`sip_ebpf::tables::flag`]). The first call also empties the slots that
+    /// nobody has written since [`Tables::new`].
+    pub fn set_config(&mut self, flags: u32) -> Result<()> {
+        for slot in std::mem::take(&mut self.stale) {
+            self.set_pbx(slot, Pbx::default())?;
+        }
+        let config = Config {
+            layout: LAYOUT,
+            flags,
+            calls_mask: self.call_buckets - 1,
+            pad: 0,
+            key: self.key,
+        };
+        self.config.set(0, config, 0).context("cannot write CONFIG")
+    }
+
+    /// Makes the program send everything up, as before the first [`Tables::set_config`].
+    pub fn clear_config(&mut self) -> Result<()> {
+        self.config.set(0, Config::default(), 0).context("cannot write CONFIG")
+    }
+
+    /// Makes `locals` the whole of `LOCALS`.
+    pub fn set_locals(&mut self, locals: &[(Endpoint, Local)]) -> Result<()> {
+        let old: Vec<Endpoint> =
+            self.locals.keys().collect::<Result<_, _>>().context("cannot read LOCALS")?;
+        for key in old {
+            if !locals.iter().any(|(endpoint, _)| *endpoint == key) {
+                gone(self.locals.remove(&key)).context("cannot remove an address from LOCALS")?;
+            }
+        }
+        for (endpoint, local) in locals {
+            // The program may be reading it: what is right already is not touched.
+            if self.locals.get(endpoint, 0).is_ok_and(|there| there == *local) {
+                continue;
+            }
+            self.locals.insert(endpoint, local, 0).with_context(|| {
+                format!("cannot write LOCALS, which holds {MAX_LOCALS} addresses")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Makes `sources` the whole of `SOURCES`.
+    pub fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()> {
+        let new: Vec<((u32, u32), u32)> =
+            sources.iter().map(|(net, bits)| (prefix(*net), *bits)).collect();
+        let keys: HashSet<(u32, u32)> = new.iter().map(|(key, _)| *key).collect();
+        for ((len, addr), bits) in new {
+            self.sources.insert(&Key::new(len, addr), bits, 0).with_context(|| {
+                format!("cannot write SOURCES, which holds {MAX_SOURCES} networks")
+            })?;
+        }
+        let old: Vec<Key<u32>> =
+            self.sources.keys().collect::<Result<_, _>>().context("cannot read SOURCES")?;
+        for key in old {
+            if !keys.contains(&(key.prefix_len(), key.data())) {
+                gone(self.sources.remove(&key)).context("cannot remove a network from SOURCES")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one slot of `PBXS`, and `PBX_BY_ADDR` with it.
+    pub fn set_pbx(&mut self, slot: u32, pbx: Pbx) -> Result<()> {
+        self.stale.remove(&slot);
+        let old = self.pbxs.get(&slot, 0).context("cannot read PBXS")?;
+        if old == pbx {
+            // An adopted slot still needs its address, which may have been lost with the other map.
+            return self.set_by_addr(slot, pbx);
+        }
+        self.pbxs.set(slot, pbx, 0).context("cannot write PBXS")?;
+        if old.state != PbxState::Unused as u8
+            && (old.endpoint() != pbx.endpoint() || pbx.state == PbxState::Unused as u8)
+            && self.by_addr.get(&old.endpoint(), 0).is_ok_and(|owner| owner == slot)
+        {
+            gone(self.by_addr.remove(&old.endpoint()))
+                .context("cannot remove an address from PBX_BY_ADDR")?;
+        }
+        self.set_by_addr(slot, pbx)
+    }
+
+    fn set_by_addr(&mut self, slot: u32, pbx: Pbx) -> Result<()> {
+        if pbx.state == PbxState::Unused as u8
+            || self.by_addr.get(&pbx.endpoint(), 0).is_ok_and(|owner| owner == slot)
+        {
+            return Ok(());
+        }
+        self.by_addr.insert(pbx.endpoint(), slot, 0).context("cannot write PBX_BY_ADDR")
+    }
+
+    /// Writes `SCHEDULE`.
+    pub fn set_schedule(&mut self, schedule: &Schedule) -> Result<()> {
+        self.schedule.set(0, schedule, 0).context("cannot write SCHEDULE")
+    }
+
+    /// Makes `vlans` the whole of `VLANS`.
+    pub fn set_vlans(&mut self, vlans: &[(u32, VlanPort)]) -> Result<()> {
+        let old: Vec<u32> =
+            self.vlans.keys().collect::<Result<_, _>>().context("cannot read VLANS")?;
+        for key in old {
+            if !vlans.iter().any(|(index, _)| *index == key) {
+                gone(self.vlans.remove(&key)).context("cannot remove a port from VLANS")?;
+            }
+        }
+        for (index, port) in vlans {
+            if self.vlans.get(index, 0).is_ok_and(|there| there == *port) {
+                continue;
+            }
+            self.vlans
+                .insert(index, port, 0)
+                .with_context(|| format!("cannot write VLANS, which holds {MAX_VLANS} devices"))?;
+        }
+        Ok(())
+    }
+
+    /// Vouches for the daemon from now on for `vouch`; zero withdraws it.
+    pub fn heartbeat(&mut self, vouch: Duration) -> Result<()> {
+        let until =
+            if vouch.is_zero() { 0 } else { nanoseconds(monotonic().saturating_add(vouch)) };
+        self.heartbeat.set(0, until, 0).context("cannot write HEARTBEAT")
+    }
+
+    /// `COUNTERS` summed over CPUs; the index is `Reason as usize`.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        sums(&self.counters, REASONS).context("cannot read COUNTERS")
+    }
+
+    /// `STEERED` summed over CPUs, by slot.
+    pub fn steered(&self) -> Result<Vec<u64>> {
+        sums(&self.steered, MAX_PBX).context("cannot read STEERED")
+    }
+
+    /// One bucket of `CALLS`; `None` past its end.
+    pub fn call_bucket(&self, index: u32) -> Result<Option<CallBucket>> {
+        if index >= self.call_buckets {
+            return Ok(None);
+        }
+        self.calls.get(&index, 0).map(Some).context("cannot read CALLS")
+    }
+
+    /// Writes one bucket of `CALLS`, for tests that need a certain past.
+    pub fn set_call_bucket(&mut self, index: u32, bucket: CallBucket) -> Result<()> {
+        self.calls.set(index, bucket, 0).context("cannot write CALLS")
+    }
+}
+
+/// Prefix length and first address of a network, as `SOURCES` keeps them.
+fn prefix(net: Ipv4Net) -> (u32, u32) {
+    (u32::from(net.prefix_len()), u32::from_ne_bytes(net.network().octets()))
+}
+
+fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("map {name} is of another kind or size"))
+}
+
+/// A key that is not there is as good as removed.
+fn gone(removed: Result<(), MapError>) -> Result<()> {
+    match removed {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn sums(map: &PerCpuArray<MapData, u64>, len: u32) -> Result<Vec<u64>, MapError> {
+    (0..len).map(|index| Ok(map.get(&index, 0)?.iter().sum())).collect()
+}
+
+/// The clock that the kernel program reads.
+fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is written. This clock exists in every Linux, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_kept_by_its_first_address() {
+        let net: Ipv4Net = "10.10.1.77/24".parse().unwrap();
+        assert_eq!(prefix(net), (24, u32::from_ne_bytes([10, 10, 1, 0])));
+    }
+
+    #[test]
+    fn vouching_forever_does_not_wrap() {
+        assert_eq!(nanoseconds(monotonic().saturating_add(Duration::MAX)), u64::MAX);
+    }
+}
