@@ -97,15 +97,25 @@ fn via_param<T: Text>(t: T, via: &mut Via, line_end: u32) -> bool {
     let name = at + 1;
     let end = find_delimiter(t, name, line_end);
     let word = t.word(name) | LOWER;
+    // A parameter that stands there twice, or without the value that it needs, ends the reading at
+    // its semicolon, which is odd.
     if head(word, 7) == literal(b"branch=") {
+        if via.branch.at != 0 || end == name + 7 {
+            return false;
+        }
         via.branch = Span { at: name + 7, end };
     } else if head(word, 5) == literal(b"rport") {
-        if end == name + 5 {
-            via.rport = Span { at: end, end };
-        } else if t.byte(name + 5) == b'=' {
-            via.rport = Span { at: name + 6, end };
+        let value = t.byte(name + 5) == b'=' && end != name + 5;
+        if value || end == name + 5 {
+            if via.rport.at != 0 || end == name + 6 {
+                return false;
+            }
+            via.rport = Span { at: name + 5 + value as u32, end };
         }
     } else if word == literal(b"received") && t.byte(name + 8) == b'=' {
+        if via.received.at != 0 || end == name + 9 {
+            return false;
+        }
         via.received = Span { at: name + 9, end };
     } else if head(word, 6) == literal(b"maddr=") {
         via.maddr = 1;
@@ -176,8 +186,8 @@ pub fn tag<T: Text>(t: T, line: Line, tag: &mut Span) -> Result<(), Odd> {
         }
         let next = find_delimiter(s.t, name, s.end);
         if head(s.t.word(name) | LOWER, 4) == literal(b"tag=") {
+            s.odd |= s.tag.at != 0 || next <= name + 4;
             *s.tag = Span { at: name + 4, end: next };
-            s.odd |= next <= name + 4;
         }
         s.at = next;
         true

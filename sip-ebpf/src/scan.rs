@@ -22,7 +22,8 @@ pub enum Error {
     StartLine = 1,
     /// The version is not SIP/2.0: a 505 where it can be answered (21.5.6).
     Version,
-    /// A control character where none may be (25.1), a NUL for example.
+    /// A control character where none may be (25.1), a NUL for example; in a quoted string a
+    /// backslash makes it legal.
     ControlCharacter,
     /// A line ends by LF alone (7.5 wants CR LF); others could read the message differently.
     BareLineFeed,
@@ -498,8 +499,11 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
     let end = find_control(t, index.search);
     if t.word(end) as u16 != CRLF || end >= t.len() {
-        if t.byte(end) == b'\t' && end < t.len() {
-            // Legal white space (25.1, LWS): the line goes on.
+        let byte = t.byte(end);
+        // Legal white space (25.1, LWS), or a control character behind a backslash: a quoted-pair
+        // (25.1), which may be any but CR and LF. The line goes on.
+        let paired = byte != b'\r' && byte != b'\n' && end > start && t.byte(end - 1) == b'\\';
+        if (byte == b'\t' || paired) && end < t.len() {
             index.search = end + 1;
             return true;
         }

@@ -3,6 +3,7 @@
 //! Thin by intention: what a SIP message means is in the library, where it is tested on the host.
 
 mod asm;
+mod bench;
 mod frame;
 mod hop;
 mod maps;
@@ -29,6 +30,7 @@ use tables::Kernel;
 /// The program that is attached.
 #[xdp]
 fn sipline(ctx: XdpContext) -> u32 {
+    bench::refresh(&ctx);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return XDP_ABORTED;
     };
