@@ -116,10 +116,10 @@ fn a_drained_pbx_keeps_its_calls(mode: Mode) {
     let scene = Scene::new(mode, "pbx");
     let mut callers = scene.start_calls("caller", 50, 200, Duration::from_millis(1500));
     thread::sleep(Duration::from_millis(1500));
-    scene.control.json(&["backends", "drain", "pbx1"]).unwrap();
+    scene.control.command(&["backends", "drain", "pbx1"]).unwrap();
     let drained = now();
     thread::sleep(Duration::from_millis(1500));
-    scene.control.json(&["backends", "enable", "pbx1"]).unwrap();
+    scene.control.command(&["backends", "enable", "pbx1"]).unwrap();
     let enabled = now();
     let events = callers.finish().unwrap();
     scene.expect_all_ended(&events, 200);
@@ -287,7 +287,7 @@ impl Scene {
             count(events, Word::Answered),
             count(events, Word::Refused),
             count(events, Word::Silent),
-            self.control.json(&["stats"]).unwrap(),
+            self.control.ask("stats").unwrap(),
         );
     }
 

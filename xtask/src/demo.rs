@@ -81,6 +81,8 @@ struct Report {
     seconds: u32,
     story: Story,
     outage: Outage,
+    /// How the proxy knew of the death.
+    reason: Option<String>,
     options_asked: usize,
     options_answered: usize,
     messages: Totals,
@@ -169,6 +171,7 @@ fn play(args: &Args) -> Result<Report> {
             .iter()
             .find(|change| change.at >= since && (change.state == "active") == state_is_active)
     };
+    let reason = first(false, killed).and_then(|change| change.reason.clone());
     let known = first(false, killed).map_or(f64::INFINITY, |change| change.at);
     let back = first(true, restarted).map_or(f64::INFINITY, |change| change.at);
     let story = Story::new(&events, &reached);
@@ -183,6 +186,7 @@ fn play(args: &Args) -> Result<Report> {
             ("after", story.share(back, f64::INFINITY)),
         ],
         story,
+        reason,
         outage: Outage { pbx: VICTIM.name().into(), killed, known, restarted, back },
         options_asked: count(Word::Placed),
         options_answered: count(Word::Ended),
@@ -285,8 +289,9 @@ impl Report {
             (
                 format!("{} out after", outage.pbx),
                 format!(
-                    "{:.3} s (from its death until no new call went there)",
-                    outage.known - outage.killed
+                    "{:.3} s ({})",
+                    outage.known - outage.killed,
+                    self.reason.as_deref().unwrap_or("for no reason given"),
                 ),
             ),
             (
@@ -315,6 +320,7 @@ impl Report {
                 value[*when] = json!(of(share, place));
             }
             if place.name() == outage.pbx {
+                value["reason"] = json!(self.reason);
                 value["out_after_s"] = json!(finite(outage.known - outage.killed));
                 value["in_after_s"] = json!(finite(outage.back - outage.restarted));
             }
@@ -353,6 +359,7 @@ fn finite(seconds: f64) -> Option<f64> {
 struct Change {
     at: f64,
     state: String,
+    reason: Option<String>,
 }
 
 /// Looks at the state of a PBX all the time.
@@ -369,10 +376,12 @@ impl Watch {
         let (flag, list) = (Arc::clone(&stop), Arc::clone(&changes));
         let thread = thread::spawn(move || {
             while !flag.load(Ordering::Relaxed) {
-                let state = control.state(place)?;
+                let backend = control.backend(place)?;
                 let mut list = list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                if list.last().is_none_or(|last| last.state != state) {
-                    list.push(Change { at: now(), state });
+                if list.last().is_none_or(|last| last.state != backend.state) {
+                    // When the daemon knew, not when we asked.
+                    let at = now() - backend.age.as_secs_f64();
+                    list.push(Change { at, state: backend.state, reason: backend.reason });
                 }
                 drop(list);
                 thread::sleep(Duration::from_millis(20));

@@ -4,6 +4,8 @@ use std::{
     env,
     fmt::{self, Write as _},
     fs,
+    io::{BufRead, BufReader, Write as _},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitStatus,
     str::FromStr,
@@ -160,13 +162,13 @@ impl Daemon {
     pub fn wait_for_state(&self, pbx: Place, state: &str, limit: Duration) -> Result<()> {
         let start = Instant::now();
         loop {
-            let is = self.control.state(pbx)?;
-            if is == state {
+            let is = self.control.backend(pbx)?;
+            if is.state == state {
                 return Ok(());
             }
             if start.elapsed() > limit {
                 bail!(
-                    "{} is {is}, not {state}, after {:.0} s:\n{}",
+                    "{} is not {state} after {:.0} s but {is:?}:\n{}",
                     pbx.name(),
                     limit.as_secs_f32(),
                     self.process.last_words()
@@ -188,7 +190,7 @@ impl Daemon {
             if let Some(status) = self.process.ended()? {
                 bail!("sipline ended at once ({status}):\n{}", self.process.last_words());
             }
-            match self.control.json(&["stats"]) {
+            match self.control.ask("stats") {
                 Ok(_) => return Ok(()),
                 Err(error) if start.elapsed() > Duration::from_secs(20) => {
                     return Err(error.context(format!(
@@ -210,38 +212,70 @@ pub struct Control {
 }
 
 impl Control {
-    /// What a control verb prints with `--json`.
-    pub fn json(&self, args: &[&str]) -> Result<Value> {
+    /// Runs the control command as an operator would; returns what it prints with `--json`.
+    pub fn command(&self, args: &[&str]) -> Result<Value> {
         let mut command = std::process::Command::new(&self.binary);
         command.arg("--socket").arg(&self.socket).args(args).arg("--json");
         let text = output(&mut command)?;
         serde_json::from_str(&text).with_context(|| format!("{args:?} did not print JSON: {text}"))
     }
 
-    /// What a PBX is used for: `active`, `inactive`, `draining` or `disabled`.
-    pub fn state(&self, pbx: Place) -> Result<String> {
-        let list = self.json(&["backends", "list"])?;
-        let view = list
+    /// Asks on the socket itself, which costs no process: `backends` or `stats`.
+    pub fn ask(&self, verb: &str) -> Result<Value> {
+        let mut stream = UnixStream::connect(&self.socket).context("no daemon answers")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        writeln!(stream, "{}", serde_json::json!({ "verb": verb }))?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).context("the daemon does not answer")?;
+        let mut answer: Value = serde_json::from_str(&line)
+            .with_context(|| format!("`{verb}` was not answered with JSON: {line}"))?;
+        if answer["ok"] != true {
+            bail!("`{verb}` was refused: {}", answer["error"]);
+        }
+        Ok(answer["result"].take())
+    }
+
+    /// What a PBX is used for.
+    pub fn backend(&self, pbx: Place) -> Result<Backend> {
+        let answer = self.ask("backends")?;
+        let view = answer["backends"]
             .as_array()
             .and_then(|list| list.iter().find(|view| view["id"] == pbx.name()))
-            .with_context(|| format!("no {} in {list}", pbx.name()))?;
-        Ok(view["state"].as_str().with_context(|| format!("no state in {view}"))?.to_owned())
+            .with_context(|| format!("no {} in {answer}", pbx.name()))?;
+        Ok(Backend {
+            state: view["state"].as_str().with_context(|| format!("no state in {view}"))?.into(),
+            reason: view["reason"].as_str().map(str::to_owned),
+            age: Duration::from_millis(
+                view["for_ms"].as_u64().with_context(|| format!("no for_ms in {view}"))?,
+            ),
+        })
     }
 
     /// Who handled how many messages so far.
     pub fn totals(&self) -> Result<Totals> {
-        let stats = self.json(&["stats"])?;
-        let number = |half: &str| {
-            stats[half]["messages"]
-                .as_u64()
-                .with_context(|| format!("no {half}.messages in {stats}"))
+        let stats = self.ask("stats")?;
+        let share = &stats["share"];
+        let number = |name: &str| {
+            share[name].as_u64().with_context(|| format!("no share.{name} in {stats}"))
         };
+        let mode = stats["xdp"]["mode"].as_str();
         Ok(Totals {
-            mode: stats["mode"].as_str().with_context(|| format!("no mode in {stats}"))?.to_owned(),
-            kernel: number("kernel")?,
-            daemon: number("daemon")?,
+            mode: mode.with_context(|| format!("no xdp.mode in {stats}"))?.to_owned(),
+            kernel: number("kernel_messages")?,
+            daemon: number("daemon_messages")?,
         })
     }
+}
+
+/// What a PBX is used for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Backend {
+    /// `active`, `inactive`, `draining` or `disabled`.
+    pub state: String,
+    /// Why it is inactive.
+    pub reason: Option<String>,
+    /// For how long it has been so.
+    pub age: Duration,
 }
 
 /// Who handled how many messages.

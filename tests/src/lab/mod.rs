@@ -28,7 +28,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use daemon::{Control, Daemon, Mode, Settings, Totals, binary};
+pub use daemon::{Backend, Control, Daemon, Mode, Settings, Totals, binary};
 pub use process::Process;
 pub use remains::remove_stale;
 pub use sipp::{Event, Running, Sipp, Word};
@@ -233,10 +233,12 @@ fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("cannot start {:?}", command.get_program()))?;
     if !output.status.success() {
         bail!(
-            "{:?} failed ({}): {}",
+            "{:?} failed ({}): {}{}",
             command,
             output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
+            String::from_utf8_lossy(&output.stderr).trim(),
+            // With --json, sipline says there what is wrong.
+            String::from_utf8_lossy(&output.stdout).trim()
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
