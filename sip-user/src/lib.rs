@@ -1,8 +1,12 @@
 //! sipline's daemon and its control command.
 //!
-//! [`core`] decides: bytes and an `Instant` in, commands out. [`io`] moves datagrams, [`fastpath`] feeds the
-//! kernel half, [`control`] talks to operators, and [`run`] wires them together.
+//! [`mod@core`] decides: bytes and an `Instant` in, commands out. [`io`] moves datagrams, [`fastpath`] feeds
+//! the kernel half, [`control`] talks to operators, [`run`] wires them together, and [`cli`] is the command.
 
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod core;
 pub mod fastpath;
+pub mod io;
+pub mod run;

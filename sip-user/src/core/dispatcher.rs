@@ -1260,7 +1260,7 @@ mod tests {
             assert!(slots[len as usize..].iter().all(|s| *s == 0));
             slots[..len as usize].to_vec()
         };
-        assert_eq!(turns(&[]), []);
+        assert!(turns(&[]).is_empty());
         assert_eq!(turns(&[(7, 16)]), [7]);
         assert_eq!(turns(&[(0, 4), (1, 4)]), [0, 1]);
         assert_eq!(turns(&[(0, 5), (1, 1), (2, 1)]), [0, 0, 1, 0, 2, 0, 0]);

@@ -367,7 +367,7 @@ impl Proxy {
                 if from_pbx.is_some() && plan.hops_len != 0 =>
             {
                 let slot = from_pbx.unwrap_or_default();
-                self.from_pbx(message, slot, bytes, packet, line, plan, out);
+                self.relay_from_pbx(message, slot, bytes, packet, line, plan, out);
             }
             _ if ack => self.counters.event(Event::AckAbsorbed),
             Reason::Untrusted => self.answer(message, bytes, 403, "Not Relaying", "", out),
@@ -469,7 +469,7 @@ impl Proxy {
     /// A request of a PBX that follows no Route of ours: one that starts something, the CANCEL of such a
     /// one, or the ACK of its failure. All go where the Request-URI says (16.5), which is the same for them.
     #[allow(clippy::too_many_arguments, reason = "what a decision consists of")]
-    fn from_pbx(
+    fn relay_from_pbx(
         &mut self,
         message: &Message,
         slot: u32,

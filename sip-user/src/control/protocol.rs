@@ -1,0 +1,279 @@
+//! The words of the control socket. Stable: scripts read them through `--json`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{AdminState, Problem};
+use crate::fastpath::{Attachment, Mode};
+
+/// The longest line that a client may send.
+pub const LONGEST_REQUEST: usize = 64 * 1024;
+
+/// What a client asks for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// The PBXs as they are.
+    Backends,
+    /// No new calls for a PBX; its calls go on.
+    Drain {
+        /// Which.
+        id: String,
+    },
+    /// A PBX is used again.
+    Enable {
+        /// Which.
+        id: String,
+    },
+    /// A PBX is not used and not probed.
+    Disable {
+        /// Which.
+        id: String,
+    },
+    /// One more PBX, until the daemon ends.
+    Add {
+        /// Its name.
+        id: String,
+        /// Where it listens.
+        address: SocketAddr,
+        /// Its share of new calls, 1 to 16.
+        #[serde(default = "one")]
+        weight: u8,
+        /// What its owner wants of it.
+        #[serde(default)]
+        state: AdminState,
+    },
+    /// A PBX goes away.
+    Remove {
+        /// Which.
+        id: String,
+    },
+    /// Counters.
+    Stats,
+    /// The configuration file is read again.
+    Reload,
+}
+
+fn one() -> u8 {
+    1
+}
+
+/// The answer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Response {
+    /// Whether it was done.
+    pub ok: bool,
+    /// What was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Outcome>,
+    /// Why it was not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
+}
+
+impl Response {
+    /// It was done.
+    pub fn done(outcome: Outcome) -> Self {
+        Self { ok: true, result: Some(outcome), error: None }
+    }
+
+    /// It was not.
+    pub fn failed(message: impl Into<String>) -> Self {
+        let error = Failure { message: message.into(), problems: Vec::new() };
+        Self { ok: false, result: None, error: Some(error) }
+    }
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Failure {
+    /// In words.
+    pub message: String,
+    /// Mistakes in the configuration file, if it was that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// Of `stats`.
+    Stats(Box<Stats>),
+    /// Of `reload`.
+    Reloaded(Reloaded),
+    /// Of everything about PBXs: all of them as they are now.
+    Backends(Backends),
+}
+
+/// The PBXs.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Backends {
+    /// By id.
+    pub backends: Vec<Backend>,
+}
+
+/// One PBX.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Backend {
+    /// Its name.
+    pub id: String,
+    /// Its slot in the tables.
+    pub slot: u32,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its share of new calls.
+    pub weight: u8,
+    /// `active`, `inactive`, `draining` or `disabled`.
+    pub state: String,
+    /// Why it is inactive.
+    pub reason: Option<String>,
+    /// Since when: seconds of Unix time.
+    pub since: u64,
+    /// For how long, in milliseconds.
+    pub for_ms: u64,
+    /// What its owner wants.
+    pub admin: AdminState,
+    /// `file` or `hand`.
+    pub origin: String,
+    /// How the last probe ended: a status code or a fault.
+    pub last_probe: Option<String>,
+    /// How long the last answered probe took, in microseconds.
+    pub round_trip_us: Option<u64>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Calls that the kernel placed there.
+    pub kernel_calls: u64,
+    /// Calls that the daemon placed there.
+    pub daemon_calls: u64,
+}
+
+/// Counters.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Stats {
+    /// Of the daemon.
+    pub version: String,
+    /// Milliseconds since the daemon started.
+    pub uptime_ms: u64,
+    /// Whether it refuses new calls because it is about to end.
+    pub stopping: bool,
+    /// The kernel half.
+    pub xdp: XdpStats,
+    /// Who handled how much.
+    pub share: Share,
+    /// What the kernel did, by the reason that a packet left the program for.
+    pub kernel: BTreeMap<String, u64>,
+    /// What the daemon did.
+    pub daemon: BTreeMap<String, u64>,
+    /// The PBXs.
+    pub backends: Vec<Backend>,
+    /// Our addresses.
+    pub sockets: Vec<SocketStats>,
+}
+
+/// The kernel half.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct XdpStats {
+    /// `off`, `generic` or `native`.
+    pub mode: Mode,
+    /// By interface.
+    pub interfaces: Vec<Attachment>,
+    /// In words.
+    pub description: String,
+    /// How often a table could not be written, and was written anew later.
+    pub write_failures: u64,
+}
+
+/// Who handled how much.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Share {
+    /// Messages that the kernel answered, forwarded or dropped.
+    pub kernel_messages: u64,
+    /// Messages that came up to the daemon, answers to its own probes not counted.
+    pub daemon_messages: u64,
+    /// The kernel's part of both, 0 to 1.
+    pub kernel: f64,
+}
+
+impl Share {
+    /// Of two counts.
+    pub fn new(kernel_messages: u64, daemon_messages: u64) -> Self {
+        let all = kernel_messages + daemon_messages;
+        let kernel = if all == 0 { 0.0 } else { kernel_messages as f64 / all as f64 };
+        Self { kernel_messages, daemon_messages, kernel }
+    }
+}
+
+/// One of our addresses.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SocketStats {
+    /// The address.
+    pub address: SocketAddr,
+    /// Datagrams that were lost because the daemon was too slow.
+    pub dropped: u64,
+    /// Bytes that the socket holds for us.
+    pub receive_buffer: u64,
+}
+
+/// A configuration that is in force now.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Reloaded {
+    /// The file.
+    pub file: String,
+    /// Keys that have changed in the file and count only after a restart.
+    pub restart_needed: Vec<String>,
+    /// The PBXs as they are now.
+    pub backends: Vec<Backend>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_plain() {
+        let parse = |text: &str| serde_json::from_str::<Request>(text);
+        assert_eq!(parse(r#"{"verb":"stats"}"#).unwrap(), Request::Stats);
+        assert_eq!(
+            parse(r#"{"verb":"drain","id":"pbx1"}"#).unwrap(),
+            Request::Drain { id: "pbx1".into() }
+        );
+        assert_eq!(
+            parse(r#"{"verb":"add","id":"p","address":"192.0.2.9:5060"}"#).unwrap(),
+            Request::Add {
+                id: "p".into(),
+                address: "192.0.2.9:5060".parse().unwrap(),
+                weight: 1,
+                state: AdminState::Active
+            }
+        );
+        for bad in
+            [r#"{"verb":"stop"}"#, r#"{"verb":"drain"}"#, r#"{"verb":"drain","id":1}"#, "[]", ""]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn answers_come_back_as_what_they_were() {
+        let reloaded = Response::done(Outcome::Reloaded(Reloaded {
+            file: "/etc/x".into(),
+            restart_needed: vec!["sip.listen".into()],
+            backends: Vec::new(),
+        }));
+        let backends = Response::done(Outcome::Backends(Backends { backends: Vec::new() }));
+        let failed = Response::failed("no");
+        for response in [reloaded, backends, failed] {
+            let text = serde_json::to_string(&response).unwrap();
+            assert_eq!(serde_json::from_str::<Response>(&text).unwrap(), response, "{text}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!(Share::new(0, 0).kernel, 0.0);
+        assert_eq!(Share::new(3, 1).kernel, 0.75);
+    }
+}

@@ -1,0 +1,3 @@
+//! Sockets. No SIP here: datagrams, and the errors that the network reports for them.
+
+pub mod udp;

@@ -1,0 +1,708 @@
+//! The daemon: configuration, core, sockets, kernel half and control, wired together.
+//!
+//! One thread. Everything that decides lives in [`Node`]; tasks borrow it for one batch of datagrams, one
+//! timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use sip_ebpf::calls;
+use sip_ebpf::reason::{Reason, Way};
+use sip_ebpf::tables::{MAX_PBX, PbxState, flag};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{AdminState, Config, Key, LogFormat, PbxConfig};
+use crate::control::protocol::{
+    Backend, Backends, Failure, Outcome, Reloaded, Request, Response, Share, SocketStats, Stats,
+    XdpStats,
+};
+use crate::control::server::Server;
+use crate::core::counters::Event;
+use crate::core::dispatcher::{Command, Dispatcher, Origin, Refusal};
+use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
+use crate::core::sources::Sources;
+use crate::fastpath::{self, Fastpath, Mode};
+use crate::io::udp::{Batch, Udp};
+
+/// How often the daemon vouches for itself in the kernel's table, and for how long each time.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+const VOUCH: Duration = Duration::from_secs(1);
+/// Batches that one socket reads before others have their turn.
+const BATCHES_IN_A_ROW: usize = 8;
+
+/// Runs the daemon until SIGTERM or SIGINT. `path` is where `config` was read from, for reloads.
+pub fn run(path: &Path, config: Config) -> Result<()> {
+    start_log(&config);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, daemon(path, config))
+}
+
+async fn daemon(path: &Path, config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
+    // First, so that a second daemon stops here and touches nothing of the first.
+    let socket = &config.control.socket;
+    let server =
+        Server::bind(socket).with_context(|| format!("control socket {}", socket.display()))?;
+    let node = Rc::new(RefCell::new(Node::open(path, config)?));
+    let wake = node.borrow().wake.clone();
+
+    let mut tasks = Tasks::default();
+    let sockets = node.borrow().sockets.clone();
+    for at in 0..sockets.len() {
+        tasks.add(read_socket(node.clone(), sockets.clone(), at));
+    }
+    tasks.add(keep_time(node.clone(), wake));
+    tasks.add(vouch(node.clone()));
+    tasks.add(reload_on(hangup, node.clone()));
+    let answering = node.clone();
+    let answer = Rc::new(move |request| answering.borrow_mut().answer(request));
+    tasks.add(async move { server.serve(answer).await });
+    notify_supervisor("READY=1");
+    {
+        let node = node.borrow();
+        tracing::info!(
+            listen = ?node.config.sip.listen,
+            xdp = %node.fastpath.mode(),
+            pbxs = node.config.pbx.len(),
+            version = env!("CARGO_PKG_VERSION"),
+            "sipline runs"
+        );
+    }
+
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    notify_supervisor("STOPPING=1");
+    let (drain, keep) = {
+        let mut node = node.borrow_mut();
+        let keep = node.config.xdp.keep && node.fastpath.mode() != Mode::Off;
+        if !keep {
+            node.stop();
+        }
+        (node.config.sip.drain, keep)
+    };
+    if keep {
+        // The kernel goes on by its tables and the next daemon takes over: nobody is refused.
+        tracing::info!(signal = name, "ending, the program stays attached");
+    } else {
+        tracing::info!(signal = name, for_s = drain.as_secs_f64(), "draining");
+        tokio::select! {
+            () = sleep(drain) => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+    tasks.end().await;
+    let Ok(node) = Rc::try_unwrap(node) else { anyhow::bail!("a task still holds the node") };
+    node.into_inner().close(keep)
+}
+
+// ---- Tasks ---------------------------------------------------------------------------------------
+
+/// Everything that runs beside the main task; nothing of it outlives this.
+#[derive(Default)]
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Tasks {
+    fn add(&mut self, task: impl Future<Output = ()> + 'static) {
+        self.0.push(spawn_local(task));
+    }
+
+    /// Ends all and waits for it, so that what they held is free.
+    async fn end(self) {
+        for task in &self.0 {
+            task.abort();
+        }
+        for task in self.0 {
+            // Aborted, which is what was asked for.
+            let _ = task.await;
+        }
+    }
+}
+
+async fn read_socket(node: Rc<RefCell<Node>>, sockets: Rc<[Udp]>, at: usize) {
+    let Some(socket) = sockets.get(at) else { return };
+    loop {
+        let mut guard = match socket.ready().await {
+            Ok(guard) => guard,
+            Err(error) => {
+                tracing::error!(%error, local = %socket.local(), "cannot wait for a socket");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if node.borrow_mut().read(at) {
+            guard.clear_ready();
+        } else {
+            // More is there: the others first.
+            drop(guard);
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn keep_time(node: Rc<RefCell<Node>>, wake: Rc<Notify>) {
+    loop {
+        let next = node.borrow().dispatcher.poll_timeout();
+        let timer = async {
+            match next {
+                Some(next) => sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = timer => node.borrow_mut().tick(),
+            () = wake.notified() => {}
+        }
+    }
+}
+
+async fn vouch(node: Rc<RefCell<Node>>) {
+    let mut beat = interval(HEARTBEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        node.borrow_mut().beat();
+    }
+}
+
+async fn reload_on(mut hangup: Signal, node: Rc<RefCell<Node>>) {
+    while hangup.recv().await.is_some() {
+        // The outcome is in the log.
+        let _ = node.borrow_mut().reload();
+    }
+}
+
+// ---- The node ------------------------------------------------------------------------------------
+
+/// What the daemon is.
+struct Node {
+    path: PathBuf,
+    config: Config,
+    proxy: Proxy,
+    dispatcher: Dispatcher,
+    fastpath: Box<dyn Fastpath>,
+    sockets: Rc<[Udp]>,
+    batch: Batch,
+    out: Vec<Transmit>,
+    started: Instant,
+    stopping: bool,
+    /// Whether the kernel's tables may differ from what is decided here.
+    tables_behind: bool,
+    write_failures: u64,
+    /// The timer is looked at anew.
+    wake: Rc<Notify>,
+}
+
+impl Node {
+    /// Sockets first, then the kernel half with its tables; its switches last.
+    fn open(path: &Path, config: Config) -> Result<Self> {
+        let now = Instant::now();
+        let key = match config.sip.key {
+            Some(key) => key,
+            None => {
+                tracing::warn!(
+                    "no key is configured: calls in progress will not survive a restart; set sip.key_file"
+                );
+                random_key()?
+            }
+        };
+        let mut sockets = Vec::new();
+        for local in &config.sip.listen {
+            let socket = Udp::bind(*local).with_context(|| {
+                format!("cannot listen on {local}: is it an address of this machine, and free?")
+            })?;
+            sockets.push(socket);
+        }
+        let fastpath = fastpath::open(&config.xdp, key.0)?;
+        let first_ipv4 = config.sip.listen.iter().copied().find(SocketAddr::is_ipv4);
+        if first_ipv4.is_none() && !config.pbx.is_empty() {
+            tracing::warn!("no IPv4 address to listen on: PBXs are neither probed nor reached");
+        }
+        let policy = policy(&config);
+        let buckets = config.xdp.call_buckets;
+        let mut node = Self {
+            path: path.to_owned(),
+            proxy: Proxy::new(key.0, &config.sip.listen, buckets, policy, now),
+            dispatcher: Dispatcher::new(first_ipv4, config.probe.clone()),
+            fastpath,
+            sockets: sockets.into(),
+            batch: Batch::default(),
+            out: Vec::new(),
+            started: now,
+            stopping: false,
+            tables_behind: false,
+            write_failures: 0,
+            wake: Rc::default(),
+            config,
+        };
+        let loaded = node.dispatcher.reload(now, &node.config.pbx, node.config.probe.clone());
+        loaded.context("PBXs")?;
+        if let Err(error) = node.write_tables() {
+            // No half filled kernel: it would be wrong for as long as it stays so.
+            let closed = node.fastpath.close(false);
+            return Err(error.context(match closed {
+                Ok(()) => "the kernel's tables cannot be written".to_owned(),
+                Err(close) => format!("the kernel's tables cannot be written ({close:#})"),
+            }));
+        }
+        node.beat();
+        node.carry_out();
+        Ok(node)
+    }
+
+    fn close(mut self, keep: bool) -> Result<()> {
+        // Nobody answers for us from now on.
+        let silent = self.fastpath.heartbeat(Duration::ZERO);
+        self.fastpath.close(keep).context("the kernel half cannot be closed")?;
+        silent.context("the heartbeat cannot be withdrawn")?;
+        tracing::info!("sipline has ended");
+        Ok(())
+    }
+
+    /// New calls are refused from now on.
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.dispatcher.set_accepting(false);
+        self.carry_out();
+    }
+
+    // ---- Datagrams and time ---------------------------------------------------------------------
+
+    /// Serves what one socket has. True when there is nothing left.
+    fn read(&mut self, at: usize) -> bool {
+        let sockets = self.sockets.clone();
+        let Some(socket) = sockets.get(at) else { return true };
+        self.read_errors(socket);
+        for _ in 0..BATCHES_IN_A_ROW {
+            match socket.receive(&mut self.batch) {
+                Ok(0) => return true,
+                Ok(_) => self.serve_batch(at),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                // The error of an earlier datagram: the queue tells whose.
+                Err(error) => {
+                    tracing::trace!(%error, local = %socket.local(), "reading");
+                    self.read_errors(socket);
+                }
+            }
+        }
+        false
+    }
+
+    fn serve_batch(&mut self, at: usize) {
+        let now = Instant::now();
+        let kernel = Kernel::new(&mut *self.fastpath, self.config.xdp.call_buckets);
+        for (from, bytes) in self.batch.datagrams() {
+            let datagram = Datagram { local: at, from, bytes };
+            self.proxy.handle(now, &mut self.dispatcher, &kernel, datagram, &mut self.out);
+        }
+        self.carry_out();
+    }
+
+    fn read_errors(&mut self, socket: &Udp) {
+        let now = Instant::now();
+        let dispatcher = &mut self.dispatcher;
+        let count = socket.errors(|to, what| {
+            tracing::debug!(%to, %what, "ICMP unreachable");
+            dispatcher.handle_unreachable(now, to, what);
+        });
+        if count > 0 {
+            self.proxy.counters_mut().events(Event::IcmpError, count);
+            self.carry_out();
+        }
+    }
+
+    /// Time has passed. What has come in is read first: an answer that waits is no missing answer.
+    fn tick(&mut self) {
+        for at in 0..self.sockets.len() {
+            self.read(at);
+        }
+        self.dispatcher.handle_timeout(Instant::now());
+        self.carry_out();
+    }
+
+    /// Does what the dispatcher wants, and sends what waits.
+    fn carry_out(&mut self) {
+        let mut any = false;
+        while let Some(command) = self.dispatcher.poll_command() {
+            any = true;
+            match command {
+                Command::Send { from, to, datagram } => {
+                    let local = self.config.sip.listen.iter().position(|local| *local == from);
+                    self.out.push(Transmit { local: local.unwrap_or(0), to, bytes: datagram });
+                }
+                Command::Pbx { slot, pbx } => {
+                    let written = self.fastpath.set_pbx(slot, pbx);
+                    self.check_write("PBXS", written);
+                }
+                Command::Schedule(schedule) => {
+                    let written = self.fastpath.set_schedule(&schedule);
+                    self.check_write("SCHEDULE", written);
+                }
+                Command::Changed { id, from, to, reason } => tell(&id, from, to, &reason),
+            }
+        }
+        if any {
+            self.wake.notify_one();
+        }
+        self.send();
+    }
+
+    fn send(&mut self) {
+        if self.out.is_empty() {
+            return;
+        }
+        let mut unreachable = Vec::new();
+        for (at, socket) in self.sockets.iter().enumerate() {
+            let mine = self.out.iter().filter(|t| t.local == at).map(|t| (t.to, &t.bytes[..]));
+            let result = socket.send(mine);
+            let counters = self.proxy.counters_mut();
+            counters.events(Event::Sent, result.sent);
+            counters.events(Event::SendDropped, result.dropped);
+            counters.events(Event::SendFailed, result.failed.len() as u64);
+            unreachable.extend(result.failed);
+        }
+        self.out.clear();
+        for (to, kind) in unreachable {
+            tracing::debug!(%to, error = %kind, "cannot send");
+        }
+    }
+
+    // ---- The kernel half ------------------------------------------------------------------------
+
+    /// Everything that the kernel must know, the switches last.
+    fn write_tables(&mut self) -> Result<()> {
+        let sources = self.proxy.policy().sources.clone();
+        for slot in 0..MAX_PBX {
+            self.fastpath.set_pbx(slot, self.dispatcher.pbx(slot))?;
+        }
+        self.fastpath.set_schedule(self.dispatcher.schedule())?;
+        self.fastpath.set_sources(&sources.ipv4())?;
+        self.fastpath.set_locals(&self.proxy.locals())?;
+        let deny = if sources.denies() { flag::DENY } else { 0 };
+        self.fastpath.set_config(flag::KEEPALIVES | flag::STEER | deny)
+    }
+
+    fn check_write(&mut self, table: &str, written: Result<()>) {
+        if let Err(error) = written {
+            tracing::error!(
+                table,
+                error = format!("{error:#}"),
+                "the kernel's table is not written"
+            );
+            self.tables_behind = true;
+            self.write_failures += 1;
+        }
+    }
+
+    /// Vouches for the daemon; before that, makes good what could not be written.
+    fn beat(&mut self) {
+        if self.tables_behind {
+            match self.write_tables() {
+                Ok(()) => {
+                    self.tables_behind = false;
+                    tracing::info!("the kernel's tables are whole again");
+                }
+                Err(error) => {
+                    self.write_failures += 1;
+                    tracing::debug!(error = format!("{error:#}"), "the kernel's tables");
+                }
+            }
+        }
+        let written = self.fastpath.heartbeat(VOUCH);
+        self.check_write("HEARTBEAT", written);
+    }
+
+    // ---- Orders ---------------------------------------------------------------------------------
+
+    fn answer(&mut self, request: Request) -> Response {
+        let now = Instant::now();
+        let order = |node: &mut Self, id: &str, state| {
+            tracing::info!(id, ?state, "ordered by hand");
+            node.dispatcher.set_admin(now, id, state)
+        };
+        let done: Result<(), Refusal> = match request {
+            Request::Backends => Ok(()),
+            Request::Drain { id } => order(self, &id, AdminState::Draining),
+            Request::Enable { id } => order(self, &id, AdminState::Active),
+            Request::Disable { id } => order(self, &id, AdminState::Disabled),
+            Request::Add { id, address, weight, state } => {
+                if self.config.sip.listen.contains(&address) {
+                    let fault = "this is an address of ours: calls would loop";
+                    Err(Refusal::BadAddress { address, fault })
+                } else {
+                    tracing::info!(id, %address, weight, "added by hand");
+                    self.dispatcher.add(now, &PbxConfig { id, address, weight, state }).map(|_| ())
+                }
+            }
+            Request::Remove { id } => {
+                tracing::info!(id, "removed by hand");
+                self.dispatcher.remove(&id)
+            }
+            Request::Stats => {
+                return match self.stats() {
+                    Ok(stats) => Response::done(Outcome::Stats(Box::new(stats))),
+                    Err(error) => Response::failed(format!("{error:#}")),
+                };
+            }
+            Request::Reload => return self.reload(),
+        };
+        self.carry_out();
+        let listed = done.map_err(anyhow::Error::from).and_then(|()| self.backends());
+        match listed {
+            Ok(backends) => Response::done(Outcome::Backends(Backends { backends })),
+            Err(error) => Response::failed(format!("{error:#}")),
+        }
+    }
+
+    /// Reads the configuration again. A bad one changes nothing.
+    fn reload(&mut self) -> Response {
+        let now = Instant::now();
+        let config = match Config::load(&self.path) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(%error, "not reloaded");
+                let failure = Failure {
+                    message: format!("nothing is changed:\n{error}"),
+                    problems: error.problems,
+                };
+                return Response { ok: false, result: None, error: Some(failure) };
+            }
+        };
+        if let Err(refusal) = self.dispatcher.reload(now, &config.pbx, config.probe.clone()) {
+            tracing::error!(%refusal, "not reloaded");
+            return Response::failed(format!("nothing is changed: {refusal}"));
+        }
+        let restart_needed = needs_restart(&self.config, &config);
+        for key in &restart_needed {
+            tracing::warn!(key, "has changed, but counts only after a restart");
+        }
+        // What cannot change while we run stays as it is.
+        self.config = Config {
+            sip: crate::config::Sip {
+                no_destination: config.sip.no_destination,
+                drain: config.sip.drain,
+                ..self.config.sip.clone()
+            },
+            trust: config.trust,
+            pbx: config.pbx,
+            probe: config.probe,
+            ..self.config.clone()
+        };
+        self.proxy.set_policy(policy(&self.config));
+        self.carry_out();
+        let written = self.write_tables();
+        self.check_write("all", written);
+        self.wake.notify_one();
+        tracing::info!(file = %self.path.display(), "reloaded");
+        match self.backends() {
+            Ok(backends) => Response::done(Outcome::Reloaded(Reloaded {
+                file: self.path.display().to_string(),
+                restart_needed,
+                backends,
+            })),
+            Err(error) => Response::failed(format!("reloaded, but: {error:#}")),
+        }
+    }
+
+    fn backends(&mut self) -> Result<Vec<Backend>> {
+        let kernel = self.fastpath.pbx_calls().context("the kernel's count of calls")?;
+        let now = Instant::now();
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let list = self.dispatcher.views().into_iter().map(|view| {
+            let age = now.saturating_duration_since(view.since);
+            let of = |list: &[u64]| list.get(view.slot as usize).copied().unwrap_or(0);
+            Backend {
+                id: view.id.to_owned(),
+                slot: view.slot,
+                address: view.address,
+                weight: view.weight,
+                state: state_name(view.state).to_owned(),
+                reason: view.reason,
+                since: unix.saturating_sub(age).as_secs(),
+                for_ms: milliseconds(age),
+                admin: view.admin,
+                origin: match view.origin {
+                    Origin::File => "file".to_owned(),
+                    Origin::Hand => "hand".to_owned(),
+                },
+                last_probe: view.last_probe.map(|ended| match ended {
+                    Ok(code) => code.to_string(),
+                    Err(fault) => fault.to_string(),
+                }),
+                round_trip_us: view
+                    .round_trip
+                    .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+                failures: view.failures,
+                kernel_calls: of(&kernel),
+                daemon_calls: of(self.proxy.placed()),
+            }
+        });
+        Ok(list.collect())
+    }
+
+    fn stats(&mut self) -> Result<Stats> {
+        let counters = self.fastpath.counters().context("the kernel's counters")?;
+        let of = |reason: &Reason| counters.get(*reason as usize).copied().unwrap_or(0);
+        let kernel: BTreeMap<_, _> =
+            Reason::ALL.iter().map(|reason| (reason.name().to_owned(), of(reason))).collect();
+        let by_kernel = Reason::ALL.iter().filter(|r| !matches!(r.way(), Way::Up)).map(of).sum();
+        let daemon = self.proxy.counters();
+        let by_daemon =
+            daemon.of_event(Event::Received).saturating_sub(daemon.of_event(Event::ProbeAnswer));
+        let mut sockets = Vec::new();
+        for socket in self.sockets.iter() {
+            let (dropped, receive_buffer) = socket.receive_drops()?;
+            sockets.push(SocketStats { address: socket.local(), dropped, receive_buffer });
+        }
+        Ok(Stats {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: milliseconds(self.started.elapsed()),
+            stopping: self.stopping,
+            xdp: XdpStats {
+                mode: self.fastpath.mode(),
+                interfaces: self.fastpath.attachments().to_vec(),
+                description: self.fastpath.describe(),
+                write_failures: self.write_failures,
+            },
+            share: Share::new(by_kernel, by_daemon),
+            kernel,
+            daemon: self.proxy.counters().named(),
+            backends: self.backends()?,
+            sockets,
+        })
+    }
+}
+
+/// The kernel's call table, as the proxy asks for it.
+struct Kernel<'a> {
+    fastpath: RefCell<&'a mut dyn Fastpath>,
+    mask: u32,
+    there: bool,
+}
+
+impl<'a> Kernel<'a> {
+    fn new(fastpath: &'a mut dyn Fastpath, buckets: u32) -> Self {
+        let there = fastpath.mode() != Mode::Off;
+        Self { fastpath: RefCell::new(fastpath), mask: buckets.saturating_sub(1), there }
+    }
+}
+
+impl KernelCalls for Kernel<'_> {
+    fn find(&self, hash: u64) -> Option<u32> {
+        if !self.there {
+            return None;
+        }
+        let at = calls::bucket(hash, self.mask);
+        match self.fastpath.borrow_mut().call_bucket(at) {
+            Ok(bucket) => calls::find(&bucket?.words, hash, monotonic_ns()),
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "the kernel's call table");
+                None
+            }
+        }
+    }
+}
+
+// ---- Small things --------------------------------------------------------------------------------
+
+fn policy(config: &Config) -> Policy {
+    Policy { sources: Sources::new(&config.trust), no_destination: config.sip.no_destination }
+}
+
+/// Keys that differ and that a running daemon cannot change.
+fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
+    let all = [
+        ("sip.listen", old.sip.listen != new.sip.listen),
+        ("sip.key", old.sip.key != new.sip.key),
+        ("xdp", old.xdp != new.xdp),
+        ("control.socket", old.control != new.control),
+        ("log", old.log != new.log),
+    ];
+    all.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect()
+}
+
+fn state_name(state: PbxState) -> &'static str {
+    match state {
+        PbxState::Unused => "unused",
+        PbxState::Active => "active",
+        PbxState::Inactive => "inactive",
+        PbxState::Draining => "draining",
+        PbxState::Disabled => "disabled",
+    }
+}
+
+fn tell(id: &str, from: PbxState, to: PbxState, reason: &str) {
+    let (from, to) = (state_name(from), state_name(to));
+    if to == "inactive" {
+        tracing::warn!(pbx = id, from, to, reason, "PBX state");
+    } else {
+        tracing::info!(pbx = id, from, to, reason, "PBX state");
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The clock of the kernel's call table.
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable. The clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn random_key() -> Result<Key> {
+    let mut words = [0u64; 2];
+    let len = std::mem::size_of_val(&words);
+    // SAFETY: `words` is writable for `len` bytes.
+    let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), len, 0) };
+    if usize::try_from(got) != Ok(len) {
+        return Err(io::Error::last_os_error()).context("no random key");
+    }
+    Ok(Key(words))
+}
+
+/// Says to a supervisor that wants to know (systemd, `Type=notify`) how far we are.
+fn notify_supervisor(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let name = name.to_string_lossy().into_owned();
+    let address = match name.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot notify the supervisor");
+    }
+}
+
+/// To standard error. `RUST_LOG` overrides the level, for a look into one module.
+fn start_log(config: &Config) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(config.log.level.as_str()));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Set already by a test in the same process: then it stays as it is.
+    let _ = match config.log.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
