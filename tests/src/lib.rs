@@ -2,5 +2,7 @@
 //!
 //! The tests themselves are in `tests/tests/`; the scenarios that SIPp plays are in `tests/lab/`.
 
+#[cfg(feature = "fixtures")]
+pub mod fixtures;
 pub mod kernel;
 pub mod lab;

@@ -16,6 +16,9 @@ pub const PROGRAM: &str = "sipline";
 /// The scanner alone, for tests and benches.
 pub const SCAN: &str = "sipline_scan";
 
+/// A program that drops everything: the least there can be, for tests and benches.
+pub const DROP: &str = "bench_drop";
+
 static MAY_GOTO: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sipline-xdp.may_goto.o"));
 static BPF_LOOP: &[u8] =
