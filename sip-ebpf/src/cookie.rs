@@ -19,7 +19,8 @@ pub const BRANCH_DIGITS: u32 = 16;
 /// Hexadecimal digits of a cookie.
 pub const COOKIE_DIGITS: u32 = 32;
 
-/// Tells the hashes of a branch from those of a cookie: no [`Cookie::word`] has these bits.
+/// Tells the hashes of a branch from those of a cookie: no [`Cookie::word`] has these bits. Words are
+/// xored onto the call's hash, which nobody else knows: so nobody can choose the sum.
 const BRANCH: u64 = u64::MAX;
 
 /// Tells the hash of a call from the others.
@@ -28,14 +29,14 @@ const CALL: u64 = 0x6c61_632d_7069_73; // "sip-cal"
 /// The keyed hash of a Call-ID; marks are zero if it holds no white space.
 #[inline(always)]
 pub fn call<T: Text>(key: [u64; 2], t: T, call_id: Span) -> (u64, u64) {
-    siphash(key, CALL, 0, t, call_id.at, call_id.end)
+    siphash(key, CALL, t, call_id.at, call_id.end)
 }
 
 /// The digits of the branch for a request that came with branch `theirs`: the same for an INVITE,
 /// its CANCEL and the ACK of its failure (16.11), and for each retransmission.
 #[inline(always)]
 pub fn branch<T: Text>(key: [u64; 2], call: u64, t: T, theirs: Span) -> u64 {
-    siphash(key, call, BRANCH, t, theirs.at, theirs.end).0
+    siphash(key, call ^ BRANCH, t, theirs.at, theirs.end).0
 }
 
 /// The tag that we put into To when we answer a request ourselves. It depends on the Call-ID alone,
@@ -69,7 +70,7 @@ impl Cookie {
     #[inline(always)]
     pub fn write<T: Text>(self, key: [u64; 2], call: u64, t: T, tag: Span) -> [u64; 4] {
         let word = self.word();
-        let (signature, _) = siphash(key, call, word, t, tag.at, tag.end);
+        let (signature, _) = siphash(key, call ^ word, t, tag.at, tag.end);
         [
             hex8((word >> 32) as u32),
             hex8(word as u32),
@@ -106,7 +107,7 @@ impl Cookie {
         t: T,
         tag: Span,
     ) -> bool {
-        siphash(key, call, self.word(), t, tag.at, tag.end).0 == signature
+        siphash(key, call ^ self.word(), t, tag.at, tag.end).0 == signature
     }
 }
 

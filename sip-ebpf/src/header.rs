@@ -130,13 +130,14 @@ fn find_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
     let mut state = (t, t.fresh(at), end);
     repeat(crate::scan::MAX_TEXT, &mut state, |(t, at, end)| {
         // Everything below '-' is looked at: delimiters, and a few characters that are none.
-        let word = t.word(*at);
-        let marks = below(word, b'-') | equal(word, b';');
-        if marks == 0 {
-            step(at, 8);
+        let (a, b) = (t.word(*at), t.word(*at + 8));
+        let a = below(a, b'-') | equal(a, b';');
+        let b = below(b, b'-') | equal(b, b';');
+        if a | b == 0 {
+            step(at, 16);
             return *at < *end;
         }
-        step(at, first(marks));
+        step(at, if a != 0 { first(a) } else { 8 + first(b) });
         if *at >= *end {
             return false;
         }
@@ -156,24 +157,24 @@ fn find_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
 pub fn tag<T: Text>(t: T, line: Line, tag: &mut Span) -> Result<(), Odd> {
     *tag = Span::default();
     let (value, end) = (line.value as u32, line.end as u32);
-    let mut open = find_either(t, value, end, b'<', b'"');
-    if open < end && t.byte(open) == b'"' {
-        let close = skip_quoted(t, open + 1, end);
-        open = skip_blank(t, close);
-        if open >= end || t.byte(open) != b'<' {
+    if value >= end {
+        return Err(Odd);
+    }
+    let mut at = value;
+    if t.byte(at) == b'"' {
+        // A display name in quotes stands first, and brackets must follow (20.10).
+        at = skip_blank(t, skip_quoted(t, at + 1, end));
+        if at >= end || t.byte(at) != b'<' {
             return Err(Odd);
         }
     }
-    let params = if open < end {
-        let close = find_byte(t, open, end, b'>');
-        if close >= end {
-            return Err(Odd);
-        }
-        close + 1
-    } else {
-        // addr-spec without brackets: what follows a semicolon are header parameters (20).
-        find_delimiter(t, value, end)
-    };
+    // The bracket that closes the URI ends the line: no parameters. No token has one.
+    if t.byte(end - 1) == b'>' {
+        return Ok(());
+    }
+    let close = find_byte(t, at, end, b'>');
+    // addr-spec without brackets: what follows a semicolon are header parameters (20).
+    let params = if close < end { close + 1 } else { find_delimiter(t, at, end) };
     let mut state = Params { t, at: t.fresh(params), end, odd: false, tag: &mut *tag };
     repeat(64, &mut state, |s| {
         if s.at >= s.end {

@@ -424,7 +424,7 @@ struct List<'a> {
 
 impl<'a> List<'a> {
     fn new(message: Message<'a>, kind: Kind) -> Self {
-        let first = message.index.first[kind as usize] as usize;
+        let first = message.index.first_number(kind) as usize;
         let next = if first == 0 { usize::MAX } else { first - 1 };
         Self { message, kind, next, open: None }
     }

@@ -200,8 +200,8 @@ fn options<T: Text, W: Tables>(t: T, index: &Index, packet: Packet, tables: &W) 
     if !for_us(t, index, packet.dst) {
         return Reason::OptionsNotForUs;
     }
-    let (first, last) = (index.first[Kind::Via as usize], index.last[Kind::Via as usize]);
-    if last.wrapping_sub(first).wrapping_add(1) as u32 != index.seen(Kind::Via) {
+    let (first, last) = (index.first_number(Kind::Via), index.last_number(Kind::Via));
+    if last - first + 1 != index.seen(Kind::Via) {
         return Reason::OddVia;
     }
     if !tables.alive() {
@@ -373,7 +373,7 @@ fn response<T: Text, W: Tables>(
     let (next, next_end) = if plan.via.end < via.end as u32 {
         (crate::scan::skip_blank(t, plan.via.end + 1), via.end as u32)
     } else {
-        let number = index.first[Kind::Via as usize] as u32;
+        let number = index.first_number(Kind::Via);
         let line = index.line(number);
         if number >= index.count || line.kind != Kind::Via as u8 {
             return Reason::BadBranch;

@@ -106,7 +106,7 @@ impl Kind {
 
 /// One header line.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Line {
     /// Where its name starts.
     pub start: u16,
@@ -202,12 +202,9 @@ pub struct Index {
     search: u32,
     /// Of use to the scan alone.
     pad: u32,
-    /// First line of each kind, plus one; 0 for none.
-    pub first: [u8; KINDS],
-    /// Last line of each kind, plus one; 0 for none.
-    pub last: [u8; KINDS],
-    /// How many lines of each kind; stops at 255.
-    pub seen: [u8; KINDS],
+    /// By kind: number of the first line, plus one, in the lowest byte; of the last line, plus one,
+    /// in the next; how many there are in the third.
+    pub kinds: [u32; KINDS],
     /// The header lines in their order. Entries past `count` are what an earlier scan left.
     pub lines: [Line; MAX_LINES as usize],
 }
@@ -236,9 +233,7 @@ impl Index {
             line: 0,
             search: 0,
             pad: 0,
-            first: [0; KINDS],
-            last: [0; KINDS],
-            seen: [0; KINDS],
+            kinds: [0; KINDS],
             lines: [Line { start: 0, value: 0, end: 0, kind: 0, flags: 0 }; MAX_LINES as usize],
         }
     }
@@ -251,21 +246,33 @@ impl Index {
     /// How many lines of a kind there are.
     #[inline(always)]
     pub fn seen(&self, kind: Kind) -> u32 {
-        self.seen[kind as usize] as u32
+        self.kinds[kind as usize] >> 16
+    }
+
+    /// The number of the first line of a kind, plus one; 0 for none.
+    #[inline(always)]
+    pub fn first_number(&self, kind: Kind) -> u32 {
+        self.kinds[kind as usize] & 0xff
+    }
+
+    /// The number of the last line of a kind, plus one; 0 for none.
+    #[inline(always)]
+    pub fn last_number(&self, kind: Kind) -> u32 {
+        self.kinds[kind as usize] >> 8 & 0xff
     }
 
     /// The first line of a kind.
     #[inline(always)]
     pub fn first(&self, kind: Kind) -> Option<Line> {
-        let at = self.first[kind as usize] as u32;
-        (at != 0).then(|| self.line(at - 1))
+        let number = self.first_number(kind);
+        (number != 0).then(|| self.line(number - 1))
     }
 
     /// The last line of a kind.
     #[inline(always)]
     pub fn last(&self, kind: Kind) -> Option<Line> {
-        let at = self.last[kind as usize] as u32;
-        (at != 0).then(|| self.line(at - 1))
+        let number = self.last_number(kind);
+        (number != 0).then(|| self.line(number - 1))
     }
 
     /// The line at a number, masked into the table.
@@ -285,14 +292,10 @@ impl Index {
         self.len = len;
         self.body = 0;
         // Volatile, or the compiler makes a call of it that BPF does not have.
-        for table in [&mut self.first, &mut self.last, &mut self.seen] {
-            let words = table.as_mut_ptr().cast::<u64>();
-            // SAFETY: each table is 16 bytes, 8-aligned by its place in a `repr(C)` struct of
-            // 14 words of 4 bytes before it.
-            unsafe {
-                words.write_volatile(0);
-                words.add(1).write_volatile(0);
-            }
+        let words = (&raw mut self.kinds).cast::<u64>();
+        for i in 0..KINDS / 2 {
+            // SAFETY: 16 entries of four bytes, 8-aligned by their place behind 14 such entries.
+            unsafe { words.add(i).write_volatile(0) };
         }
     }
 }
@@ -532,28 +535,24 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
         return false;
     };
     let value = skip_blank(t, colon + 1);
-    // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
+    let line = start as u64 | (value as u64) << 16 | (end as u64) << 32 | (kind as u64) << 48;
+    // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array. A line is these
+    // eight bytes; one store in place of five.
     unsafe {
-        let line = index.lines.as_mut_ptr().add(confine(count, MAX_LINES - 1) as usize);
-        *line = Line {
-            start: start as u16,
-            value: value as u16,
-            end: end as u16,
-            kind: kind as u8,
-            flags: 0,
-        };
+        index
+            .lines
+            .as_mut_ptr()
+            .add(confine(count, MAX_LINES - 1) as usize)
+            .cast::<u64>()
+            .write(line.to_le());
     }
-    let kind = confine(kind as u32, KINDS as u32 - 1) as usize;
-    // SAFETY: `kind` is below KINDS, a power of two, the length of the three tables.
+    let number = count + 1;
+    // SAFETY: masked below KINDS, a power of two, the length of the table.
     unsafe {
-        let number = (count + 1) as u8;
-        let first = index.first.as_mut_ptr().add(kind);
-        if *first == 0 {
-            *first = number;
-        }
-        *index.last.as_mut_ptr().add(kind) = number;
-        let seen = index.seen.as_mut_ptr().add(kind);
-        *seen = (*seen).saturating_add(1);
+        let entry = index.kinds.as_mut_ptr().add(confine(kind as u32, KINDS as u32 - 1) as usize);
+        let old = *entry;
+        let first = if old == 0 { number } else { old & 0xff };
+        *entry = first | number << 8 | ((old >> 16) + 1) << 16;
     }
     index.count = count + 1;
     true
@@ -579,6 +578,77 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
 /// space before the colon (25.1, HCOLON).
 #[inline(always)]
 fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
+    let small = word | LOWER;
+    let marks = equal(word, b':');
+    if marks != 0 {
+        let len = first(marks);
+        if len == 0 {
+            return None;
+        }
+        let name = head(small, len);
+        let kind = short(name);
+        // White space would have made it none of those that are known.
+        if !matches!(kind, Kind::Other) || below(head(word, len) | !head(u64::MAX, len), 0x21) == 0
+        {
+            return Some((kind, start + len));
+        }
+        return rare_name(t, word, start, end);
+    }
+    let more = t.word(start + 8) | LOWER;
+    let (kind, rest) = match small {
+        MAX_FORW if head(more, 5) == literal(b"ards:") => (Kind::MaxForwards, 4),
+        RECORD_R if head(more, 5) == literal(b"oute:") => (Kind::RecordRoute, 4),
+        CONTENT_ if head(more, 7) == literal(b"length:") => (Kind::ContentLength, 6),
+        PROXY_RE if head(more, 6) == literal(b"quire:") => (Kind::ProxyRequire, 5),
+        AUTHORIZ if head(more, 6) == literal(b"ation:") => (Kind::Authorization, 5),
+        _ => return rare_name(t, word, start, end),
+    };
+    Some((kind, start + 8 + rest))
+}
+
+const MAX_FORW: u64 = literal(b"max-forw");
+const RECORD_R: u64 = literal(b"record-r");
+const CONTENT_: u64 = literal(b"content-");
+const PROXY_RE: u64 = literal(b"proxy-re");
+const PROXY_AU: u64 = literal(b"proxy-au");
+const AUTHORIZ: u64 = literal(b"authoriz");
+
+/// The header of a name shorter than eight bytes, in small letters.
+#[inline(always)]
+fn short(name: u64) -> Kind {
+    const V: u64 = literal(b"v");
+    const F: u64 = literal(b"f");
+    const T_: u64 = literal(b"t");
+    const I: u64 = literal(b"i");
+    const M: u64 = literal(b"m");
+    const L: u64 = literal(b"l");
+    const VIA: u64 = literal(b"via");
+    const FROM: u64 = literal(b"from");
+    const TO: u64 = literal(b"to");
+    const CALL_ID: u64 = literal(b"call-id");
+    const CSEQ: u64 = literal(b"cseq");
+    const ROUTE: u64 = literal(b"route");
+    const CONTACT: u64 = literal(b"contact");
+    const EXPIRES: u64 = literal(b"expires");
+    const REQUIRE: u64 = literal(b"require");
+    match name {
+        V | VIA => Kind::Via,
+        F | FROM => Kind::From,
+        T_ | TO => Kind::To,
+        I | CALL_ID => Kind::CallId,
+        CSEQ => Kind::CSeq,
+        ROUTE => Kind::Route,
+        M | CONTACT => Kind::Contact,
+        L => Kind::ContentLength,
+        EXPIRES => Kind::Expires,
+        REQUIRE => Kind::Require,
+        _ => Kind::Other,
+    }
+}
+
+/// [`name`], when it is not written as nearly everybody writes it.
+#[inline(always)]
+fn rare_name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
     let marks = equal(word, b':');
     let colon = if marks != 0 { start + first(marks) } else { find_byte(t, start + 8, end, b':') };
     if colon >= end || colon == start {
@@ -601,46 +671,13 @@ fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
 /// The header of a name `len` bytes long; none when a blank stands in the name.
 #[inline(always)]
 fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<Kind> {
-    const V: u64 = literal(b"v");
-    const F: u64 = literal(b"f");
-    const T_: u64 = literal(b"t");
-    const I: u64 = literal(b"i");
-    const M: u64 = literal(b"m");
-    const L: u64 = literal(b"l");
-    const VIA: u64 = literal(b"via");
-    const FROM: u64 = literal(b"from");
-    const TO: u64 = literal(b"to");
-    const CALL_ID: u64 = literal(b"call-id");
-    const CSEQ: u64 = literal(b"cseq");
-    const ROUTE: u64 = literal(b"route");
-    const CONTACT: u64 = literal(b"contact");
-    const EXPIRES: u64 = literal(b"expires");
-    const REQUIRE: u64 = literal(b"require");
-    const MAX_FORW: u64 = literal(b"max-forw");
-    const RECORD_R: u64 = literal(b"record-r");
-    const CONTENT_: u64 = literal(b"content-");
-    const PROXY_RE: u64 = literal(b"proxy-re");
-    const PROXY_AU: u64 = literal(b"proxy-au");
-    const AUTHORIZ: u64 = literal(b"authoriz");
     if len < 8 {
         let name = head(word, len);
         // White space inside a name: what stands before it is no header's name.
         if below(name | !head(u64::MAX, len), 0x21) != 0 {
             return None;
         }
-        return Some(match name {
-            V | VIA => Kind::Via,
-            F | FROM => Kind::From,
-            T_ | TO => Kind::To,
-            I | CALL_ID => Kind::CallId,
-            CSEQ => Kind::CSeq,
-            ROUTE => Kind::Route,
-            M | CONTACT => Kind::Contact,
-            L => Kind::ContentLength,
-            EXPIRES => Kind::Expires,
-            REQUIRE => Kind::Require,
-            _ => Kind::Other,
-        });
+        return Some(short(name));
     }
     if below(word, 0x21) != 0 {
         return None;

@@ -1,15 +1,16 @@
-//! SipHash-2-4 (Aumasson and Bernstein, 2012) over two words and a piece of a message.
+//! SipHash-1-3 (Aumasson and Bernstein, 2012) over a word and a piece of a message.
 //!
 //! All hashes of the proxy are keyed: who sends a message must not be able to choose where it falls
-//! in a table, nor to make a branch or a cookie of ours.
+//! in a table, nor to make a branch or a cookie of ours. One and three rounds are what the hash tables
+//! of Rust, Python and Ruby use against the same adversary, at half the price of two and four.
 
 use crate::repeat::{repeat, step};
 use crate::text::{Text, below, head};
 
-/// The hash of `a`, `b` and the bytes from `at` to `end`, and marks that are zero if none of those
+/// The hash of `a` and the bytes from `at` to `end`, and marks that are zero if none of those
 /// bytes is a control character or white space.
 #[inline(always)]
-pub fn siphash<T: Text>(key: [u64; 2], a: u64, b: u64, t: T, at: u32, end: u32) -> (u64, u64) {
+pub fn siphash<T: Text>(key: [u64; 2], a: u64, t: T, at: u32, end: u32) -> (u64, u64) {
     let mut v = [
         key[0] ^ 0x736f_6d65_7073_6575,
         key[1] ^ 0x646f_7261_6e64_6f6d,
@@ -17,7 +18,6 @@ pub fn siphash<T: Text>(key: [u64; 2], a: u64, b: u64, t: T, at: u32, end: u32) 
         key[1] ^ 0x7465_6462_7974_6573,
     ];
     absorb(&mut v, a);
-    absorb(&mut v, b);
     let len = end.wrapping_sub(at);
     let mut state = Running { v, t, at: t.fresh(at), end, marks: 0 };
     repeat(crate::scan::MAX_TEXT / 8 + 2, &mut state, |s| {
@@ -35,9 +35,9 @@ pub fn siphash<T: Text>(key: [u64; 2], a: u64, b: u64, t: T, at: u32, end: u32) 
     let filled = if left == 0 { u64::MAX } else { word | !head(u64::MAX, left) };
     let marks = state.marks | below(filled, 0x21);
     let mut v = state.v;
-    absorb(&mut v, word | ((len.wrapping_add(16)) as u64) << 56);
+    absorb(&mut v, word | ((len.wrapping_add(8)) as u64) << 56);
     v[2] ^= 0xff;
-    for _ in 0..4 {
+    for _ in 0..3 {
         round(&mut v);
     }
     (v[0] ^ v[1] ^ v[2] ^ v[3], marks)
@@ -54,7 +54,6 @@ struct Running<T> {
 #[inline(always)]
 fn absorb(v: &mut [u64; 4], word: u64) {
     v[3] ^= word;
-    round(v);
     round(v);
     v[0] ^= word;
 }
@@ -81,27 +80,13 @@ mod tests {
     use proptest::prelude::*;
     use std::vec::Vec;
 
-    /// From the reference implementation's vectors: key 00..0f, message 00 01 02 ... of 16 and 17
-    /// bytes.
-    #[test]
-    fn reference_vectors() {
-        let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
-        let message: [u8; 17] = core::array::from_fn(|i| i as u8);
-        let (a, b) = ((&message[..]).word(0), (&message[..]).word(8));
-        for (len, want) in [(16, 0x3f2a_cc7f_57c2_9bdb), (17, 0x699a_e9f5_2cbe_4794)] {
-            assert_eq!(siphash(key, a, b, &message[..], 16, len).0, want, "length {len}");
-        }
-    }
-
     proptest! {
         #[test]
-        #[allow(deprecated, reason = "the one SipHash-2-4 in core is deprecated, and right")]
-        fn agrees_with_core(key: [u64; 2], a: u64, b: u64, bytes: Vec<u8>) {
-            let mut hasher = core::hash::SipHasher::new_with_keys(key[0], key[1]);
-            hasher.write_u64(a);
-            hasher.write_u64(b);
+        fn agrees_with_another(key: [u64; 2], a: u64, bytes: Vec<u8>) {
+            let mut hasher = siphasher::sip::SipHasher13::new_with_keys(key[0], key[1]);
+            hasher.write(&a.to_le_bytes());
             hasher.write(&bytes);
-            let ours = siphash(key, a, b, &bytes[..], 0, bytes.len() as u32).0;
+            let ours = siphash(key, a, &bytes[..], 0, bytes.len() as u32).0;
             prop_assert_eq!(ours, hasher.finish());
         }
     }
@@ -116,7 +101,7 @@ mod tests {
             ("abcdefg\t", false),
             ("abcdefghi ", false),
         ] {
-            let (_, marks) = siphash([1, 2], 0, 0, text.as_bytes(), 0, text.len() as u32);
+            let (_, marks) = siphash([1, 2], 0, text.as_bytes(), 0, text.len() as u32);
             assert_eq!(marks == 0, clean, "{text:?}");
         }
     }

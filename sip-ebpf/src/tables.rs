@@ -94,7 +94,7 @@ pub struct Config {
     pub calls_mask: u32,
     /// Always zero.
     pub pad: u32,
-    /// Key of every hash and signature (SipHash-2-4); equal on all nodes of a cluster.
+    /// Key of every hash and signature (SipHash-1-3); equal on all nodes of a cluster.
     pub key: [u64; 2],
 }
 

@@ -100,6 +100,8 @@ impl<'a> Cursor<'a> {
                     }
                     self.at += 1;
                 }
+                // DEL is no qdtext; other control characters the scan refuses.
+                Some(0x7f) => return Err(What::Syntax),
                 Some(_) => self.at += 1,
             }
         }
