@@ -1,6 +1,6 @@
 //! `fuzz`: random bytes into a fuzz target, by cargo-fuzz, which needs a nightly compiler.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::process::{self, find, output, root};
 
@@ -47,7 +47,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         command.env_remove(name);
     }
     command.current_dir(root()).args(["run", "nightly", "cargo", "fuzz", "run", "--fuzz-dir"]);
-    command.arg(dir).arg(&args.target).arg("--");
+    // What is found is kept in the first directory; the project's own messages are where it starts.
+    let found = dir.join("corpus").join(&args.target);
+    std::fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+    command.arg(&dir).arg(&args.target).arg(found).arg(root().join("tests/corpus")).arg("--");
     command.arg(format!("-max_total_time={}", args.seconds));
     process::run(command.args(&args.more))
 }
