@@ -92,8 +92,9 @@ pub struct Config {
     pub flags: u32,
     /// Buckets of `CALLS` minus one; buckets are a power of two.
     pub calls_mask: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Changes after each change of `LOCALS`, `PBXS` or `PBX_BY_ADDR`: what a CPU has read from
+    /// them is good for as long as this stays the same.
+    pub generation: u32,
     /// Key of every hash and signature (SipHash-1-3); equal on all nodes of a cluster.
     pub key: [u64; 2],
 }

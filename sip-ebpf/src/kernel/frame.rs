@@ -15,13 +15,10 @@ pub(super) struct Frame {
     pub(super) l2: u32,
     /// Bytes of SIP.
     pub(super) len: u32,
-    /// Bytes of the whole frame, with any padding.
-    pub(super) total: u32,
     /// UDP checksum as it stands in memory.
     pub(super) checksum: u32,
     /// What the change of Max-Forwards adds to the sum under the checksum.
     pub(super) hops_delta: u32,
-    pad: u32,
     /// The first 22 bytes of the frame: addresses, tags and type.
     pub(super) ethernet: [u64; 3],
 }
@@ -95,10 +92,10 @@ pub(super) fn read(ctx: &XdpContext, frame: &mut Frame, packet: &mut Packet) -> 
         frame.ethernet[1] = asm::load((start + 8) as *const u8);
         frame.ethernet[2] = asm::load((start + 16) as *const u8);
     }
-    // SAFETY: the helper reads the context and nothing else.
-    frame.total = unsafe { aya_ebpf::helpers::generated::bpf_xdp_get_buff_len(ctx.ctx) } as u32;
     frame.len = udp_len.wrapping_sub(8);
-    if udp_len < 8 || udp_len + 20 != ip_len || l2 as u32 + ip_len > frame.total {
+    // Longer is padding; shorter, or in fragments of a larger buffer, is not read.
+    let ip_end = ip + asm::mask::<0xffff>(ip_len) as usize;
+    if udp_len < 8 || udp_len + 20 != ip_len || ip_end > end {
         return Err(Reason::BadLength);
     }
     Ok(())

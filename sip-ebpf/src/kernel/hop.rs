@@ -6,7 +6,7 @@
 //! nothing). An answer is kept for a second per CPU, since asking costs more than parsing.
 
 use aya_ebpf::bindings::bpf_fib_lookup;
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 
@@ -44,7 +44,7 @@ pub(super) struct Hop {
 
 /// Finds the way to an address (network order in memory).
 #[inline(always)]
-pub(super) fn find(ctx: &XdpContext, addr: u32) -> Result<&'static Hop, Reason> {
+pub(super) fn find(ctx: &XdpContext, now: u64, addr: u32) -> Result<&'static Hop, Reason> {
     // The last octets tell neighbours apart.
     let key = asm::mask::<{ HOPS_LEN - 1 }>(addr >> 24 ^ addr >> 14);
     let Some(hop) = HOPS.get_ptr_mut(key) else {
@@ -52,8 +52,6 @@ pub(super) fn find(ctx: &XdpContext, addr: u32) -> Result<&'static Hop, Reason> 
     };
     // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
     let hop = unsafe { &mut *hop };
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
     if hop.addr != addr || hop.until < now {
         ask(ctx, addr, hop)?;
         hop.addr = addr;

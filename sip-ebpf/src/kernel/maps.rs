@@ -11,6 +11,7 @@ use sip_ebpf::tables::{
 
 use super::hop::{HOPS_LEN, Hop};
 use super::scratch::Scratch;
+use super::tables::{KNOWN_LEN, Known};
 
 #[btf_map]
 pub(super) static CONFIG: Array<Config, 1> = Array::new();
@@ -50,6 +51,9 @@ pub(super) static STEERED: PerCpuArray<u64, { MAX_PBX as usize }> = PerCpuArray:
 
 #[btf_map]
 pub(super) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static KNOWN: PerCpuArray<Known, { KNOWN_LEN as usize }> = PerCpuArray::new();
 
 #[btf_map]
 pub(super) static HOPS: PerCpuArray<Hop, { HOPS_LEN as usize }> = PerCpuArray::new();

@@ -20,10 +20,10 @@ use sip_ebpf::edit::{self, FRONT, Front, Sink, hops};
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::{Tables, route};
 use sip_ebpf::scan::{Method, scan};
-use sip_ebpf::tables::{Config, LAYOUT, Local, flag, source};
+use sip_ebpf::tables::{Config, LAYOUT, flag, source};
 use sip_ebpf::text::{SLACK, Text, literal};
 
-use maps::{CONFIG, COUNTERS, LOCALS, LOG, SCRATCH, STEERED};
+use maps::{CONFIG, COUNTERS, LOG, SCRATCH, STEERED};
 use scratch::{Bytes, Out, Scratch, TEXT};
 use tables::Kernel;
 
@@ -80,17 +80,14 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
         Reason::BadLength => Ok(s.frame.len = u32::MAX),
         other => Err(other),
     })?;
-    // SAFETY: the daemon changes an entry in place only by equal bytes.
-    let Some(local) = (unsafe { LOCALS.get(s.packet.dst) }) else {
+    let Some(config) = CONFIG.get(0) else { return Err(Reason::NotConfigured) };
+    if !s.find_local(s.packet.dst, config) {
         return Err(Reason::NotOurs);
-    };
-    let Some(config) = CONFIG.get(0) else {
-        return Err(Reason::NotConfigured);
-    };
+    }
     if config.layout != LAYOUT {
         return Err(Reason::NotConfigured);
     }
-    let kernel = Kernel::new(config);
+    let kernel = Kernel::new(config, scratch);
     if config.flags & flag::DENY != 0 && kernel.source(s.packet.src.addr) & source::DENIED != 0 {
         return Err(Reason::Denied);
     }
@@ -111,7 +108,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     if scan(t, &mut s.index).is_err() {
         return Err(Reason::Malformed);
     }
-    sip(ctx, scratch, t, config, local, &kernel)
+    sip(ctx, scratch, t, config, &kernel)
 }
 
 /// Datagrams too short for SIP: CRLF CRLF wants CRLF (RFC 5626 4.4.1), others want nothing.
@@ -148,7 +145,6 @@ fn sip(
     scratch: *mut Scratch,
     t: Bytes,
     config: &Config,
-    local: &Local,
     kernel: &Kernel<'_>,
 ) -> Result<(Reason, u32), Reason> {
     // SAFETY: the entry of this CPU.
@@ -159,7 +155,7 @@ fn sip(
     if config.flags & needed == 0 {
         return Err(Reason::Method);
     }
-    let reason = route(t, &s.index, s.packet, local, kernel, &mut s.plan);
+    let reason = route(t, &s.index, s.packet, &s.local, kernel, &mut s.plan);
     if !matches!(reason.way(), Way::Sent) {
         return Err(reason);
     }
@@ -175,7 +171,7 @@ fn sip(
         s.front = edit::response(t, &s.plan, &mut out);
     } else {
         change_hops(t, scratch);
-        s.front = edit::request(t, &s.index, s.packet, local, &s.plan, &mut out);
+        s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut out);
     }
     fits(s.front)?;
     let action = send::forward(ctx, scratch)?;

@@ -3,13 +3,16 @@
 //! The verifier does not track what stands in a map, so values read from here are unknown to it.
 //! That is a feature: its states do not multiply.
 
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
+use sip_ebpf::tables::{Config, Endpoint, Local};
 use sip_ebpf::text::{SLACK, Text};
 
 use super::asm;
 use super::frame::Frame;
+use super::maps::LOCALS;
 
 /// Longest payload that is read; a power of two, for reads are masked.
 pub(super) const TEXT: u32 = 2048;
@@ -22,6 +25,15 @@ pub(super) const HEAD: u32 = 64;
 pub(super) struct Scratch {
     /// Always zero, and the verifier does not know: see [`Text::fresh`].
     pub(super) zero: u64,
+    /// [`Scratch::now`] was asked for in this tick.
+    tick: u64,
+    /// CLOCK_MONOTONIC of that tick.
+    now: u64,
+    /// Which of our addresses `local` is, in which generation of the tables.
+    local_of: Endpoint,
+    local_generation: u64,
+    /// A copy of its entry in `LOCALS`.
+    pub(super) local: Local,
     pub(super) index: Index,
     pub(super) plan: Plan,
     pub(super) packet: Packet,
@@ -41,6 +53,41 @@ impl Scratch {
     pub(super) unsafe fn text(scratch: *mut Self) -> *mut u8 {
         // SAFETY: the caller's promise.
         unsafe { (&raw mut (*scratch).text).cast() }
+    }
+
+    /// CLOCK_MONOTONIC as of the last tick. The coarse clock moves with the tick, so asking once in
+    /// each gives what asking always would; the tick itself costs a load.
+    #[inline(always)]
+    pub(super) fn now(&mut self) -> u64 {
+        // SAFETY: no arguments.
+        let tick = unsafe { bpf_jiffies64() };
+        if tick != self.tick {
+            // SAFETY: no arguments.
+            self.now = unsafe { bpf_ktime_get_coarse_ns() };
+            self.tick = tick;
+        }
+        self.now
+    }
+
+    /// Brings the entry of an address of ours into `local`; false if it is not ours.
+    #[inline(always)]
+    pub(super) fn find_local(&mut self, us: Endpoint, config: &Config) -> bool {
+        // A generation of zero in the high half would be what a fresh map holds.
+        let generation = config.generation as u64 | 1 << 32;
+        if self.local_of == us && self.local_generation == generation {
+            return true;
+        }
+        // SAFETY: copied at once; the daemon does not touch an entry that is right.
+        let Some(local) = (unsafe { LOCALS.get(us) }) else { return false };
+        const WORDS: usize = core::mem::size_of::<Local>() / 8;
+        let (from, to) = ((&raw const *local).cast::<u64>(), (&raw mut self.local).cast::<u64>());
+        for i in 0..WORDS {
+            // SAFETY: WORDS words are both. Volatile, or the compiler calls a function to copy.
+            unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+        }
+        self.local_of = us;
+        self.local_generation = generation;
+        true
     }
 
     /// The start of what goes out.

@@ -2,7 +2,8 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_store_bytes,
+    bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+    bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
@@ -20,7 +21,7 @@ use super::scratch::{Bytes, HEAD, Out, Scratch, TEXT};
 pub(super) fn forward(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Reason> {
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let s = unsafe { &mut *scratch };
-    let hop = hop::find(ctx, s.plan.next.addr)?;
+    let hop = hop::find(ctx, s.now(), s.plan.next.addr)?;
     let len = s.frame.len - s.front.old + s.front.new;
     if len + IP_UDP > hop.mtu {
         return Err(Reason::Mtu);
@@ -69,7 +70,9 @@ pub(super) fn answer(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Rea
     out.put_head(start + 16, c);
     headers(scratch, s.packet.dst, s.packet.src, len, checksum);
     let total = l2 + IP_UDP + len;
-    let grow = total as i32 - s.frame.total as i32;
+    // SAFETY: the helper reads the context and nothing else.
+    let there = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as i32;
+    let grow = total as i32 - there;
     // Ethernet pads short frames: the padding of a short question stays.
     let padded = grow < 0 && total < 60;
     // SAFETY: the helper refuses what does not fit, and then nothing has changed.
@@ -147,16 +150,26 @@ fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
     }
 }
 
-/// Writes the digits of Max-Forwards behind the front.
+/// Writes the digits of Max-Forwards behind the front, at `at` of the packet as it is now.
 #[inline(always)]
 fn store_hops(ctx: &XdpContext, plan: &Plan, at: u32) {
-    let mut digits = hops(plan).to_le_bytes();
-    let len = asm::mask::<3>(plan.hops_len);
-    if len == 0 {
+    let digits = hops(plan);
+    let to = ctx.data() + asm::mask::<4095>(at) as usize;
+    // A frame has the whole line there, CR LF included, so four bytes can be compared.
+    if to + 4 > ctx.data_end() {
         return;
     }
-    // SAFETY: `len` is at most three, and four bytes are there.
-    unsafe { bpf_xdp_store_bytes(ctx.ctx, at, digits.as_mut_ptr().cast(), len) };
+    // SAFETY: compared against the end of the packet.
+    unsafe {
+        let to = to as *mut u8;
+        *to = digits as u8;
+        if plan.hops_len > 1 {
+            *to.add(1) = (digits >> 8) as u8;
+        }
+        if plan.hops_len > 2 {
+            *to.add(2) = (digits >> 16) as u8;
+        }
+    }
 }
 
 /// The UDP checksum after the edit, from the one before: what the front loses and gains, and the

@@ -1,13 +1,13 @@
 //! The tables as [`sip_ebpf::route`] asks for them.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use sip_ebpf::calls;
 use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{Config, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, source};
 
 use super::asm;
-use super::maps::{CALLS, HEARTBEAT, PBX_BY_ADDR, PBXS, SCHEDULE, SOURCES, TURN};
+use super::maps::{CALLS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, SCHEDULE, SOURCES, TURN};
+use super::scratch::Scratch;
 
 /// How many turns are looked at for an active PBX while the daemon has not yet taken a dead one out
 /// of the schedule.
@@ -16,12 +16,13 @@ const TRIES: u64 = 4;
 /// The maps.
 pub(super) struct Kernel<'a> {
     config: &'a Config,
+    scratch: *mut Scratch,
 }
 
 impl<'a> Kernel<'a> {
     #[inline(always)]
-    pub(super) fn new(config: &'a Config) -> Self {
-        Self { config }
+    pub(super) fn new(config: &'a Config, scratch: *mut Scratch) -> Self {
+        Self { config, scratch }
     }
 
     /// Bits of [`source`] for an address (network order in memory).
@@ -33,10 +34,23 @@ impl<'a> Kernel<'a> {
 
     #[inline(always)]
     fn now(&self) -> u64 {
-        // SAFETY: no arguments.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+        unsafe { (*self.scratch).now() }
     }
 }
+
+/// Who listens at an address, as a CPU last read it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Known {
+    endpoint: Endpoint,
+    generation: u32,
+    /// Slot of the PBX, plus one; zero: it is none.
+    slot: u32,
+}
+
+/// Entries of [`Known`] on a CPU; a power of two.
+pub(super) const KNOWN_LEN: u32 = 1024;
 
 impl Tables for Kernel<'_> {
     #[inline(always)]
@@ -56,8 +70,19 @@ impl Tables for Kernel<'_> {
 
     #[inline(always)]
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
-        // SAFETY: copied at once.
-        unsafe { PBX_BY_ADDR.get(endpoint) }.copied()
+        let mix = endpoint.addr ^ endpoint.addr >> 15 ^ (endpoint.port as u32) << 3;
+        let key = asm::mask::<{ KNOWN_LEN - 1 }>(mix ^ mix >> 20);
+        let known = KNOWN.get_ptr_mut(key)?;
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        let known = unsafe { &mut *known };
+        // A fresh entry knows that nobody listens at address and port zero, which is true.
+        if known.endpoint != endpoint || known.generation != self.config.generation {
+            // SAFETY: copied at once.
+            known.slot = unsafe { PBX_BY_ADDR.get(endpoint) }.map_or(0, |slot| *slot + 1);
+            known.endpoint = endpoint;
+            known.generation = self.config.generation;
+        }
+        known.slot.checked_sub(1)
     }
 
     #[inline(always)]

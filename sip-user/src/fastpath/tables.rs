@@ -32,7 +32,8 @@ pub const KEPT: [&str; 12] = [
 
 /// The tables of one loaded object.
 pub struct Tables {
-    key: [u64; 2],
+    /// What `CONFIG` is to hold; `layout` is zero until it is told.
+    current: Config,
     call_buckets: u32,
     config: Array<MapData, Config>,
     heartbeat: Array<MapData, u64>,
@@ -55,10 +56,19 @@ impl Tables {
     /// # Errors
     /// When the object has no such map, or one of another size: it is not of this source.
     pub fn new(ebpf: &mut Ebpf, key: [u64; 2], call_buckets: u32) -> Result<Self> {
-        Ok(Self {
+        let config: Array<MapData, Config> = take(ebpf, "CONFIG")?;
+        // CPUs may still know what an earlier daemon's tables said.
+        let generation = config.get(&0, 0).context("cannot read CONFIG")?.generation;
+        let current = Config {
+            generation: generation.wrapping_add(1),
+            calls_mask: call_buckets - 1,
             key,
+            ..Config::default()
+        };
+        Ok(Self {
+            current,
             call_buckets,
-            config: take(ebpf, "CONFIG")?,
+            config,
             heartbeat: take(ebpf, "HEARTBEAT")?,
             locals: take(ebpf, "LOCALS")?,
             sources: take(ebpf, "SOURCES")?,
@@ -79,19 +89,25 @@ impl Tables {
         for slot in std::mem::take(&mut self.stale) {
             self.set_pbx(slot, Pbx::default())?;
         }
-        let config = Config {
-            layout: LAYOUT,
-            flags,
-            calls_mask: self.call_buckets - 1,
-            pad: 0,
-            key: self.key,
-        };
-        self.config.set(0, config, 0).context("cannot write CONFIG")
+        self.current.layout = LAYOUT;
+        self.current.flags = flags;
+        self.write_config()
+    }
+
+    fn write_config(&mut self) -> Result<()> {
+        self.config.set(0, self.current, 0).context("cannot write CONFIG")
+    }
+
+    /// Makes CPUs forget what they know of addresses: called after each change of them.
+    fn next_generation(&mut self) -> Result<()> {
+        self.current.generation = self.current.generation.wrapping_add(1);
+        if self.current.layout == LAYOUT { self.write_config() } else { Ok(()) }
     }
 
     /// Makes the program send everything up, as before the first [`Tables::set_config`].
     pub fn clear_config(&mut self) -> Result<()> {
-        self.config.set(0, Config::default(), 0).context("cannot write CONFIG")
+        self.current.layout = 0;
+        self.write_config()
     }
 
     /// Makes `locals` the whole of `LOCALS`.
@@ -112,7 +128,7 @@ impl Tables {
                 format!("cannot write LOCALS, which holds {MAX_LOCALS} addresses")
             })?;
         }
-        Ok(())
+        self.next_generation()
     }
 
     /// Makes `sources` the whole of `SOURCES`.
@@ -158,9 +174,10 @@ impl Tables {
         if pbx.state == PbxState::Unused as u8
             || self.by_addr.get(&pbx.endpoint(), 0).is_ok_and(|owner| owner == slot)
         {
-            return Ok(());
+            return self.next_generation();
         }
-        self.by_addr.insert(pbx.endpoint(), slot, 0).context("cannot write PBX_BY_ADDR")
+        self.by_addr.insert(pbx.endpoint(), slot, 0).context("cannot write PBX_BY_ADDR")?;
+        self.next_generation()
     }
 
     /// Writes `SCHEDULE`.
