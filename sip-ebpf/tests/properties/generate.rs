@@ -334,6 +334,15 @@ impl Parts {
     }
 }
 
+/// As `option::weighted`, which refuses never.
+fn sometimes<T: Clone + std::fmt::Debug>(
+    probability: f64,
+    value: impl Strategy<Value = T>,
+) -> impl Strategy<Value = Option<T>> {
+    option::weighted(probability.max(0.01), value)
+        .prop_map(move |value| value.filter(|_| probability > 0.0))
+}
+
 fn token() -> impl Strategy<Value = String> {
     "[a-zA-Z0-9.!%*_+`'~-]{1,12}"
 }
@@ -405,7 +414,7 @@ pub(crate) fn uri(in_request_line: bool) -> impl Strategy<Value = Uri> {
         host(),
         option::of(1..=u16::MAX),
         params(value.prop_map(|value| value)),
-        option::weighted(headers, "[a-z]{1,5}=([a-z?/:+$]|%2[0-9]){0,5}(&[a-z]{1,4}=x?)?"),
+        sometimes(headers, "[a-z]{1,5}=([a-z?/:+$]|%2[0-9]){0,5}(&[a-z]{1,4}=x?)?"),
     )
         .prop_map(|(sips, user, host, port, params, headers)| Uri {
             sips,
@@ -430,7 +439,7 @@ fn address(tag: f64, brackets: bool) -> impl Strategy<Value = Address> {
         option::of(display()),
         uri(false),
         prop::bool::weighted(0.2),
-        option::weighted(tag, token()),
+        sometimes(tag, token()),
         params(prop_oneof![token(), quoted]),
     )
         .prop_map(move |(display, mut uri, bare, tag, params)| {
