@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -32,7 +32,7 @@ use crate::core::dispatcher::{Command, Dispatcher, Origin, Refusal};
 use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
 use crate::core::sources::Sources;
 use crate::fastpath::{self, Fastpath, Mode};
-use crate::io::udp::{Batch, Udp};
+use crate::io::udp::{BATCH, Batch, Udp};
 
 /// How often the daemon vouches for itself in the kernel's table, and for how long each time.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -144,6 +144,9 @@ async fn read_socket(node: Rc<RefCell<Node>>, sockets: Rc<[Udp]>, at: usize) {
                 continue;
             }
         };
+        if guard.ready().is_error() {
+            node.borrow_mut().read_errors(at);
+        }
         if node.borrow_mut().read(at) {
             guard.clear_ready();
         } else {
@@ -286,16 +289,21 @@ impl Node {
     fn read(&mut self, at: usize) -> bool {
         let sockets = self.sockets.clone();
         let Some(socket) = sockets.get(at) else { return true };
-        self.read_errors(socket);
         for _ in 0..BATCHES_IN_A_ROW {
             match socket.receive(&mut self.batch) {
                 Ok(0) => return true,
-                Ok(_) => self.serve_batch(at),
+                Ok(count) => {
+                    self.serve_batch(at);
+                    if count < BATCH {
+                        // The queue was empty; what comes from now on wakes us again.
+                        return true;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 // The error of an earlier datagram: the queue tells whose.
                 Err(error) => {
                     tracing::trace!(%error, local = %socket.local(), "reading");
-                    self.read_errors(socket);
+                    self.read_errors(at);
                 }
             }
         }
@@ -312,7 +320,9 @@ impl Node {
         self.carry_out();
     }
 
-    fn read_errors(&mut self, socket: &Udp) {
+    fn read_errors(&mut self, at: usize) {
+        let sockets = self.sockets.clone();
+        let Some(socket) = sockets.get(at) else { return };
         let now = Instant::now();
         let dispatcher = &mut self.dispatcher;
         let count = socket.errors(|to, what| {
@@ -328,6 +338,7 @@ impl Node {
     /// Time has passed. What has come in is read first: an answer that waits is no missing answer.
     fn tick(&mut self) {
         for at in 0..self.sockets.len() {
+            self.read_errors(at);
             self.read(at);
         }
         self.dispatcher.handle_timeout(Instant::now());
@@ -699,7 +710,10 @@ fn notify_supervisor(state: &str) {
 fn start_log(config: &Config) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(config.log.level.as_str()));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     // Set already by a test in the same process: then it stays as it is.
     let _ = match config.log.format {
         LogFormat::Text => builder.try_init(),

@@ -11,14 +11,15 @@ use std::time::Instant;
 
 use sip_ebpf::cookie::{self, Cookie};
 use sip_ebpf::edit::{self, Front, Sink};
-use sip_ebpf::header::{self, Span};
+use sip_ebpf::header::Span;
+use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::{self, Packet, Plan, Tables};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
 use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, Pbx, PbxState, source};
 use sip_ebpf::{Reason, calls, insert};
 
-use super::canonical::{self, Fault};
+use super::canonical::{self, Canonical, Fault};
 use super::counters::{Counters, Event};
 use super::dispatcher::Dispatcher;
 use super::probe::Token;
@@ -28,16 +29,21 @@ use crate::config::NoDestination;
 
 /// How long a caller waits before the next try when no PBX takes calls, in seconds.
 const RETRY_AFTER: u32 = 5;
+/// What a phone may send us.
+const ALLOW: &str = "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS\r\n";
+/// What a PBX may send us.
+const ALLOW_PBX: &str =
+    "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, MESSAGE, NOTIFY, REFER, SUBSCRIBE\r\n";
 
 /// A datagram that has come in.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
     /// Which of our addresses it came to: its place in the list given to [`Proxy::new`].
     pub local: usize,
     /// Who sent it.
     pub from: SocketAddr,
-    /// What it holds. Max-Forwards is changed in place.
-    pub bytes: &'a mut [u8],
+    /// What it holds.
+    pub bytes: &'a [u8],
 }
 
 /// A datagram to send.
@@ -86,8 +92,18 @@ pub struct Proxy {
     counters: Counters,
     /// Calls that the daemon placed, by slot.
     placed: Vec<u64>,
-    index: Box<Index>,
+    /// Working memory, kept between messages.
+    index: Option<Box<Index>>,
+    text: Vec<u8>,
     front: Vec<u8>,
+}
+
+/// What is known about the message at hand besides its bytes.
+struct Arrival<'a> {
+    now: Instant,
+    local: usize,
+    from: SocketAddr,
+    kernel: &'a dyn KernelCalls,
 }
 
 impl Proxy {
@@ -113,7 +129,8 @@ impl Proxy {
             start: now,
             counters: Counters::default(),
             placed: vec![0; MAX_PBX as usize],
-            index: Box::default(),
+            index: None,
+            text: Vec::new(),
             front: Vec::new(),
         }
     }
@@ -160,54 +177,23 @@ impl Proxy {
         let Datagram { local, from, bytes } = datagram;
         self.counters.event(Event::Received);
         if self.policy.sources.lookup(from.ip()) & source::DENIED != 0 {
-            self.counters.reason(Reason::Denied);
+            return self.counters.reason(Reason::Denied);
+        }
+        if self.keepalive(datagram, out) {
             return;
         }
-        if bytes.len() <= 4 && self.keepalive(local, from, bytes, out) {
-            return;
-        }
-        if let Err(error) = scan(&bytes[..], &mut self.index) {
-            self.counters.reason(Reason::Malformed);
-            self.refuse_malformed(local, from, bytes, error, out);
-            return;
-        }
-        // Called again with what is written in the usual form, once.
-        let mut message = Message { now, local, from, rewritten: false };
-        if self.step(&mut message, dispatcher, kernel, bytes, out) {
-            return;
-        }
-        let rewritten = if self.is_response() {
-            canonical::response(bytes, &self.index)
-        } else {
-            canonical::request(bytes, &self.index, &self.locals)
-        };
-        match rewritten {
-            Ok(mut text) => {
-                if let Err(error) = scan(&text[..], &mut self.index) {
-                    // Longer than a message can be, now that it has all its headers.
-                    self.refuse_malformed(local, from, &text, error, out);
-                    return;
-                }
-                self.counters.event(Event::Rewritten);
-                message.rewritten = true;
-                self.step(&mut message, dispatcher, kernel, &mut text, out);
-            }
-            Err(fault) => self.refuse(&message, bytes, fault, out),
-        }
-    }
-
-    fn is_response(&self) -> bool {
-        self.index.method == Method::Response as u32
+        let arrival = Arrival { now, local, from, kernel };
+        let mut index = self.index.take().unwrap_or_default();
+        self.message(&arrival, dispatcher, bytes, &mut index, out);
+        self.index = Some(index);
     }
 
     /// Datagrams that are no SIP but keep a NAT open (RFC 5626 4.4.1). As in the kernel.
-    fn keepalive(
-        &mut self,
-        local: usize,
-        from: SocketAddr,
-        bytes: &[u8],
-        out: &mut Vec<Transmit>,
-    ) -> bool {
+    fn keepalive(&mut self, datagram: Datagram<'_>, out: &mut Vec<Transmit>) -> bool {
+        let Datagram { local, from, bytes } = datagram;
+        if bytes.len() > 4 {
+            return false;
+        }
         if bytes == b"\r\n\r\n" {
             self.counters.reason(Reason::CrlfAnswered);
             out.push(Transmit { local, to: from, bytes: b"\r\n".to_vec() });
@@ -220,208 +206,255 @@ impl Proxy {
         silent
     }
 
-    /// Routes the message in `self.index` and `bytes`. False if it should be written anew first.
-    fn step(
+    /// One message: decided, or written anew and then decided.
+    fn message(
         &mut self,
-        message: &mut Message,
+        arrival: &Arrival<'_>,
         dispatcher: &mut Dispatcher,
-        kernel: &dyn KernelCalls,
-        bytes: &mut [u8],
+        bytes: &[u8],
+        index: &mut Index,
         out: &mut Vec<Transmit>,
-    ) -> bool {
-        let line = self.lines.get(message.local).copied().flatten();
-        let (Some((dst, line)), Some(src)) = (line, endpoint(message.from)) else {
-            return self.without_cookie(message, bytes, out);
+    ) {
+        if let Err(error) = scan(bytes, index) {
+            self.counters.reason(Reason::Malformed);
+            return self.malformed(arrival, bytes, index, error, out);
+        }
+        let line = self.lines.get(arrival.local).copied().flatten();
+        let (Some((dst, line)), Some(src)) = (line, endpoint(arrival.from)) else {
+            return self.over_ipv6(arrival, bytes, index, out);
         };
-        let packet = Packet { src, dst };
-        let mut plan = Plan::default();
-        let reason = {
-            let view = View {
-                key: self.key,
-                sources: &self.policy.sources,
-                dispatcher: RefCell::new(dispatcher),
-                calls: &self.calls,
-                kernel,
-                clock: u64::try_from((message.now - self.start).as_nanos()).unwrap_or(u64::MAX),
-            };
-            route::route(&bytes[..], &self.index, packet, &line, &view, &mut plan)
+        let mut decision = Decision {
+            packet: Packet { src, dst },
+            line,
+            plan: Plan::default(),
+            reason: Reason::Malformed,
         };
-        let rare = matches!(
-            reason,
-            Reason::Folded
-                | Reason::OddVia
-                | Reason::OddHeader
-                | Reason::ContentLength
-                | Reason::MaxForwards
-                | Reason::Preloaded
-                | Reason::OddRoute
-        );
-        // A PBX asks somebody behind us: to be relayed, so it needs Max-Forwards and the rest.
-        let asks_through = reason == Reason::OptionsNotForUs
-            && dispatcher.slot_at(message.from).is_some()
-            && !self.is_ours(self.uri(bytes));
-        if (rare || asks_through) && !message.rewritten {
-            return false;
+        self.decide(arrival, dispatcher, bytes, index, &mut decision);
+        if !self.is_rare(&decision, dispatcher, bytes, index) {
+            return self.act(arrival, dispatcher, bytes, index, decision, out);
         }
-        if asks_through && !self.prepare_relay(bytes, &mut plan) {
-            self.answer(message, bytes, 400, "Bad Header", "", out);
-            return true;
+        let Some(canonical) = self.rewrite(arrival, bytes, index, out) else { return };
+        self.counters.event(Event::Rewritten);
+        // Decided as if quoted strings were tokens, and sent with them: they stand in the same places.
+        let unquoted = canonical.unquoted();
+        let routed = unquoted.as_ref().unwrap_or(&canonical.text);
+        if scan(&routed[..], index).is_err() {
+            // Longer than a message can be, now that it has all its headers.
+            return self.counters.event(Event::DroppedMalformed);
         }
-        self.counters.reason(reason);
-        match reason.way() {
-            Way::Sent => {
-                if reason == Reason::InviteSteered {
-                    self.count_call(plan.slot);
-                }
-                self.send(message, bytes, packet, &line, &plan, reason, out);
-            }
-            Way::Drop | Way::Up if self.is_response() => {
-                self.up_response(message, dispatcher, bytes, reason, &plan);
-            }
-            Way::Drop | Way::Up => {
-                self.up_request(message, dispatcher, bytes, packet, &line, &mut plan, reason, out);
-            }
-        }
-        true
+        self.decide(arrival, dispatcher, routed, index, &mut decision);
+        self.act(arrival, dispatcher, &canonical.text, index, decision, out);
     }
 
-    fn count_call(&mut self, slot: u32) {
-        if let Some(n) = self.placed.get_mut(slot as usize) {
-            *n += 1;
+    /// The shared decision.
+    fn decide(
+        &mut self,
+        arrival: &Arrival<'_>,
+        dispatcher: &mut Dispatcher,
+        bytes: &[u8],
+        index: &Index,
+        decision: &mut Decision,
+    ) {
+        let clock = arrival.now.saturating_duration_since(self.start).as_nanos();
+        let view = View {
+            key: self.key,
+            sources: &self.policy.sources,
+            dispatcher: RefCell::new(dispatcher),
+            calls: &self.calls,
+            kernel: arrival.kernel,
+            clock: u64::try_from(clock).unwrap_or(u64::MAX),
+        };
+        let Decision { packet, line, plan, .. } = decision;
+        *plan = Plan::default();
+        decision.reason = route::route(bytes, index, *packet, line, &view, plan);
+    }
+
+    /// Whether the usual form of the message might be decided otherwise.
+    fn is_rare(
+        &self,
+        decision: &Decision,
+        dispatcher: &Dispatcher,
+        bytes: &[u8],
+        index: &Index,
+    ) -> bool {
+        let method = index.method;
+        match decision.reason {
+            Reason::Folded
+            | Reason::OddVia
+            | Reason::OddHeader
+            | Reason::ContentLength
+            | Reason::MaxForwards
+            | Reason::Preloaded
+            | Reason::OddRoute => true,
+            // These cannot be refused (20.29): they go on without the demand.
+            Reason::Required => method == Method::Ack as u32 || method == Method::Cancel as u32,
+            // A PBX asks somebody behind us: to be relayed, OPTIONS needs what other requests need.
+            Reason::OptionsNotForUs => {
+                let address = address(decision.packet.src);
+                dispatcher.slot_at(address).is_some() && !self.is_ours(&request_uri(bytes, index))
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes the message in the usual form, or answers what is wrong with it.
+    fn rewrite(
+        &mut self,
+        arrival: &Arrival<'_>,
+        bytes: &[u8],
+        index: &mut Index,
+        out: &mut Vec<Transmit>,
+    ) -> Option<Canonical> {
+        let mut unfolded = bytes.to_vec();
+        let message = match Message::parse_folded(&mut unfolded, index) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::debug!(%error, "a message that was scanned is none any more");
+                self.counters.event(Event::DroppedMalformed);
+                return None;
+            }
+        };
+        let rewritten = match message.is_request() {
+            true => canonical::request(&message, &self.locals),
+            false => canonical::response(&message),
+        };
+        match rewritten {
+            Ok(canonical) => Some(canonical),
+            Err(fault) => {
+                self.counters.reason(Reason::Malformed);
+                self.refuse(arrival, &message, &fault, out);
+                None
+            }
+        }
+    }
+
+    /// Does what was decided.
+    fn act(
+        &mut self,
+        arrival: &Arrival<'_>,
+        dispatcher: &mut Dispatcher,
+        bytes: &[u8],
+        index: &mut Index,
+        mut decision: Decision,
+        out: &mut Vec<Transmit>,
+    ) {
+        self.counters.reason(decision.reason);
+        if decision.reason.way() == Way::Sent {
+            if decision.reason == Reason::InviteSteered
+                && let Some(placed) = self.placed.get_mut(decision.plan.slot as usize)
+            {
+                *placed += 1;
+            }
+            return self.send(arrival, bytes, index, &decision, out);
+        }
+        let Ok(message) = Message::parse(bytes, index) else {
+            return self.counters.event(Event::DroppedMalformed);
+        };
+        if message.is_request() {
+            self.up_request(arrival, dispatcher, &message, &mut decision, out);
+        } else {
+            self.up_response(arrival, dispatcher, &message, &decision);
         }
     }
 
     /// Makes the bytes as the kernel makes them, and sends them to `plan.next`.
-    #[allow(clippy::too_many_arguments, reason = "what a decision consists of")]
     fn send(
         &mut self,
-        message: &Message,
-        bytes: &mut [u8],
-        packet: Packet,
-        line: &Local,
-        plan: &Plan,
-        reason: Reason,
+        arrival: &Arrival<'_>,
+        bytes: &[u8],
+        index: &Index,
+        decision: &Decision,
         out: &mut Vec<Transmit>,
     ) {
+        let Decision { packet, line, plan, reason } = decision;
+        self.text.clear();
+        self.text.extend_from_slice(bytes);
         self.front.clear();
-        let mut to = address(plan.next);
-        if reason == Reason::OptionsAnswered {
-            to = self.way_back(message, bytes).unwrap_or(message.from);
-        }
         let mut sink = Growing(&mut self.front);
-        let front = match reason {
+        let mut to = address(plan.next);
+        let Front { old, new } = match reason {
             Reason::OptionsAnswered => {
                 self.counters.reply(200);
-                edit::options_answer(&bytes[..], &self.index, packet, plan, &mut sink)
+                to = answer_port(bytes, plan, arrival.from);
+                edit::options_answer(bytes, index, *packet, plan, &mut sink)
             }
-            Reason::ResponseForwarded => edit::response(&bytes[..], plan, &mut sink),
+            Reason::ResponseForwarded => edit::response(bytes, plan, &mut sink),
             _ => {
                 let digits = edit::hops(plan).to_le_bytes();
-                let at = plan.hops_at as usize;
-                let len = plan.hops_len as usize;
+                let (at, len) = (plan.hops_at as usize, plan.hops_len as usize);
                 if let (Some(place), Some(digits)) =
-                    (bytes.get_mut(at..at + len), digits.get(..len))
+                    (self.text.get_mut(at..at + len), digits.get(..len))
                 {
                     place.copy_from_slice(digits);
                 }
-                edit::request(&bytes[..], &self.index, packet, line, plan, &mut sink)
+                edit::request(&self.text[..], index, *packet, line, plan, &mut sink)
             }
         };
-        let Front { old, new } = front;
-        let mut text = self.front.get(..new as usize).unwrap_or_default().to_vec();
-        text.extend_from_slice(bytes.get(old as usize..).unwrap_or_default());
-        out.push(Transmit { local: message.local, to, bytes: text });
-    }
-
-    /// Where an answer to this request goes (18.2.2, RFC 3581 4).
-    fn way_back(&self, message: &Message, bytes: &[u8]) -> Option<SocketAddr> {
-        let value = canonical::value(bytes, self.index.first(Kind::Via)?);
-        let top = canonical::split(&value)?.first().copied()?;
-        Some(canonical::Via::read(top)?.receive(message.from))
+        let rest = self.text.get(old as usize..).unwrap_or_default();
+        let front = self.front.get(..new as usize).unwrap_or_default();
+        out.push(Transmit { local: arrival.local, to, bytes: [front, rest].concat() });
     }
 
     // ---- Requests that the shared decision leaves to the daemon -----------------------------------
 
-    #[allow(clippy::too_many_arguments, reason = "what a decision consists of")]
     fn up_request(
         &mut self,
-        message: &Message,
-        dispatcher: &mut Dispatcher,
-        bytes: &mut [u8],
-        packet: Packet,
-        line: &Local,
-        plan: &mut Plan,
-        reason: Reason,
+        arrival: &Arrival<'_>,
+        dispatcher: &Dispatcher,
+        message: &Message<'_>,
+        decision: &mut Decision,
         out: &mut Vec<Transmit>,
     ) {
-        let ack = canonical::is_ack(&self.index);
-        let from_pbx = dispatcher.slot_at(message.from);
-        match reason {
+        let in_dialog = !decision.plan.to_tag.is_empty();
+        let from_pbx = dispatcher.slot_at(arrival.from);
+        let refusal = match decision.reason {
             Reason::OddRoute | Reason::WrongSide | Reason::BadCookie => {
-                match self.follow_routes(dispatcher, bytes, packet, plan) {
-                    Some(reason) => self.send(message, bytes, packet, line, plan, reason, out),
-                    None => self.answer(message, bytes, 404, "Not Here", "", out),
+                if self.follow_routes(dispatcher, message, decision).is_some() {
+                    return self.send(arrival, message.bytes(), message.index(), decision, out);
                 }
+                Refusal::new(404, "Not Here")
             }
             Reason::FromPbx | Reason::OptionsNotForUs
-                if from_pbx.is_some() && plan.hops_len != 0 =>
+                if from_pbx.is_some()
+                    && (decision.reason == Reason::FromPbx || !self.asks_us(message)) =>
             {
-                let slot = from_pbx.unwrap_or_default();
-                self.relay_from_pbx(message, slot, bytes, packet, line, plan, out);
+                match self.relay(message, from_pbx.unwrap_or_default(), decision) {
+                    Ok(()) => {
+                        self.counters.event(Event::RelayedFromPbx);
+                        return self.send(arrival, message.bytes(), message.index(), decision, out);
+                    }
+                    Err(refusal) => refusal,
+                }
             }
-            _ if ack => self.counters.event(Event::AckAbsorbed),
-            Reason::Untrusted => self.answer(message, bytes, 403, "Not Relaying", "", out),
-            // A request of a dialog whose PBX is gone: the dialog is gone too (12.2.1.2).
-            Reason::NoPbx if !plan.to_tag.is_empty() => {
-                self.answer(message, bytes, 481, "Call/Transaction Does Not Exist", "", out);
-            }
-            Reason::NoPbx => self.no_destination(message, bytes, out),
-            Reason::UnknownCall => {
-                self.answer(message, bytes, 481, "Call/Transaction Does Not Exist", "", out);
-            }
-            Reason::Required => self.required(message, bytes, Kind::ProxyRequire, out),
-            Reason::OptionsNotForUs => self.options(message, bytes, out),
-            Reason::Method if !plan.to_tag.is_empty() => {
-                self.answer(message, bytes, 404, "Not Here", "", out);
-            }
-            Reason::Method => {
-                let allow = "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS\r\n";
-                self.answer(message, bytes, 405, "Method Not Allowed", allow, out);
-            }
-            Reason::OddVia => self.answer(message, bytes, 400, "Bad Via", "", out),
-            Reason::MaxForwards => self.answer(message, bytes, 483, "Too Many Hops", "", out),
-            // Whatever is left is a form that cannot be read, even in the usual form.
-            _ => self.answer(message, bytes, 400, "Bad Header", "", out),
-        }
-    }
-
-    fn no_destination(&mut self, message: &Message, bytes: &[u8], out: &mut Vec<Transmit>) {
-        match self.policy.no_destination {
-            NoDestination::Unavailable => {
-                let retry = format!("Retry-After: {RETRY_AFTER}\r\n");
-                self.answer(message, bytes, 503, "Service Unavailable", &retry, out);
-            }
-            NoDestination::NotFound => {
-                self.answer(message, bytes, 404, "No destination", "", out);
-            }
-        }
+            Reason::OptionsNotForUs => self.options(message),
+            Reason::Untrusted => Refusal::new(403, "Not Relaying"),
+            // A dialog whose PBX is gone is gone too (12.2.1.2).
+            Reason::NoPbx if in_dialog => Refusal::new(481, "Call/Transaction Does Not Exist"),
+            Reason::NoPbx => self.no_destination(),
+            Reason::UnknownCall => Refusal::new(481, "Call/Transaction Does Not Exist"),
+            Reason::Required => unsupported(message.proxy_requires()),
+            Reason::Method if in_dialog => Refusal::new(404, "Not Here"),
+            Reason::Method => Refusal::with(405, "Method Not Allowed", ALLOW),
+            Reason::MaxForwards => Refusal::new(483, "Too Many Hops"),
+            // Whatever is left cannot be read even in the usual form.
+            _ => Refusal::new(400, "Bad Header"),
+        };
+        self.answer(arrival, message, &refusal, out);
     }
 
     /// Routes in a dialog, the first of them ours but not in a way that the quick path reads: others stand
-    /// below it, or both ends are PBXs.
+    /// below it, or both ends are PBXs. `None` if the request must not go on.
     fn follow_routes(
         &mut self,
         dispatcher: &Dispatcher,
-        bytes: &[u8],
-        packet: Packet,
-        plan: &mut Plan,
-    ) -> Option<Reason> {
-        let route = self.index.first(Kind::Route)?;
-        let value = canonical::value(bytes, route);
-        let digits = self.our_cookie(&value)?;
-        let (cookie, signature) = Cookie::read(digits, 0)?;
-        let from_pbx = dispatcher.slot_at(address(packet.src));
-        let speaks = |tag| cookie.signed(signature, self.key, plan.call, bytes, tag);
+        message: &Message<'_>,
+        decision: &mut Decision,
+    ) -> Option<()> {
+        let Decision { packet, plan, .. } = decision;
+        let first = message.routes().next()?.ok()?;
+        let (_, digits) = canonical::our_cookie(&first.uri, &self.locals)?;
+        let (cookie, signature) = Cookie::read(digits.as_bytes(), 0)?;
+        let speaks = |tag| cookie.signed(signature, self.key, plan.call, message.bytes(), tag);
         let caller_speaks = if speaks(plan.from_tag) {
             true
         } else if speaks(plan.to_tag) {
@@ -429,18 +462,15 @@ impl Proxy {
         } else {
             return None;
         };
-        plan.record = 0;
-        plan.slot = cookie.slot;
-        plan.cut = Span { at: u32::from(route.start), end: u32::from(route.end) + 2 };
-        // Who made the first tag stands on the PBX's side of the cookie if `from_pbx` says so. To the PBX
-        // goes what its other side says.
+        // The caller is the PBX if the cookie says so. To the PBX goes what the other side says.
         let to_pbx = caller_speaks != cookie.from_pbx;
-        let pbx = dispatcher.pbx(cookie.slot);
-        let there = pbx.state != PbxState::Unused as u8;
+        let from_pbx = dispatcher.slot_at(address(packet.src));
         let between = from_pbx.is_some_and(|slot| slot != cookie.slot);
+        let pbx = dispatcher.pbx(cookie.slot);
         if to_pbx {
             // A PBX that is not this dialog's speaks only as its other side.
-            if !there || (between && packet.src != cookie.flow) {
+            let stranger = between && packet.src != cookie.flow;
+            if stranger || pbx.state == PbxState::Unused as u8 {
                 return None;
             }
             plan.next = pbx.endpoint();
@@ -453,269 +483,305 @@ impl Proxy {
         if between {
             self.counters.event(Event::DialogBetweenPbxs);
         }
-        Some(if to_pbx { Reason::DialogToPbx } else { Reason::DialogToPhone })
-    }
-
-    /// The digits of the cookie in a Route of ours; it is in the form that we wrote it in.
-    fn our_cookie<'a>(&self, route: &'a [u8]) -> Option<&'a [u8]> {
-        let uri = route.strip_prefix(b"<")?.strip_suffix(b">")?;
-        let target = canonical::target(uri)?;
-        let host = SocketAddr::new(canonical::ip(target.host)?, target.port?);
-        let digits = canonical::uri_param(target.params, b"sl")?;
-        let whole = digits.len() == cookie::COOKIE_DIGITS as usize;
-        (whole && self.locals.contains(&host) && !target.user).then_some(digits)
+        plan.record = 0;
+        plan.slot = cookie.slot;
+        plan.cut = message.cut_first(Kind::Route).ok()??;
+        decision.reason = if to_pbx { Reason::DialogToPbx } else { Reason::DialogToPhone };
+        Some(())
     }
 
     /// A request of a PBX that follows no Route of ours: one that starts something, the CANCEL of such a
     /// one, or the ACK of its failure. All go where the Request-URI says (16.5), which is the same for them.
-    #[allow(clippy::too_many_arguments, reason = "what a decision consists of")]
-    fn relay_from_pbx(
-        &mut self,
-        message: &Message,
+    fn relay(
+        &self,
+        message: &Message<'_>,
         slot: u32,
-        bytes: &mut [u8],
-        packet: Packet,
-        line: &Local,
-        plan: &mut Plan,
-        out: &mut Vec<Transmit>,
-    ) {
-        let ack = canonical::is_ack(&self.index);
-        if !plan.to_tag.is_empty() && !ack {
-            return self.answer(message, bytes, 404, "Not Here", "", out);
+        decision: &mut Decision,
+    ) -> Result<(), Refusal> {
+        let plan = &mut decision.plan;
+        let in_dialog = !plan.to_tag.is_empty();
+        let method = message.method();
+        if in_dialog && method != Method::Ack {
+            return Err(Refusal::new(404, "Not Here"));
         }
-        let next = match self.request_target(bytes) {
-            Ok(next) => next,
-            Err(_) if ack => return self.counters.event(Event::AckAbsorbed),
-            Err(fault) => return self.answer(message, bytes, fault.code, fault.phrase, "", out),
+        let uri = match message.request_uri() {
+            Ok(uri) => uri,
+            Err(error) => return Err(Refusal::from(&Fault::from(error))),
         };
-        let method = self.index.method;
-        if method == Method::Register as u32 {
-            let allow =
-                "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, MESSAGE, NOTIFY, REFER, SUBSCRIBE\r\n";
-            return self.answer(message, bytes, 405, "Method Not Allowed", allow, out);
+        if uri.scheme != Scheme::Sip {
+            return Err(Refusal::new(416, "Unsupported URI Scheme"));
         }
-        plan.next = next;
-        plan.cut = Span::default();
-        plan.slot = slot;
+        // There is no registrar and no name service yet: an IPv4 address, and not one of ours.
+        let next = canonical::target(&uri).filter(|to| !self.locals.contains(to));
+        let next = next.filter(is_one_machine).and_then(endpoint);
+        let Some(next) = next else { return Err(Refusal::new(404, "Not Found")) };
+        if method == Method::Register {
+            return Err(Refusal::with(405, "Method Not Allowed", ALLOW_PBX));
+        }
+        if method == Method::Options {
+            // The shared decision never relays these, so it has not prepared it.
+            let Ok(Some(hops)) = message.max_forwards() else {
+                return Err(Refusal::new(483, "Too Many Hops"));
+            };
+            plan.hops = u32::from(hops.value).saturating_sub(1);
+            plan.hops_at = hops.digits.at;
+            plan.hops_len = hops.digits.end - hops.digits.at;
+            plan.branch = cookie::branch(self.key, plan.call, message.bytes(), plan.via.branch);
+        }
         // What makes a dialog (12.1, RFC 6665 4.1, RFC 3515 3).
-        let makes_dialog = plan.to_tag.is_empty()
-            && [Method::Invite, Method::Subscribe, Method::Refer]
-                .iter()
-                .any(|m| *m as u32 == method);
-        plan.record = u32::from(makes_dialog);
-        if makes_dialog {
+        let makes = matches!(method, Method::Invite | Method::Subscribe | Method::Refer);
+        plan.next = next;
+        plan.slot = slot;
+        plan.cut = Span::default();
+        plan.record = u32::from(makes && !in_dialog);
+        if plan.record != 0 {
             let cookie = Cookie { flow: next, slot, from_pbx: true };
-            plan.cookie = cookie.write(self.key, plan.call, &bytes[..], plan.from_tag);
+            plan.cookie = cookie.write(self.key, plan.call, message.bytes(), plan.from_tag);
         }
-        self.counters.event(Event::RelayedFromPbx);
-        self.send(message, bytes, packet, line, plan, Reason::DialogToPhone, out);
+        decision.reason = Reason::DialogToPhone;
+        Ok(())
     }
 
-    /// The address that the Request-URI names. There is no registrar and no name service yet: it is an
-    /// IPv4 address and not one of ours.
-    fn request_target(&self, bytes: &[u8]) -> Result<Endpoint, Fault> {
-        const NOT_FOUND: Fault = Fault { code: 404, phrase: "Not Found" };
-        let uri = self.uri(bytes);
-        let Some(target) = canonical::target(uri) else {
-            return Err(Fault { code: 416, phrase: "Unsupported URI Scheme" });
-        };
-        let udp = canonical::uri_param(target.params, b"transport")
-            .is_none_or(|transport| transport.eq_ignore_ascii_case(b"udp"));
-        if !udp {
-            return Err(NOT_FOUND);
+    fn no_destination(&self) -> Refusal {
+        match self.policy.no_destination {
+            NoDestination::Unavailable => Refusal::with(
+                503,
+                "Service Unavailable",
+                &format!("Retry-After: {RETRY_AFTER}\r\n"),
+            ),
+            NoDestination::NotFound => Refusal::new(404, "No destination"),
         }
-        let host = canonical::uri_param(target.params, b"maddr").unwrap_or(target.host);
-        match canonical::ip(host) {
-            Some(IpAddr::V4(ip))
-                if !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() =>
-            {
-                let port = target.port.unwrap_or(5060);
-                if self.locals.contains(&SocketAddr::new(ip.into(), port)) {
-                    return Err(NOT_FOUND);
-                }
-                Ok(Endpoint::new(ip.octets(), port))
-            }
-            _ => Err(NOT_FOUND),
-        }
-    }
-
-    /// Puts into the plan what the shared decision leaves out for OPTIONS, which it never relays.
-    fn prepare_relay(&self, bytes: &[u8], plan: &mut Plan) -> bool {
-        let Some(line) = self.index.first(Kind::MaxForwards) else { return false };
-        let Ok(hops) = header::number(bytes, line) else { return false };
-        plan.hops = hops.saturating_sub(1);
-        plan.hops_at = u32::from(line.value);
-        plan.hops_len = u32::from(line.end - line.value);
-        plan.branch = cookie::branch(self.key, plan.call, bytes, plan.via.branch);
-        true
-    }
-
-    /// Whether a URI names one of our addresses.
-    fn is_ours(&self, uri: &[u8]) -> bool {
-        canonical::target(uri).is_some_and(|target| {
-            let port = target.port.unwrap_or(5060);
-            canonical::ip(target.host)
-                .is_some_and(|host| self.locals.contains(&SocketAddr::new(host, port)))
-        })
-    }
-
-    fn uri<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
-        bytes.get(self.index.uri as usize..self.index.uri_end as usize).unwrap_or_default()
     }
 
     /// OPTIONS that the kernel does not answer: for another address of ours, with a user, with demands, or
     /// for somebody else (11).
-    fn options(&mut self, message: &Message, bytes: &[u8], out: &mut Vec<Transmit>) {
-        let target = canonical::target(self.uri(bytes));
-        if !self.is_ours(self.uri(bytes)) {
-            return self.answer(message, bytes, 403, "Not Relaying", "", out);
+    fn options(&self, message: &Message<'_>) -> Refusal {
+        if !self.asks_us(message) {
+            return Refusal::new(403, "Not Relaying");
         }
-        if target.is_some_and(|target| target.user) {
-            return self.answer(message, bytes, 404, "Not Found", "", out);
+        if message.request_uri().is_ok_and(|uri| uri.user.is_some()) {
+            return Refusal::new(404, "Not Found");
         }
-        if self.index.seen(Kind::Require) != 0 {
-            return self.required(message, bytes, Kind::Require, out);
+        if message.index().seen(Kind::Require) != 0 {
+            return unsupported(message.requires());
         }
         // The end of the kernel's own answer, but for the length that every answer of ours ends with.
         let about = str::from_utf8(edit::ABOUT_US).unwrap_or_default();
         let about = about.strip_suffix("Content-Length: 0\r\n\r\n").unwrap_or_default();
-        self.answer(message, bytes, 200, "OK", about, out);
+        Refusal::with(200, "OK", about)
     }
 
-    /// 420: we know no extension that would have to be known (8.2.2.3, 16.3, step 5).
-    fn required(&mut self, message: &Message, bytes: &[u8], kind: Kind, out: &mut Vec<Transmit>) {
-        let mut unsupported = Vec::new();
-        for line in self.index.lines().iter().filter(|line| line.kind == kind as u8) {
-            unsupported.push(String::from_utf8_lossy(&canonical::value(bytes, *line)).into_owned());
-        }
-        let header = format!("Unsupported: {}\r\n", unsupported.join(", "));
-        self.answer(message, bytes, 420, "Bad Extension", &header, out);
+    /// Whether the Request-URI names one of our addresses.
+    fn asks_us(&self, message: &Message<'_>) -> bool {
+        self.is_ours(&message.request_uri().ok())
+    }
+
+    fn is_ours(&self, uri: &Option<Uri<'_>>) -> bool {
+        let Some(uri) = uri else { return false };
+        let host = uri.host.and_then(|host| host.ip());
+        let port = uri.port.unwrap_or(5060);
+        uri.scheme == Scheme::Sip
+            && host.is_some_and(|ip| self.locals.contains(&SocketAddr::new(ip, port)))
     }
 
     /// What came over IPv6: keepalives and OPTIONS are answered; calls are not carried, because the cookie
     /// has no room for the address.
-    fn without_cookie(&mut self, message: &Message, bytes: &[u8], out: &mut Vec<Transmit>) -> bool {
-        if self.is_response() {
+    fn over_ipv6(
+        &mut self,
+        arrival: &Arrival<'_>,
+        bytes: &[u8],
+        index: &mut Index,
+        out: &mut Vec<Transmit>,
+    ) {
+        let mut unfolded = bytes.to_vec();
+        let Ok(message) = Message::parse_folded(&mut unfolded, index) else {
+            return self.counters.event(Event::DroppedMalformed);
+        };
+        if !message.is_request() {
             self.counters.reason(Reason::NotOurResponse);
-            self.counters.event(Event::DroppedResponse);
-            return true;
+            return self.counters.event(Event::DroppedResponse);
         }
-        if !message.rewritten {
-            return false;
+        if let Err(fault) = canonical::request(&message, &self.locals) {
+            self.counters.reason(Reason::Malformed);
+            return self.refuse(arrival, &message, &fault, out);
         }
-        if canonical::is_ack(&self.index) {
-            self.counters.event(Event::AckAbsorbed);
-        } else if self.index.seen(Kind::ProxyRequire) != 0 {
-            self.required(message, bytes, Kind::ProxyRequire, out);
-        } else if self.index.method == Method::Options as u32 {
-            self.options(message, bytes, out);
-        } else if self.index.method == Method::Invite as u32 {
-            let trusted = self.policy.sources.lookup(message.from.ip()) & source::TRUSTED != 0;
-            let warning = "Warning: 301 sipline \"Calls over IPv6 are not carried yet\"\r\n";
-            match trusted {
-                true => self.answer(message, bytes, 488, "Not Acceptable Here", warning, out),
-                false => self.answer(message, bytes, 403, "Not Relaying", "", out),
+        let trusted = self.policy.sources.lookup(arrival.from.ip()) & source::TRUSTED != 0;
+        let refusal = match message.method() {
+            _ if message.index().seen(Kind::ProxyRequire) != 0 => {
+                unsupported(message.proxy_requires())
             }
-        } else {
-            self.answer(message, bytes, 481, "Call/Transaction Does Not Exist", "", out);
-        }
-        true
+            Method::Options => self.options(&message),
+            Method::Invite if trusted => Refusal::with(
+                488,
+                "Not Acceptable Here",
+                "Warning: 301 sipline \"Calls over IPv6 are not carried yet\"\r\n",
+            ),
+            Method::Invite => Refusal::new(403, "Not Relaying"),
+            Method::Bye | Method::Cancel => Refusal::new(481, "Call/Transaction Does Not Exist"),
+            _ => Refusal::with(405, "Method Not Allowed", ALLOW),
+        };
+        self.answer(arrival, &message, &refusal, out);
     }
 
     // ---- Responses that the shared decision leaves to the daemon ----------------------------------
 
     fn up_response(
         &mut self,
-        message: &Message,
+        arrival: &Arrival<'_>,
         dispatcher: &mut Dispatcher,
-        bytes: &[u8],
-        reason: Reason,
-        plan: &Plan,
+        message: &Message<'_>,
+        decision: &Decision,
     ) {
-        if reason == Reason::DaemonResponse {
-            let branch = plan.via.branch;
-            let token =
-                bytes.get(branch.at as usize..branch.end as usize).and_then(Token::from_branch);
-            let code = u16::try_from(self.index.status).unwrap_or(0);
-            if let Some(token) = token
-                && dispatcher.handle_answer(message.now, token, code)
-            {
-                return self.counters.event(Event::ProbeAnswer);
-            }
-        }
-        self.counters.event(Event::DroppedResponse);
+        let token = match decision.reason {
+            Reason::DaemonResponse => Token::from_branch(message.slice(decision.plan.via.branch)),
+            _ => None,
+        };
+        let code = message.status().unwrap_or(0);
+        let asked = token.is_some_and(|token| dispatcher.handle_answer(arrival.now, token, code));
+        self.counters.event(if asked { Event::ProbeAnswer } else { Event::DroppedResponse });
     }
 
     // ---- Answers ----------------------------------------------------------------------------------
 
     fn answer(
         &mut self,
-        message: &Message,
-        bytes: &[u8],
-        code: u16,
-        phrase: &str,
-        headers: &str,
+        arrival: &Arrival<'_>,
+        message: &Message<'_>,
+        refusal: &Refusal,
         out: &mut Vec<Transmit>,
     ) {
-        if canonical::is_ack(&self.index) {
-            // An ACK is never answered (17).
+        if message.method() == Method::Ack {
+            // Never answered (17).
             return self.counters.event(Event::AckAbsorbed);
         }
-        let answer = Answer { code, phrase, headers };
-        match reply::build(bytes, &self.index, message.from, self.key, answer) {
+        let Refusal { code, phrase, headers } = refusal;
+        let answer = Answer { code: *code, phrase, headers };
+        match reply::build(message, arrival.from, self.key, answer) {
             Some((to, bytes)) => {
-                self.counters.reply(code);
-                out.push(Transmit { local: message.local, to, bytes });
+                self.counters.reply(*code);
+                out.push(Transmit { local: arrival.local, to, bytes });
             }
             None => self.counters.event(Event::DroppedMalformed),
         }
     }
 
-    fn refuse(&mut self, message: &Message, bytes: &[u8], fault: Fault, out: &mut Vec<Transmit>) {
-        self.counters.reason(Reason::Malformed);
-        if self.is_response() {
-            return self.counters.event(Event::DroppedResponse);
+    fn refuse(
+        &mut self,
+        arrival: &Arrival<'_>,
+        message: &Message<'_>,
+        fault: &Fault,
+        out: &mut Vec<Transmit>,
+    ) {
+        if message.is_request() {
+            self.answer(arrival, message, &Refusal::from(fault), out);
+        } else {
+            self.counters.event(Event::DroppedResponse);
         }
-        self.answer(message, bytes, fault.code, fault.phrase, "", out);
     }
 
     /// What the scanner refuses: answered if it is a request whose headers could be read as far as an
     /// answer needs them.
-    fn refuse_malformed(
+    fn malformed(
         &mut self,
-        local: usize,
-        from: SocketAddr,
+        arrival: &Arrival<'_>,
         bytes: &[u8],
+        index: &mut Index,
         error: scan::Error,
         out: &mut Vec<Transmit>,
     ) {
-        let message = Message { now: self.start, local, from, rewritten: true };
-        if error == scan::Error::Version {
-            // Read on as if it were our version: the headers an answer copies are the same (21.5.6).
-            let mut as_ours = bytes.to_vec();
-            let end = bytes.iter().position(|b| *b == b'\r').unwrap_or(bytes.len());
-            let start = bytes[..end].iter().rposition(|b| *b == b' ').unwrap_or(end);
-            as_ours.splice(start..end, *b" SIP/2.0");
-            if scan(&as_ours[..], &mut self.index).is_ok() && !self.is_response() {
-                return self.answer(&message, &as_ours, 505, "Version Not Supported", "", out);
+        let mut readable = match error {
+            // Another version has the headers that an answer copies all the same (21.5.6).
+            scan::Error::Version => as_our_version(bytes),
+            scan::Error::StartLine | scan::Error::TooLong => None,
+            // Up to the line that is wrong.
+            _ => index.lines().last().map(|line| {
+                let mut head = bytes.get(..line.end as usize).unwrap_or_default().to_vec();
+                head.extend_from_slice(b"\r\n\r\n");
+                head
+            }),
+        };
+        let message = readable.as_mut().and_then(|text| Message::parse_folded(text, index).ok());
+        match message {
+            Some(message) => {
+                let fault = Fault::from(Error::from(error));
+                self.refuse(arrival, &message, &fault, out);
             }
-            return self.counters.event(Event::DroppedMalformed);
+            None => self.counters.event(Event::DroppedMalformed),
         }
-        // After a bad start line the index holds nothing of this message but zeros.
-        if error == scan::Error::StartLine || self.is_response() {
-            return self.counters.event(Event::DroppedMalformed);
-        }
-        self.answer(&message, bytes, 400, error.text(), "", out);
     }
 }
 
-/// What is known about the message at hand.
-struct Message {
-    now: Instant,
-    local: usize,
-    from: SocketAddr,
-    /// Whether it stands in the usual form because we wrote it so.
-    rewritten: bool,
+/// What was read, and what is done with it.
+struct Decision {
+    packet: Packet,
+    line: Local,
+    plan: Plan,
+    reason: Reason,
+}
+
+/// An answer of our own, most of them refusals.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Refusal {
+    code: u16,
+    phrase: String,
+    /// Header lines of its own, each with its CR LF.
+    headers: String,
+}
+
+impl Refusal {
+    fn new(code: u16, phrase: &str) -> Self {
+        Self::with(code, phrase, "")
+    }
+
+    fn with(code: u16, phrase: &str, headers: &str) -> Self {
+        Self { code, phrase: phrase.to_owned(), headers: headers.to_owned() }
+    }
+}
+
+impl From<&Fault> for Refusal {
+    fn from(fault: &Fault) -> Self {
+        Self::new(fault.code, &fault.phrase)
+    }
+}
+
+/// 420: we know no extension that would have to be known (8.2.2.3, 16.3 step 5).
+fn unsupported(tags: OptionTags<'_>) -> Refusal {
+    // A tag that is none ends the list; those before it are named.
+    let tags: Vec<_> = tags.map_while(Result::ok).collect();
+    Refusal::with(420, "Bad Extension", &format!("Unsupported: {}\r\n", tags.join(", ")))
+}
+
+/// Where the answer to a request that the shared decision answers goes (18.2.2, RFC 3581 4).
+fn answer_port(bytes: &[u8], plan: &Plan, from: SocketAddr) -> SocketAddr {
+    // An `rport` is marked by its place, also without a value.
+    if plan.via.rport.at != 0 {
+        return from;
+    }
+    let sent_by = bytes.get(plan.via.sent_by.at as usize..plan.via.sent_by.end as usize);
+    let text = sent_by.and_then(|text| str::from_utf8(text).ok()).unwrap_or_default();
+    let port = text.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(5060);
+    SocketAddr::new(from.ip(), port)
+}
+
+fn request_uri<'a>(bytes: &'a [u8], index: &Index) -> Option<Uri<'a>> {
+    let text = bytes.get(index.uri as usize..index.uri_end as usize)?;
+    Uri::parse(str::from_utf8(text).ok()?).ok()
+}
+
+/// The message with our version in its request line.
+fn as_our_version(bytes: &[u8]) -> Option<Vec<u8>> {
+    let end = bytes.iter().position(|byte| *byte == b'\r')?;
+    let start = bytes.get(..end)?.iter().rposition(|byte| *byte == b' ')?;
+    let (head, tail) = (bytes.get(..start)?, bytes.get(end..)?);
+    Some([head, b" SIP/2.0", tail].concat())
+}
+
+/// Whether an address can be that of one host.
+fn is_one_machine(address: &SocketAddr) -> bool {
+    match address.ip() {
+        IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast(),
+    }
 }
 
 /// The tables as the daemon has them.
@@ -803,4 +869,786 @@ fn endpoint(address: SocketAddr) -> Option<Endpoint> {
 
 fn address(endpoint: Endpoint) -> SocketAddr {
     SocketAddr::from((endpoint.octets(), endpoint.port_number()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Accept, AdminState, PbxConfig, Probe, Trust};
+    use crate::core::dispatcher::Command;
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    const US: &str = "10.10.0.1:5060";
+    const PHONE: &str = "10.10.1.2:5062";
+    const STRANGER: &str = "203.0.113.5:5060";
+    const PBX1: &str = "10.10.2.2:5060";
+    const PBX2: &str = "10.10.3.2:5060";
+
+    /// A proxy with two PBXs, and a kernel that knows what a test tells it.
+    struct World {
+        proxy: Proxy,
+        dispatcher: Dispatcher,
+        kernel: Knows,
+        now: Instant,
+    }
+
+    #[derive(Default)]
+    struct Knows(Cell<Option<u32>>);
+
+    impl KernelCalls for Knows {
+        fn find(&self, _hash: u64) -> Option<u32> {
+            self.0.get()
+        }
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self::with(NoDestination::Unavailable)
+        }
+
+        fn with(no_destination: NoDestination) -> Self {
+            let now = Instant::now();
+            let trust = Trust {
+                networks: vec!["10.10.1.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+                deny: vec!["198.51.100.0/24".parse().unwrap()],
+            };
+            let policy = Policy { sources: Sources::new(&trust), no_destination };
+            let locals = [
+                US.parse().unwrap(),
+                "10.10.0.9:5080".parse().unwrap(),
+                "[2001:db8::1]:5060".parse().unwrap(),
+            ];
+            let rules = Probe { accept: Accept::default(), ..Probe::default() };
+            let mut dispatcher = Dispatcher::new(Some(locals[0]), rules.clone());
+            let pbxs = [("pbx1", PBX1), ("pbx2", PBX2)].map(|(id, address)| PbxConfig {
+                id: id.into(),
+                address: address.parse().unwrap(),
+                weight: 1,
+                state: AdminState::Active,
+            });
+            dispatcher.reload(now, &pbxs, rules).unwrap();
+            while dispatcher.poll_command().is_some() {}
+            Self {
+                proxy: Proxy::new([7, 9], &locals, 64, policy, now),
+                dispatcher,
+                kernel: Knows::default(),
+                now,
+            }
+        }
+
+        fn hear(&mut self, from: &str, local: usize, bytes: &[u8]) -> Vec<Transmit> {
+            let mut out = Vec::new();
+            let from = from.parse().unwrap();
+            let datagram = Datagram { local, from, bytes };
+            self.proxy.handle(self.now, &mut self.dispatcher, &self.kernel, datagram, &mut out);
+            for transmit in &out {
+                assert_eq!(transmit.local, local, "it leaves from where it came to");
+            }
+            out
+        }
+
+        /// The one datagram that follows from one.
+        #[track_caller]
+        fn say(&mut self, from: &str, text: &str) -> (String, String) {
+            let mut out = self.hear(from, 0, text.as_bytes());
+            assert_eq!(out.len(), 1, "{out:?}");
+            let transmit = out.remove(0);
+            (transmit.to.to_string(), String::from_utf8(transmit.bytes).unwrap())
+        }
+
+        #[track_caller]
+        fn silence(&mut self, from: &str, text: &str) {
+            assert_eq!(self.hear(from, 0, text.as_bytes()), []);
+        }
+
+        /// Says something and reads the first line of the answer, which goes to `from`.
+        #[track_caller]
+        fn status(&mut self, from: &str, text: &str) -> String {
+            let (to, answer) = self.say(from, text);
+            assert_eq!(to, from);
+            answer.lines().next().unwrap().to_owned()
+        }
+
+        fn event(&self, event: Event) -> u64 {
+            self.proxy.counters().of_event(event)
+        }
+
+        fn disable(&mut self, id: &str) {
+            self.dispatcher.set_admin(self.now, id, AdminState::Disabled).unwrap();
+        }
+    }
+
+    fn header<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+        let prefix = format!("{name}: ");
+        text.split("\r\n\r\n")
+            .next()
+            .unwrap()
+            .lines()
+            .filter_map(|l| l.strip_prefix(&prefix))
+            .collect()
+    }
+
+    /// A request of the phone; `extra` are header lines.
+    fn request(method: &str, uri: &str, to: &str, extra: &str) -> String {
+        format!(
+            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP 10.10.1.2:5062;rport;branch=z9hG4bKp{}\r\n\
+             Max-Forwards: 70\r\nFrom: \"Alice\" <sip:alice@10.10.1.2>;tag=alice\r\nTo: {to}\r\n\
+             Call-ID: call-1@phone\r\nCSeq: 1 {method}\r\n{extra}Content-Length: 0\r\n\r\n",
+            if method == "BYE" { "2" } else { "1" }
+        )
+    }
+
+    fn invite() -> String {
+        request(
+            "INVITE",
+            "sip:bob@10.10.0.1",
+            "<sip:bob@10.10.0.1>",
+            "Contact: <sip:alice@10.10.1.2:5062>\r\n",
+        )
+    }
+
+    /// A response to a request as its receiver got it.
+    fn response(request: &str, status: &str, tag: &str) -> String {
+        let mut text = format!("SIP/2.0 {status}\r\n");
+        for line in request.split("\r\n\r\n").next().unwrap().lines() {
+            let name = line.split(':').next().unwrap();
+            if ["Via", "From", "Call-ID", "CSeq", "Record-Route"].contains(&name) {
+                text += &format!("{line}\r\n");
+            } else if name == "To" {
+                let tag = if line.contains("tag=") { String::new() } else { format!(";tag={tag}") };
+                text += &format!("{line}{tag}\r\n");
+            }
+        }
+        text + "Content-Length: 0\r\n\r\n"
+    }
+
+    // ---- Calls ---------------------------------------------------------------------------------
+
+    #[test]
+    fn a_whole_call() {
+        let mut w = World::new();
+        let (pbx, sent) = w.say(PHONE, &invite());
+        assert!([PBX1, PBX2].contains(&pbx.as_str()));
+        assert_eq!(header(&sent, "Max-Forwards"), ["69"]);
+        let vias = header(&sent, "Via");
+        assert!(vias[0].starts_with("SIP/2.0/UDP 10.10.0.1:5060;branch=z9hG4bKslk"), "{}", vias[0]);
+        assert_eq!(
+            vias[1],
+            "SIP/2.0/UDP 10.10.1.2:5062;rport=5062;received=10.10.1.2;branch=z9hG4bKp1"
+        );
+        let route = header(&sent, "Record-Route")[0].to_owned();
+        assert!(route.starts_with("<sip:10.10.0.1:5060;lr;sl="), "{route}");
+
+        // A repeated INVITE goes to the same PBX, byte by byte the same.
+        assert_eq!(w.say(PHONE, &invite()), (pbx.clone(), sent.clone()));
+
+        let (to, answer) = w.say(&pbx, &response(&sent, "200 OK", "bob"));
+        assert_eq!(to, PHONE);
+        assert_eq!(header(&answer, "Via").len(), 1);
+        assert_eq!(header(&answer, "Record-Route"), [&route]);
+
+        let routes = format!("Route: {route}\r\n");
+        let ack = request("ACK", "sip:bob@10.10.2.2", "<sip:bob@10.10.0.1>;tag=bob", &routes);
+        let (to, sent) = w.say(PHONE, &ack);
+        assert_eq!(to, pbx);
+        assert_eq!(header(&sent, "Route"), [""; 0]);
+        assert_eq!(header(&sent, "Record-Route"), [""; 0]);
+
+        let bye = request("BYE", "sip:bob@10.10.2.2", "<sip:bob@10.10.0.1>;tag=bob", &routes);
+        let (to, sent) = w.say(PHONE, &bye);
+        assert_eq!(to, pbx);
+        let (to, _) = w.say(&pbx, &response(&sent, "200 OK", "bob"));
+        assert_eq!(to, PHONE);
+        assert_eq!(w.proxy.placed().iter().sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn the_pbx_hangs_up() {
+        let mut w = World::new();
+        let (pbx, sent) = w.say(PHONE, &invite());
+        let route = header(&sent, "Record-Route")[0].to_owned();
+        let bye = format!(
+            "BYE sip:alice@10.10.1.2:9 SIP/2.0\r\nVia: SIP/2.0/UDP {pbx};branch=z9hG4bKb1\r\n\
+             Max-Forwards: 70\r\nRoute: {route}\r\nFrom: <sip:bob@10.10.0.1>;tag=bob\r\n\
+             To: <sip:alice@10.10.1.2>;tag=alice\r\nCall-ID: call-1@phone\r\nCSeq: 9 BYE\r\n\r\n"
+        );
+        // To where the phone really is (RFC 5626 5.2), whatever its Contact says.
+        let (to, sent) = w.say(&pbx, &bye);
+        assert_eq!(to, PHONE);
+        let (to, _) = w.say(PHONE, &response(&sent, "200 OK", ""));
+        assert_eq!(to, pbx);
+        // The other PBX cannot speak in this dialog, and nobody can with another tag.
+        let other = if pbx == PBX1 { PBX2 } else { PBX1 };
+        let (_, answer) = w.say(other, &bye.replace(&pbx, other));
+        assert!(answer.starts_with("SIP/2.0 404 Not Here"), "{answer}");
+        let (_, answer) = w.say(&pbx, &bye.replace("tag=alice", "tag=mallory"));
+        assert!(answer.starts_with("SIP/2.0 404 Not Here"), "{answer}");
+    }
+
+    #[test]
+    fn calls_go_around_and_failures_are_acknowledged_where_the_invite_went() {
+        let mut w = World::new();
+        let mut count = std::collections::BTreeMap::new();
+        for i in 0..10 {
+            let invite = invite().replace("call-1", &format!("call-{i}"));
+            let (pbx, sent) = w.say(PHONE, &invite);
+            *count.entry(pbx.clone()).or_insert(0) += 1;
+            w.say(&pbx, &response(&sent, "486 Busy Here", "bob"));
+            let ack = request("ACK", "sip:bob@10.10.0.1", "<sip:bob@10.10.0.1>;tag=bob", "")
+                .replace("call-1", &format!("call-{i}"));
+            let (to, acked) = w.say(PHONE, &ack);
+            assert_eq!(to, pbx);
+            assert_eq!(header(&acked, "Via")[0], header(&sent, "Via")[0], "one branch (17.1.1.3)");
+            let cancel = request("CANCEL", "sip:bob@10.10.0.1", "<sip:bob@10.10.0.1>", "")
+                .replace("call-1", &format!("call-{i}"));
+            assert_eq!(w.say(PHONE, &cancel).0, pbx);
+        }
+        assert_eq!(count.into_values().collect::<Vec<_>>(), [5, 5]);
+    }
+
+    #[test]
+    fn what_the_kernel_steered_is_followed() {
+        let mut w = World::new();
+        let slot = w.dispatcher.slot_at(PBX2.parse().unwrap());
+        w.kernel.0.set(slot);
+        for _ in 0..4 {
+            assert_eq!(w.say(PHONE, &invite()).0, PBX2);
+        }
+        assert_eq!(w.proxy.placed().iter().sum::<u64>(), 0, "the kernel has counted it");
+    }
+
+    #[test]
+    fn a_dead_pbx_gets_no_copy_of_an_invite() {
+        let mut w = World::new();
+        let (pbx, _) = w.say(PHONE, &invite());
+        let what = crate::core::dispatcher::Unreachable::Port;
+        w.dispatcher.handle_unreachable(w.now, pbx.parse().unwrap(), what);
+        let (other, _) = w.say(PHONE, &invite());
+        assert_ne!(other, pbx);
+    }
+
+    #[test]
+    fn nobody_takes_calls() {
+        let mut w = World::new();
+        w.disable("pbx1");
+        w.disable("pbx2");
+        let (to, answer) = w.say(PHONE, &invite());
+        assert_eq!(to, PHONE);
+        assert!(answer.starts_with("SIP/2.0 503 Service Unavailable\r\n"), "{answer}");
+        assert_eq!(header(&answer, "Retry-After"), ["5"]);
+        // The ACK of our own answer ends here.
+        w.silence(PHONE, &request("ACK", "sip:bob@10.10.0.1", "<sip:bob@10.10.0.1>;tag=x", ""));
+        let mut w = World::with(NoDestination::NotFound);
+        w.dispatcher.set_accepting(false);
+        assert_eq!(w.status(PHONE, &invite()), "SIP/2.0 404 No destination");
+    }
+
+    #[test]
+    fn a_dialog_whose_pbx_is_gone_ends() {
+        let mut w = World::new();
+        let (pbx, sent) = w.say(PHONE, &invite());
+        let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
+        w.dispatcher.remove(if pbx == PBX1 { "pbx1" } else { "pbx2" }).unwrap();
+        let bye = request("BYE", "sip:bob@10.10.2.2", "<sip:b@c>;tag=bob", &route);
+        assert_eq!(w.status(PHONE, &bye), "SIP/2.0 481 Call/Transaction Does Not Exist");
+        let ack = request("ACK", "sip:bob@10.10.2.2", "<sip:b@c>;tag=bob", &route);
+        w.silence(PHONE, &ack);
+    }
+
+    // ---- Calls of PBXs -------------------------------------------------------------------------
+
+    fn from_pbx(method: &str, uri: &str, to: &str) -> String {
+        request(method, uri, to, "")
+            .replace("10.10.1.2:5062;rport", PBX1)
+            .replace("<sip:alice@10.10.1.2>", "<sip:bob@10.10.0.1>")
+            .replace("tag=alice", "tag=bob")
+    }
+
+    #[test]
+    fn a_pbx_calls_a_phone() {
+        let mut w = World::new();
+        let (to, sent) =
+            w.say(PBX1, &from_pbx("INVITE", "sip:alice@10.10.1.2:5062;ob", "<sip:alice@x>"));
+        assert_eq!(to, PHONE);
+        assert_eq!(header(&sent, "Max-Forwards"), ["69"]);
+        let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
+        let (to, answer) = w.say(PHONE, &response(&sent, "486 Busy Here", "alice"));
+        assert_eq!(to, PBX1);
+        assert_eq!(header(&answer, "Via").len(), 1);
+        // CANCEL and the ACK of the failure go the same way, with the same branch.
+        for (method, to_header) in [("CANCEL", "<sip:alice@x>"), ("ACK", "<sip:alice@x>;tag=alice")]
+        {
+            let (to, again) =
+                w.say(PBX1, &from_pbx(method, "sip:alice@10.10.1.2:5062;ob", to_header));
+            assert_eq!(to, PHONE);
+            assert_eq!(header(&again, "Via")[0], header(&sent, "Via")[0]);
+            assert_eq!(header(&again, "Record-Route"), [""; 0]);
+        }
+        // In the dialog, both ways.
+        let ack = from_pbx("ACK", "sip:alice@10.10.1.2:5062", "<sip:alice@x>;tag=alice")
+            .replace("Max-Forwards", &format!("{route}Max-Forwards"));
+        assert_eq!(w.say(PBX1, &ack).0, PHONE);
+        let bye = request("BYE", "sip:bob@10.10.2.2", "<sip:bob@10.10.0.1>;tag=bob", &route);
+        assert_eq!(w.say(PHONE, &bye).0, PBX1);
+        assert_eq!(w.event(Event::RelayedFromPbx), 3);
+    }
+
+    #[test]
+    fn where_a_pbx_cannot_call() {
+        let mut w = World::new();
+        for (uri, status) in [
+            ("sip:alice@10.10.0.1", "404 Not Found"),
+            ("sip:alice@phone.example", "404 Not Found"),
+            ("sip:alice@10.10.1.2;transport=tcp", "404 Not Found"),
+            ("sip:alice@0.0.0.0", "404 Not Found"),
+            ("sip:alice@224.0.1.75", "404 Not Found"),
+            ("tel:+15551234", "416 Unsupported URI Scheme"),
+        ] {
+            let answer = w.status(PBX1, &from_pbx("INVITE", uri, "<sip:a@b>"));
+            assert_eq!(answer, format!("SIP/2.0 {status}"), "{uri}");
+            w.silence(PBX1, &from_pbx("ACK", uri, "<sip:a@b>;tag=x"));
+        }
+        let register = from_pbx("REGISTER", "sip:10.10.1.2", "<sip:a@b>");
+        assert_eq!(w.status(PBX1, &register), "SIP/2.0 405 Method Not Allowed");
+        let bye = from_pbx("BYE", "sip:alice@10.10.1.2", "<sip:a@b>;tag=x");
+        assert_eq!(w.status(PBX1, &bye), "SIP/2.0 404 Not Here");
+    }
+
+    #[test]
+    fn a_pbx_asks_a_phone_through_us() {
+        let mut w = World::new();
+        let options = from_pbx("OPTIONS", "sip:alice@10.10.1.2:5062", "<sip:a@b>");
+        let (to, sent) = w.say(PBX1, &options);
+        assert_eq!(to, PHONE);
+        assert_eq!(header(&sent, "Max-Forwards"), ["69"]);
+        assert_eq!(header(&sent, "Record-Route"), [""; 0]);
+        assert_eq!(w.say(PHONE, &response(&sent, "200 OK", "x")).0, PBX1);
+    }
+
+    #[test]
+    fn one_pbx_calls_the_other() {
+        let mut w = World::new();
+        let (to, sent) = w.say(PBX1, &from_pbx("INVITE", "sip:x@10.10.3.2", "<sip:x@10.10.3.2>"));
+        assert_eq!(to, PBX2);
+        let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
+        assert_eq!(w.say(PBX2, &response(&sent, "200 OK", "x")).0, PBX1);
+        let bye = request("BYE", "sip:bob@10.10.2.2", "<sip:bob@10.10.0.1>;tag=bob", &route)
+            .replace("10.10.1.2:5062;rport", PBX2)
+            .replace("tag=alice", "tag=x");
+        assert_eq!(w.say(PBX2, &bye).0, PBX1);
+        assert_eq!(w.event(Event::DialogBetweenPbxs), 1);
+        let bye = from_pbx("BYE", "sip:x@10.10.3.2", "<sip:x@10.10.3.2>;tag=x")
+            .replace("Max-Forwards", &format!("{route}Max-Forwards"));
+        assert_eq!(w.say(PBX1, &bye).0, PBX2);
+    }
+
+    // ---- Rare forms ----------------------------------------------------------------------------
+
+    #[test]
+    fn rare_forms_are_routed_like_the_usual_one() {
+        let usual = World::new().say(PHONE, &invite());
+        let via = "Via: SIP/2.0/UDP 10.10.1.2:5062;rport;branch=z9hG4bKp1";
+        let mut rewritten = 0;
+        for (old, new) in [
+            ("To: <sip:bob", "To:\r\n <sip:bob"),
+            (via, "Via: SIP / 2.0 / UDP\r\n\t10.10.1.2 : 5062 ; rport ; branch = z9hG4bKp1"),
+            (via, "Via: SIP/2.0/UDP 10.10.1.2:5062;rport=1;received=192.0.2.66;branch=z9hG4bKp1"),
+            (via, "Via: SIP/2.0/UDP 10.10.1.2:5062;maddr=192.0.2.66;rport;branch=z9hG4bKp1"),
+            ("CSeq: 1 INVITE", "CSeq:\t1 \t INVITE "),
+            (";tag=alice", " ; tag = alice "),
+            ("Max-Forwards: 70", "Max-Forwards: 0070"),
+            ("Max-Forwards: 70", "Max-Forwards: 255"),
+            ("Max-Forwards: 70", "Max-Forwards: 70\r\nRoute: <sip:203.0.113.9;lr>"),
+            ("Content-Length: 0\r\n\r\n", "Content-Length: 0\r\n\r\nlonger than it says"),
+        ] {
+            let rare = invite().replace(old, new);
+            assert_ne!(rare, invite(), "{new}");
+            let mut w = World::new();
+            let (to, sent) = w.say(PHONE, &rare);
+            assert_eq!(to, usual.0, "{new}");
+            rewritten += w.event(Event::Rewritten);
+            // The PBX sees the same message; the order of the Via's parameters is its sender's.
+            for name in
+                ["From", "To", "CSeq", "Call-ID", "Max-Forwards", "Record-Route", "Content-Length"]
+            {
+                assert_eq!(header(&sent, name), header(&usual.1, name), "{new}");
+            }
+            let (vias, usual_vias) = (header(&sent, "Via"), header(&usual.1, "Via"));
+            assert_eq!(vias[0], usual_vias[0], "{new}");
+            assert_eq!(vias[1], usual_vias[1], "{new}");
+            assert_eq!(header(&sent, "Route"), [""; 0], "{new}");
+            assert!(sent.ends_with("\r\n\r\n"), "{new}");
+        }
+        // Which of them the quick path reads is its own affair, but not all.
+        assert!(rewritten >= 8, "{rewritten}");
+    }
+
+    #[test]
+    fn quoted_strings_among_parameters_are_kept() {
+        let mut w = World::new();
+        let text = invite()
+            .replace(";tag=alice", ";mood=\"a;tag=\\\"b, c\";tag=alice")
+            .replace("branch=z9hG4bKp1", "branch=z9hG4bKp1;who=\"me, <you>\"");
+        let (pbx, sent) = w.say(PHONE, &text);
+        assert!(header(&sent, "From")[0].ends_with(";mood=\"a;tag=\\\"b, c\";tag=alice"), "{sent}");
+        assert!(header(&sent, "Via")[1].ends_with(";who=\"me, <you>\""), "{sent}");
+        let route = header(&sent, "Record-Route")[0].to_owned();
+        let (to, answer) = w.say(&pbx, &response(&sent, "200 OK", "bob"));
+        assert_eq!(to, PHONE);
+        assert_eq!(header(&answer, "Via"), header(&sent, "Via")[1..]);
+        // The tag was read right: the cookie is good for it.
+        let bye = request(
+            "BYE",
+            "sip:bob@10.10.2.2",
+            "<sip:b@c>;tag=bob",
+            &format!("Route: {route}\r\n"),
+        );
+        assert_eq!(w.say(PHONE, &bye).0, pbx);
+    }
+
+    #[test]
+    fn a_missing_max_forwards_is_ten() {
+        let mut w = World::new();
+        let (_, sent) = w.say(PHONE, &invite().replace("Max-Forwards: 70\r\n", ""));
+        assert_eq!(header(&sent, "Max-Forwards"), ["10"]);
+    }
+
+    #[test]
+    fn vias_joined_by_commas() {
+        let mut w = World::new();
+        let joined = invite().replace(
+            "branch=z9hG4bKp1\r\n",
+            "branch=z9hG4bKp1, SIP/2.0/TCP far.example;branch=z9hG4bKfar\r\n",
+        );
+        let (pbx, sent) = w.say(PHONE, &joined);
+        assert_eq!(header(&sent, "Via").len(), 3);
+        // A PBX may join them again in its response.
+        let answer = response(&sent, "200 OK", "bob");
+        let lines: Vec<_> = header(&answer, "Via").iter().map(|v| v.to_string()).collect();
+        let all: String = lines.iter().map(|v| format!("Via: {v}\r\n")).collect();
+        let answer = answer.replace(&all, &format!("v: {}\r\n", lines.join(" ,\r\n  ")));
+        let (to, sent) = w.say(&pbx, &answer);
+        assert_eq!(to, PHONE);
+        assert_eq!(header(&sent, "Via"), lines[1..]);
+    }
+
+    #[test]
+    fn an_old_branch_makes_transactions_of_its_own() {
+        let mut w = World::new();
+        let old = invite().replace(";branch=z9hG4bKp1", "");
+        let (pbx, first) = w.say(PHONE, &old);
+        assert_eq!(w.say(PHONE, &old).1, first, "the same for a repetition");
+        let (to, answer) = w.say(&pbx, &response(&first, "200 OK", "bob"));
+        assert_eq!(to, PHONE);
+        assert!(header(&answer, "Via")[0].contains(";branch=z9hG4bKold"));
+        let next = old.replace("CSeq: 1", "CSeq: 2");
+        let (_, second) = w.say(PHONE, &next);
+        assert_ne!(header(&first, "Via")[0], header(&second, "Via")[0]);
+    }
+
+    #[test]
+    fn more_routes_and_other_writings_of_ours() {
+        let mut w = World::new();
+        let (pbx, sent) = w.say(PHONE, &invite());
+        let ours = header(&sent, "Record-Route")[0].to_owned();
+        let cookie = ours.split("sl=").nth(1).unwrap().trim_end_matches('>').to_owned();
+        let bye = |routes: &str| request("BYE", "sip:bob@10.10.2.2", "<sip:b@c>;tag=bob", routes);
+        for routes in [
+            format!("Route: {ours}\r\nRoute: <sip:far.example;lr>\r\n"),
+            format!("Route: {ours} , <sip:far.example;lr>\r\n"),
+            format!("Route: <SIP:10.10.0.1;sl={cookie};lr=on>,<sip:far.example;lr>\r\n"),
+        ] {
+            let (to, sent) = w.say(PHONE, &bye(&routes));
+            assert_eq!(to, pbx, "{routes}");
+            assert_eq!(header(&sent, "Route"), ["<sip:far.example;lr>"], "{routes}");
+        }
+        for route in [
+            format!("Route: \"us\" <sip:10.10.0.1:5060;lr;sl={cookie}>\r\n"),
+            format!("Route:\r\n <sip:10.10.0.1;lr;sl={}>\r\n", cookie.to_uppercase()),
+        ] {
+            let (to, sent) = w.say(PHONE, &bye(&route));
+            assert_eq!(to, pbx, "{route}");
+            assert_eq!(header(&sent, "Route"), [""; 0], "{route}");
+        }
+        // Not ours, or not signed by us: nobody is relayed to where he likes (RFC 3261 26.2).
+        let forged = format!("{}{}", if cookie.starts_with('0') { '1' } else { '0' }, &cookie[1..]);
+        for route in [
+            "Route: <sip:203.0.113.9;lr>\r\n".to_owned(),
+            format!("Route: <sip:203.0.113.9;lr>\r\nRoute: {ours}\r\n"),
+            format!("Route: <sip:10.10.0.1:5060;lr;sl={forged}>\r\n"),
+            "Route: <sip:10.10.0.1:5060;lr>\r\n".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(w.status(PHONE, &bye(&route)), "SIP/2.0 404 Not Here", "{route}");
+            let ack = bye(&route).replace("BYE", "ACK");
+            if !route.is_empty() {
+                w.silence(PHONE, &ack);
+            }
+        }
+    }
+
+    #[test]
+    fn a_strict_router_is_undone() {
+        let mut w = World::new();
+        let (pbx, sent) = w.say(PHONE, &invite());
+        let uri = header(&sent, "Record-Route")[0].trim_matches(['<', '>']).to_owned();
+        let route = "Route: <sip:bob@10.10.2.2:5060>\r\n";
+        let bye = request("BYE", &uri, "<sip:b@c>;tag=bob", route);
+        let (to, sent) = w.say(PHONE, &bye);
+        assert_eq!(to, pbx);
+        assert!(sent.starts_with("BYE sip:bob@10.10.2.2:5060 SIP/2.0\r\n"), "{sent}");
+        assert_eq!(header(&sent, "Route"), [""; 0]);
+    }
+
+    #[test]
+    fn the_body_stays_as_it_is() {
+        let mut w = World::new();
+        let body = "v=0\r\n folded: \r\n\r\nVia: no header\r\n\0\u{7f}";
+        let with = |headers: &str| {
+            invite().replace("Content-Length: 0\r\n\r\n", &format!("{headers}\r\n{body}"))
+        };
+        for headers in [
+            format!("Content-Length: {}\r\n", body.len()),
+            format!("l :\r\n  {}\r\n", body.len()),
+            "Subject: no length\r\n and folded\r\n".to_owned(),
+        ] {
+            let (_, sent) = w.say(PHONE, &with(&headers));
+            assert_eq!(sent.split_once("\r\n\r\n").unwrap().1, body, "{headers}");
+        }
+    }
+
+    // ---- What is refused -----------------------------------------------------------------------
+
+    #[test]
+    fn strangers_are_not_relayed() {
+        let mut w = World::new();
+        let invite = invite().replace("10.10.1.2:5062", STRANGER);
+        assert_eq!(w.status(STRANGER, &invite), "SIP/2.0 403 Not Relaying");
+        let ack = request("ACK", "sip:bob@10.10.0.1", "<sip:b@c>;tag=x", "");
+        w.silence(STRANGER, &ack);
+        let cancel = request("CANCEL", "sip:bob@10.10.0.1", "<sip:b@c>", "");
+        assert_eq!(w.status(STRANGER, &cancel), "SIP/2.0 481 Call/Transaction Does Not Exist");
+    }
+
+    #[test]
+    fn denied_networks_hear_nothing() {
+        let mut w = World::new();
+        w.silence("198.51.100.7:5060", &invite());
+        assert_eq!(w.hear("198.51.100.7:5060", 0, b"\r\n\r\n"), []);
+        assert_eq!(w.proxy.counters().of_reason(Reason::Denied), 2);
+    }
+
+    #[test]
+    fn every_refusal_has_its_words() {
+        let mut w = World::new();
+        let mut refused = |old: &str, new: &str, status: &str| {
+            let text = invite().replace(old, new);
+            assert_ne!(text, invite(), "{new}");
+            let (to, answer) = w.say(PHONE, &text);
+            let first = answer.lines().next().unwrap();
+            assert_eq!(to, PHONE, "{new}");
+            assert!(first.starts_with(&format!("SIP/2.0 {status}")), "{first} for {new}");
+            // What is refused as INVITE is never answered as ACK.
+            let ack = text.replace("INVITE", "ACK");
+            assert!(w.hear(PHONE, 0, ack.as_bytes()).len() <= 1);
+            for transmit in w.hear(PHONE, 0, ack.as_bytes()) {
+                assert!(!transmit.bytes.starts_with(b"SIP/2.0"), "{new}");
+            }
+        };
+        refused("Max-Forwards: 70", "Max-Forwards: 0", "483 Too Many Hops");
+        refused("Max-Forwards: 70", "Max-Forwards: 000", "483 Too Many Hops");
+        refused("Max-Forwards: 70", "Max-Forwards: many", "483 Too Many Hops");
+        refused("Max-Forwards: 70", "Max-Forwards: 256", "483 Too Many Hops");
+        refused(
+            "Max-Forwards: 70",
+            "Max-Forwards: 70\r\nMax-Forwards: 70",
+            "400 Duplicate Max-Forwards",
+        );
+        refused("CSeq: 1 INVITE", "CSeq: 1 BYE", "400 CSeq Method Differs");
+        refused("CSeq: 1 INVITE", "CSeq: one INVITE", "400 Bad CSeq");
+        refused("CSeq: 1 INVITE", "CSeq: 2147483648 INVITE", "400 Bad CSeq");
+        refused("CSeq: 1 INVITE", "CSeq: 1INVITE", "400 Bad CSeq");
+        refused("CSeq: 1 INVITE", "CSeq: 1 INVITE\r\nCSeq: 1 INVITE", "400 Duplicate CSeq");
+        refused(";tag=alice", "", "400 Missing From Tag");
+        refused(";tag=alice", ";tag=", "400 Bad From");
+        refused("\"Alice\"", "\"Alice", "400 Bad From");
+        refused("To: <sip:bob@10.10.0.1>", "To: \"Bob <sip:bob@10.10.0.1>", "400 Bad To");
+        refused("Call-ID: call-1@phone", "Call-ID: call 1", "400 Bad Call-ID");
+        refused("Content-Length: 0", "Content-Length: 5", "400 Body Shorter Than Content-Length");
+        refused("Content-Length: 0", "Content-Length: -5", "400 Bad Content-Length");
+        refused("Via: SIP/2.0/UDP", "Via: SIP/2.0/TCP", "400 Via Transport Is Not UDP");
+        refused("Contact: ", "Bad Header: ", "400 Bad Header Name");
+        refused("\r\n\r\n", "\r\n", "400 Headers Not Terminated");
+        refused("bob@10.10.0.1 SIP/2.0", "bob@10.10.0.1 SIP/3.0", "505 Version Not Supported");
+        refused("Contact: ", "Proxy-Require: foo,\r\n bar\r\nContact: ", "420 Bad Extension");
+    }
+
+    #[test]
+    fn an_unknown_extension_is_named() {
+        let mut w = World::new();
+        let text =
+            invite().replace("Contact", "Proxy-Require: foo\r\nProxy-Require: bar\r\nContact");
+        let (_, answer) = w.say(PHONE, &text);
+        assert_eq!(header(&answer, "Unsupported"), ["foo, bar"]);
+        // There is no way to refuse a CANCEL or an ACK: they go on without it.
+        let (pbx, _) = w.say(PHONE, &invite());
+        let cancel = request("CANCEL", "sip:bob@10.10.0.1", "<sip:b@c>", "Proxy-Require: foo\r\n");
+        let (to, sent) = w.say(PHONE, &cancel);
+        assert_eq!(to, pbx);
+        assert_eq!(header(&sent, "Proxy-Require"), [""; 0]);
+    }
+
+    #[test]
+    fn what_cannot_be_answered_is_dropped() {
+        let mut w = World::new();
+        for name in ["Via", "From", "To", "Call-ID", "CSeq"] {
+            let text = invite().replace(&format!("\r\n{name}:"), "\r\nX-Gone:");
+            assert_ne!(text, invite());
+            w.silence(PHONE, &text);
+        }
+        for text in [
+            "hello\r\n\r\n",
+            "\u{1}\u{2}\u{3}\u{4}\u{5}",
+            "INVITE\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+        ] {
+            w.silence(PHONE, text);
+        }
+        // The start line alone, at any length.
+        for end in 0..invite().len() {
+            for transmit in w.hear(PHONE, 0, &invite().as_bytes()[..end]) {
+                assert!(transmit.bytes.starts_with(b"SIP/2.0 400 "), "cut at {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn methods_that_are_not_served_yet() {
+        let mut w = World::new();
+        for method in ["REGISTER", "SUBSCRIBE", "MESSAGE", "PUBLISH", "FROBNICATE"] {
+            let (_, answer) = w.say(PHONE, &request(method, "sip:10.10.0.1", "<sip:b@c>", ""));
+            assert!(answer.starts_with("SIP/2.0 405 Method Not Allowed\r\n"), "{method}");
+            assert_eq!(header(&answer, "Allow"), ["INVITE, ACK, CANCEL, BYE, OPTIONS"]);
+        }
+    }
+
+    // ---- Keepalives ----------------------------------------------------------------------------
+
+    #[test]
+    fn options_for_us() {
+        let mut w = World::new();
+        let (to, answer) = w.say(PHONE, &request("OPTIONS", "sip:10.10.0.1", "<sip:b@c>", ""));
+        assert_eq!(to, PHONE);
+        assert!(answer.starts_with("SIP/2.0 200 OK\r\n"), "{answer}");
+        for name in ["Via", "From", "To", "Call-ID", "CSeq", "Allow", "Accept", "Content-Length"] {
+            assert_eq!(header(&answer, name).len(), 1, "{name} in {answer}");
+        }
+        // The long way gives the same answer.
+        let folded = request("OPTIONS", "sip:10.10.0.1", "<sip:b@c>", "Subject: a\r\n b\r\n");
+        let (_, long) = w.say(PHONE, &folded);
+        assert_eq!(long, answer);
+        let other = request("OPTIONS", "sip:10.10.0.9:5080", "<sip:b@c>", "");
+        let (_, other) = w.say(PHONE, &other);
+        assert_eq!(header(&other, "Allow"), header(&answer, "Allow"));
+        // Without rport the answer goes to the port in the Via (18.2.2).
+        let plain = request("OPTIONS", "sip:10.10.0.1", "<sip:b@c>", "").replace(";rport", "");
+        assert_eq!(w.say("10.10.1.2:40000", &plain).0, PHONE);
+    }
+
+    #[test]
+    fn options_for_others() {
+        let mut w = World::new();
+        let mut status =
+            |uri: &str, extra: &str| w.status(PHONE, &request("OPTIONS", uri, "<sip:b@c>", extra));
+        assert_eq!(status("sip:bob@10.10.0.1", ""), "SIP/2.0 404 Not Found");
+        assert_eq!(status("sip:203.0.113.9", ""), "SIP/2.0 403 Not Relaying");
+        assert_eq!(status("sip:10.10.0.1", "Require: foo\r\n"), "SIP/2.0 420 Bad Extension");
+    }
+
+    #[test]
+    fn keepalives_that_are_no_sip() {
+        let mut w = World::new();
+        let out = w.hear(PHONE, 0, b"\r\n\r\n");
+        assert_eq!(out.len(), 1);
+        assert_eq!((out[0].to.to_string().as_str(), &out[0].bytes[..]), (PHONE, &b"\r\n"[..]));
+        for silent in [&b""[..], b"\0", b"\r\n", b"\0\0\0\0", b"\n"] {
+            assert_eq!(w.hear(PHONE, 0, silent), []);
+        }
+        assert_eq!(w.proxy.counters().of_reason(Reason::EmptyDatagram), 5);
+        assert_eq!(w.hear(PHONE, 0, b"abc"), []);
+        assert_eq!(w.event(Event::DroppedMalformed), 1);
+    }
+
+    // ---- Responses -----------------------------------------------------------------------------
+
+    #[test]
+    fn responses_that_are_not_ours_end_here() {
+        let mut w = World::new();
+        let (pbx, sent) = w.say(PHONE, &invite());
+        let good = response(&sent, "200 OK", "bob");
+        let top = header(&good, "Via")[0].to_owned();
+        for (old, new) in [
+            (top.as_str(), "SIP/2.0/UDP 10.10.0.1:5060;branch=z9hG4bKslk0000000000000000"),
+            (top.as_str(), "SIP/2.0/UDP 10.10.0.1:5060;branch=z9hG4bKother"),
+            (top.as_str(), "SIP/2.0/UDP 10.10.0.1:5060;branch=z9hG4bKsld0000000000000000"),
+            ("branch=z9hG4bKp1", "branch=z9hG4bKp2"),
+            ("call-1", "call-2"),
+            ("CSeq", "X"),
+            (";received=10.10.1.2", ";received=10.10.1.2;maddr=192.0.2.66"),
+        ] {
+            let bad = good.replace(old, new);
+            assert_ne!(bad, good, "{new}");
+            w.silence(&pbx, &bad);
+        }
+        // A right branch is worth nothing between two strangers.
+        let lured = good.replace("received=10.10.1.2", "received=203.0.113.9");
+        assert_eq!(w.hear(STRANGER, 0, lured.as_bytes()), []);
+        assert_eq!(w.event(Event::DroppedResponse), 8);
+        w.silence(&pbx, "SIP/2.0 200 OK\r\n\r\n");
+    }
+
+    #[test]
+    fn answers_to_probes_reach_the_dispatcher() {
+        let mut w = World::new();
+        w.dispatcher.handle_timeout(w.now + Duration::from_secs(1));
+        let mut probes = Vec::new();
+        while let Some(command) = w.dispatcher.poll_command() {
+            if let Command::Send { to, datagram, .. } = command {
+                probes.push((to.to_string(), String::from_utf8(datagram).unwrap()));
+            }
+        }
+        assert_eq!(probes.len(), 2);
+        for (to, probe) in &probes {
+            w.silence(to, &response(probe, "200 OK", "x"));
+        }
+        assert_eq!(w.event(Event::ProbeAnswer), 2);
+        assert!(w.dispatcher.views().iter().all(|v| v.last_probe == Some(Ok(200))));
+        // Once is enough.
+        w.silence(&probes[0].0, &response(&probes[0].1, "200 OK", "x"));
+        assert_eq!((w.event(Event::ProbeAnswer), w.event(Event::DroppedResponse)), (2, 1));
+    }
+
+    // ---- IPv6 ----------------------------------------------------------------------------------
+
+    #[test]
+    fn ipv6_is_answered_but_not_steered() {
+        let mut w = World::new();
+        let phone = "[2001:db8::2]:5062";
+        let mut say = |text: &str| {
+            let text = text.replace("10.10.1.2:5062", phone);
+            let out = w.hear(phone, 2, text.as_bytes());
+            out.into_iter().next().map(|t| {
+                assert_eq!(t.to.to_string(), phone);
+                String::from_utf8(t.bytes).unwrap().lines().next().unwrap().to_owned()
+            })
+        };
+        let options = request("OPTIONS", "sip:[2001:db8::1]", "<sip:b@c>", "");
+        assert_eq!(say(&options).as_deref(), Some("SIP/2.0 200 OK"));
+        assert_eq!(say(&invite()).as_deref(), Some("SIP/2.0 488 Not Acceptable Here"));
+        assert_eq!(say(&request("ACK", "sip:b@c", "<sip:b@c>;tag=x", "")), None);
+        let cancel = request("CANCEL", "sip:b@c", "<sip:b@c>", "");
+        assert_eq!(say(&cancel).as_deref(), Some("SIP/2.0 481 Call/Transaction Does Not Exist"));
+        assert_eq!(say(&response(&invite(), "200 OK", "x")), None);
+    }
 }

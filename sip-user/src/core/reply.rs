@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 
 use sip_ebpf::cookie;
 use sip_ebpf::header::Span;
-use sip_ebpf::scan::{Index, Kind, Line};
-
-use super::canonical::{self, Via};
+use sip_ebpf::message::{Message, Param, Rport, Via};
+use sip_ebpf::scan::Kind;
 
 /// What an answer says besides the headers that it copies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -20,95 +19,120 @@ pub struct Answer<'a> {
 }
 
 /// The answer to a request that came from `from`, and where it goes. `None` for a request that cannot be
-/// answered: one without Via, From, To, Call-ID or CSeq, or with a top Via that leads nowhere.
+/// answered: one without Via, From, To, Call-ID or CSeq, or with a top Via that leads nowhere. Everything
+/// else in it may be wrong.
 ///
 /// The same request gets the same bytes each time, its To tag included.
 pub fn build(
-    text: &[u8],
-    index: &Index,
+    message: &Message<'_>,
     from: SocketAddr,
     key: [u64; 2],
     answer: Answer<'_>,
 ) -> Option<(SocketAddr, Vec<u8>)> {
-    let mut out = Vec::with_capacity(text.len().min(2048) + 128);
+    let mut out = Vec::with_capacity(message.bytes().len().min(2048) + 128);
     out.extend_from_slice(format!("SIP/2.0 {} {}\r\n", answer.code, answer.phrase).as_bytes());
-    let way_back = vias(text, index, from, &mut out)?;
-    line(text, "From", index.first(Kind::From)?, &mut out);
-    let to = index.first(Kind::To)?;
-    line(text, "To", to, &mut out);
-    let call_id = index.first(Kind::CallId)?;
-    if !has_tag(&canonical::value(text, to)) {
-        let span = Span { at: u32::from(call_id.value), end: u32::from(call_id.end) };
-        let (call, _) = cookie::call(key, text, span);
-        out.truncate(out.len() - 2);
-        out.extend_from_slice(b";tag=");
-        out.extend_from_slice(&cookie::to_tag(call).to_le_bytes());
-        out.extend_from_slice(b"\r\n");
+    let way_back = vias(message, from, &mut out)?;
+    put(&mut out, "From", first(message, Kind::From)?);
+    let to = first(message, Kind::To)?;
+    let mut to = to.to_vec();
+    if !has_tag(message, &to) {
+        let line = message.index().first(Kind::CallId)?;
+        let span = Span { at: u32::from(line.value), end: u32::from(line.end) };
+        let (call, _) = cookie::call(key, message.bytes(), span);
+        to.extend_from_slice(b";tag=");
+        to.extend_from_slice(&cookie::to_tag(call).to_le_bytes());
     }
-    line(text, "Call-ID", call_id, &mut out);
-    line(text, "CSeq", index.first(Kind::CSeq)?, &mut out);
+    put(&mut out, "To", &to);
+    put(&mut out, "Call-ID", first(message, Kind::CallId)?);
+    put(&mut out, "CSeq", first(message, Kind::CSeq)?);
     out.extend_from_slice(answer.headers.as_bytes());
     out.extend_from_slice(b"Content-Length: 0\r\n\r\n");
     Some((way_back, out))
 }
 
-/// All Vias in their order, the top one with what its receiver adds (18.2.1).
-fn vias(text: &[u8], index: &Index, from: SocketAddr, out: &mut Vec<u8>) -> Option<SocketAddr> {
-    let mut way_back = None;
-    for via in index.lines().iter().filter(|line| line.kind == Kind::Via as u8) {
-        if way_back.is_some() {
-            line(text, "Via", *via, out);
-            continue;
-        }
-        let value = canonical::value(text, *via);
-        let parts = canonical::split(&value)?;
-        let (top, others) = parts.split_first()?;
-        let mut top = Via::read(top)?;
-        way_back = Some(top.receive(from));
-        put(out, "Via", &top.text());
-        for other in others {
-            put(out, "Via", other);
-        }
+/// Where an answer to a request with this top Via goes (18.2.2, RFC 3581 4): its sender's address, and the
+/// port that it says there, unless it asks by `rport` for the one it sent from.
+pub fn way_back(via: &Via<'_>, from: SocketAddr) -> SocketAddr {
+    match via.rport {
+        Rport::Absent => SocketAddr::new(from.ip(), via.port.unwrap_or(5060)),
+        Rport::Empty | Rport::Value(_) => from,
     }
-    way_back
 }
 
-fn line(text: &[u8], name: &str, line: Line, out: &mut Vec<u8>) {
-    put(out, name, &canonical::value(text, line));
+/// All Vias in their order, the top one with what its receiver adds (18.2.1, RFC 3581 4).
+fn vias(message: &Message<'_>, from: SocketAddr, out: &mut Vec<u8>) -> Option<SocketAddr> {
+    let via = message.top_via().ok().filter(Via::is_sip2)?;
+    out.extend_from_slice(b"Via: ");
+    let sent_by = Span { at: via.span.at, end: via.sent_by.end };
+    out.extend_from_slice(message.slice(sent_by));
+    let port = from.port().to_string();
+    for param in via.params.filter(|param| !param.is("received")) {
+        let value = if param.is("rport") { Some(port.as_bytes()) } else { param.value };
+        put_param(out, Param { value, ..param });
+    }
+    let asked = via.rport != Rport::Absent;
+    if asked || via.host.ip() != Some(from.ip()) {
+        out.extend_from_slice(format!(";received={}", from.ip()).as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    // What stands behind the first comma, and the other lines, as they are.
+    let cut = message.cut_first(Kind::Via).ok()??;
+    for header in message.headers().filter(|header| header.kind == Kind::Via) {
+        if header.span.end <= cut.end {
+            continue;
+        }
+        let rest = Span { at: cut.end.max(header.span.at), end: header.span.end };
+        match rest.at == header.span.at {
+            true => put(out, "Via", header.value),
+            false => put(out, "Via", message.slice(rest).trim_ascii()),
+        }
+    }
+    Some(way_back(&via, from))
+}
+
+fn first<'a>(message: &Message<'a>, kind: Kind) -> Option<&'a [u8]> {
+    message.headers().find(|header| header.kind == kind).map(|header| header.value)
+}
+
+/// Whether a To has a tag. One that is wrong is looked at as far as that goes: behind the address.
+fn has_tag(message: &Message<'_>, to: &[u8]) -> bool {
+    if let Ok(to) = message.to() {
+        return to.tag().is_some();
+    }
+    let behind = to.iter().rposition(|byte| *byte == b'>').unwrap_or(0);
+    to.get(behind..).unwrap_or_default().split(|byte| *byte == b';').skip(1).any(|param| {
+        let name = param.split(|byte| *byte == b'=').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(b"tag")
+    })
+}
+
+fn put_param(out: &mut Vec<u8>, param: Param<'_>) {
+    out.push(b';');
+    out.extend_from_slice(param.name.as_bytes());
+    if let Some(value) = param.value {
+        out.push(b'=');
+        out.extend_from_slice(value);
+    }
 }
 
 fn put(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Whether a To has a tag; also of one that is wrong otherwise, so look behind the address only.
-fn has_tag(to: &[u8]) -> bool {
-    let params = match to.iter().rposition(|b| *b == b'>') {
-        Some(close) => to.get(close..),
-        None => to.iter().position(|b| *b == b';').and_then(|at| to.get(at..)),
-    };
-    params.unwrap_or_default().split(|b| *b == b';').skip(1).any(|param| {
-        let name = param.split(|b| *b == b'=').next().unwrap_or_default();
-        name.trim_ascii().eq_ignore_ascii_case(b"tag")
-    })
+    for piece in [name.as_bytes(), b": ", value, b"\r\n"] {
+        out.extend_from_slice(piece);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sip_ebpf::scan::scan;
+    use sip_ebpf::scan::Index;
 
     const KEY: [u64; 2] = [1, 2];
 
     fn answer(text: &str, from: &str) -> Option<(String, Vec<String>)> {
         let mut index = Index::new();
-        // What is wrong further down does not matter here.
-        let _ = scan(text.as_bytes(), &mut index);
+        let message = Message::parse(text.as_bytes(), &mut index).unwrap();
         let answer = Answer { code: 403, phrase: "Forbidden", headers: "Retry-After: 3\r\n" };
-        let (to, bytes) = build(text.as_bytes(), &index, from.parse().unwrap(), KEY, answer)?;
+        let (to, bytes) = build(&message, from.parse().unwrap(), KEY, answer)?;
         let text = String::from_utf8(bytes).unwrap();
         Some((to.to_string(), text.split("\r\n").map(str::to_owned).collect()))
     }
@@ -175,7 +199,7 @@ mod tests {
             "SIP / 2.0 / udp 10.0.0.9 : 5070 ; branch = z9hG4bKx , SIP/2.0/UDP b",
             "10.0.0.9:1",
         );
-        assert_eq!(via, "Via: SIP/2.0/UDP 10.0.0.9:5070;branch=z9hG4bKx");
+        assert_eq!(via, "Via: SIP / 2.0 / udp 10.0.0.9 : 5070;branch=z9hG4bKx");
     }
 
     #[test]
