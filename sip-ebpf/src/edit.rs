@@ -16,12 +16,20 @@ use crate::text::{Text, decimal3, literal};
 pub const FRONT: u32 = 2048;
 
 /// How far past [`FRONT`] a write may reach.
-pub const FRONT_SLACK: u32 = 128;
+pub const FRONT_SLACK: u32 = 256;
 
 /// Where a front is written.
 pub trait Sink {
     /// Puts eight bytes at `at`, the first in the lowest bits. Later ones may cover earlier ones.
     fn put(&mut self, at: u32, word: u64);
+
+    /// Puts `N` words from `at` on; at most [`FRONT_SLACK`] bytes.
+    #[inline(always)]
+    fn put_run<const N: usize>(&mut self, at: u32, word: impl Fn(usize) -> u64) {
+        for i in 0..N {
+            self.put(at + 8 * i as u32, word(i));
+        }
+    }
 
     /// As [`Text::fresh`].
     fn fresh(&self, value: u32) -> u32 {
@@ -52,9 +60,7 @@ pub fn request<T: Text, S: Sink>(
 ) -> Front {
     let mut at = copy(t, 0, index.headers, out, 0);
     if plan.record != 0 {
-        for i in 0..RECORD_ROUTE_TEXT / 8 {
-            out.put(at + 8 * i as u32, word_of(&local.record_route, i));
-        }
+        out.put_run::<{ RECORD_ROUTE_TEXT / 8 }>(at, |i| word_of(&local.record_route, i));
         let cookie = at + local.cookie_at;
         out.put(cookie, plan.cookie[0]);
         out.put(cookie + 8, plan.cookie[1]);
@@ -62,9 +68,7 @@ pub fn request<T: Text, S: Sink>(
         out.put(cookie + 24, plan.cookie[3]);
         at = out.fresh(at + local.record_route_len);
     }
-    for i in 0..VIA_TEXT / 8 {
-        out.put(at + 8 * i as u32, word_of(&local.via, i));
-    }
+    out.put_run::<{ VIA_TEXT / 8 }>(at, |i| word_of(&local.via, i));
     let [high, low] = crate::text::hex(plan.branch);
     out.put(at + local.branch_at, high);
     out.put(at + local.branch_at + 8, low);
@@ -195,10 +199,9 @@ pub fn options_answer<T: Text, S: Sink>(
     at = out.fresh(at + 15);
     at = copy(t, start(Kind::CallId), end(Kind::CallId) + 2, out, at);
     at = copy(t, start(Kind::CSeq), end(Kind::CSeq) + 2, out, at);
-    const ABOUT: [u64; ABOUT_US.len().div_ceil(8)] = words(ABOUT_US);
-    for i in 0..ABOUT.len() {
-        out.put(at + 8 * i as u32, ABOUT[i]);
-    }
+    const WORDS: usize = ABOUT_US.len().div_ceil(8);
+    const ABOUT: [u64; WORDS] = words(ABOUT_US);
+    out.put_run::<WORDS>(at, |i| ABOUT[i]);
     Front { old: index.len, new: out.fresh(at + ABOUT_US.len() as u32) }
 }
 
@@ -229,10 +232,8 @@ fn copy<T: Text, S: Sink>(t: T, from: u32, to: u32, out: &mut S, at: u32) -> u32
         if s.from >= s.to {
             return false;
         }
-        s.out.put(s.at, s.t.word(s.from));
-        s.out.put(s.at + 8, s.t.word(s.from + 8));
-        s.out.put(s.at + 16, s.t.word(s.from + 16));
-        s.out.put(s.at + 24, s.t.word(s.from + 24));
+        let four = s.t.four(s.from);
+        s.out.put_run::<4>(s.at, |i| four[i]);
         step(&mut s.from, 32);
         step(&mut s.at, 32);
         true

@@ -321,3 +321,6 @@ pub fn once_each<T: Text>(t: T, index: &Index) -> Result<(), Odd> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

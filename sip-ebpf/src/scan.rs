@@ -381,8 +381,9 @@ fn find_control<T: Text>(t: T, at: u32) -> u32 {
     let mut state = (t, t.fresh(at));
     repeat(MAX_TEXT / 32 + 2, &mut state, |(t, at)| {
         // Four words a round; the marks of all four are looked at together.
-        let (a, b) = (below(t.word(*at), 0x20), below(t.word(*at + 8), 0x20));
-        let (c, d) = (below(t.word(*at + 16), 0x20), below(t.word(*at + 24), 0x20));
+        let [a, b, c, d] = t.four(*at);
+        let (a, b) = (below(a, 0x20), below(b, 0x20));
+        let (c, d) = (below(c, 0x20), below(d, 0x20));
         if a | b | c | d == 0 {
             step(at, 32);
             return true;
@@ -746,3 +747,6 @@ pub fn find_byte<T: Text>(t: T, at: u32, end: u32, byte: u8) -> u32 {
     let at = t.fresh(state.1);
     if at < end { at } else { end }
 }
+
+#[cfg(test)]
+mod tests;

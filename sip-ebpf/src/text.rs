@@ -18,6 +18,12 @@ pub trait Text: Copy {
     /// The byte at `at`.
     fn byte(self, at: u32) -> u8;
 
+    /// Four words from `at` on.
+    #[inline(always)]
+    fn four(self, at: u32) -> [u64; 4] {
+        [self.word(at), self.word(at + 8), self.word(at + 16), self.word(at + 24)]
+    }
+
     /// `value`, in a way that hides from the BPF verifier what is known of it. Loops need it:
     /// without it the verifier walks them once for each value. Nothing on the host.
     fn fresh(self, value: u32) -> u32 {

@@ -13,16 +13,17 @@ pub(super) fn mask<const MASK: u32>(value: u32) -> u32 {
     value
 }
 
-/// Eight bytes, maybe unaligned; the compiler would load them one by one.
+/// Eight bytes, maybe unaligned, `OFFSET` behind `from`; the compiler would load them one by one.
 ///
 /// # Safety
-/// Eight bytes must be readable at `from`.
+/// They must be readable.
 #[inline(always)]
-pub(super) unsafe fn load(from: *const u8) -> u64 {
+pub(super) unsafe fn load<const OFFSET: i16>(from: *const u8) -> u64 {
     let word;
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("{0} = *(u64 *)({1} + 0)", out(reg) word, in(reg) from, options(pure, readonly, nostack));
+        asm!("{0} = *(u64 *)({1} + {offset})", out(reg) word, in(reg) from,
+            offset = const OFFSET, options(pure, readonly, nostack));
     }
     word
 }
@@ -30,11 +31,40 @@ pub(super) unsafe fn load(from: *const u8) -> u64 {
 /// Puts eight bytes, maybe unaligned.
 ///
 /// # Safety
-/// Eight bytes must be writable at `to`.
+/// They must be writable.
 #[inline(always)]
 pub(super) unsafe fn store(to: *mut u8, word: u64) {
     // SAFETY: the caller's promise.
     unsafe { asm!("*(u64 *)({0} + 0) = {1}", in(reg) to, in(reg) word, options(nostack)) };
+}
+
+/// Puts 32 bytes, maybe unaligned.
+///
+/// # Safety
+/// They must be writable.
+#[inline(always)]
+pub(super) unsafe fn store_four(to: *mut u8, four: [u64; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "*(u64 *)({0} + 0) = {1}",
+            "*(u64 *)({0} + 8) = {2}",
+            "*(u64 *)({0} + 16) = {3}",
+            "*(u64 *)({0} + 24) = {4}",
+            in(reg) to, in(reg) four[0], in(reg) four[1], in(reg) four[2], in(reg) four[3],
+            options(nostack)
+        );
+    }
+}
+
+/// 32 bytes, maybe unaligned.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(super) unsafe fn load_four(from: *const u8) -> [u64; 4] {
+    // SAFETY: the caller's promise.
+    unsafe { [load::<0>(from), load::<8>(from), load::<16>(from), load::<24>(from)] }
 }
 
 /// Puts four bytes, maybe unaligned.

@@ -9,7 +9,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
 use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::{
-    bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
+    bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
 };
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
@@ -26,10 +26,6 @@ static BENCH: Global<u32> = Global::new(0);
 /// new); zero: nowhere.
 #[unsafe(no_mangle)]
 static BENCH_VARY: Global<u32> = Global::new(0);
-
-/// Whether rounds change the end of the packet and not its start.
-#[unsafe(no_mangle)]
-static BENCH_TAIL: Global<u8> = Global::new(0);
 
 /// The frame.
 #[btf_map]
@@ -54,9 +50,7 @@ pub(super) fn refresh(ctx: &XdpContext) {
     // SAFETY: helpers that check what they are given; `n` is below the frame's length.
     unsafe {
         let grown = bpf_xdp_get_buff_len(ctx.ctx) as i32 - n as i32;
-        if grown != 0 && BENCH_TAIL.load() != 0 {
-            bpf_xdp_adjust_tail(ctx.ctx, -grown);
-        } else if grown != 0 {
+        if grown != 0 {
             bpf_xdp_adjust_head(ctx.ctx, grown);
         }
         bpf_xdp_store_bytes(ctx.ctx, 0, frame.cast(), n);

@@ -88,9 +88,9 @@ pub(super) fn read(ctx: &XdpContext, frame: &mut Frame, packet: &mut Packet) -> 
     let udp_len = u16::from_be(half(ip + 24)) as u32;
     // SAFETY: the frame has at least 42 bytes, so 24 are there.
     unsafe {
-        frame.ethernet[0] = asm::load(start as *const u8);
-        frame.ethernet[1] = asm::load((start + 8) as *const u8);
-        frame.ethernet[2] = asm::load((start + 16) as *const u8);
+        frame.ethernet[0] = asm::load::<0>(start as *const u8);
+        frame.ethernet[1] = asm::load::<0>((start + 8) as *const u8);
+        frame.ethernet[2] = asm::load::<0>((start + 16) as *const u8);
     }
     frame.len = udp_len.wrapping_sub(8);
     // Longer is padding; shorter, or in fragments of a larger buffer, is not read.

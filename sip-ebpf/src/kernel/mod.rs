@@ -18,6 +18,7 @@ use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::edit::{self, FRONT, Front, Sink, hops};
 use sip_ebpf::reason::Way;
+use sip_ebpf::repeat::{repeat, step};
 use sip_ebpf::route::{Tables, route};
 use sip_ebpf::scan::{Method, scan};
 use sip_ebpf::tables::{Config, LAYOUT, flag, source};
@@ -214,18 +215,58 @@ fn load(ctx: &XdpContext, scratch: *mut Scratch, at: u32, len: u32) -> Result<()
     if n == 0 || n > TEXT {
         return Err(Reason::TooLong);
     }
-    // SAFETY: `n` is at most TEXT, and SLACK bytes follow.
-    unsafe {
-        let text = Scratch::text(scratch);
-        if bpf_xdp_load_bytes(ctx.ctx, at, text.cast(), n) != 0 {
+    if n < 32 {
+        // SAFETY: `n` is less than 32.
+        let text = unsafe { Scratch::text(scratch) };
+        // SAFETY: as above.
+        if unsafe { bpf_xdp_load_bytes(ctx.ctx, at, text.cast(), n) } != 0 {
             return Err(Reason::BadLength);
         }
-        let end = text.add(n as usize);
-        for i in 0..SLACK as usize / 8 {
-            asm::store(end.add(i * 8), 0);
+    } else if !load_long(ctx, scratch, at, n) {
+        return Err(Reason::BadLength);
+    }
+    // SAFETY: `n` is at most TEXT, and SLACK bytes follow.
+    unsafe {
+        let end = Scratch::text(scratch).add(n as usize);
+        let mut i = 0;
+        while i < SLACK as usize {
+            asm::store_four(end.add(i), [0; 4]);
+            i += 32;
         }
     }
     Ok(())
+}
+
+/// 32 bytes or more, by hand: the helper's calls and returns cost more. False if they are not there.
+#[inline(always)]
+fn load_long(ctx: &XdpContext, scratch: *mut Scratch, start: u32, len: u32) -> bool {
+    let t = Bytes::new(scratch, len);
+    let mut state = Load { ctx, t, start, at: t.fresh(0), last: len - 32, done: false };
+    repeat(TEXT / 32 + 2, &mut state, |s| {
+        // The last round ends with the text: it may cover bytes of the round before again.
+        let last = s.at >= s.last;
+        let at = if last { s.last } else { s.at };
+        let at = asm::mask::<{ TEXT - 1 }>(at);
+        let from = s.ctx.data() + asm::mask::<127>(s.start) as usize + at as usize;
+        if from + 32 > s.ctx.data_end() {
+            return false;
+        }
+        // SAFETY: compared with the end of the packet.
+        s.t.set_four(at, unsafe { asm::load_four(from as *const u8) });
+        step(&mut s.at, 32);
+        s.done = last;
+        !last
+    });
+    state.done
+}
+
+struct Load<'a> {
+    ctx: &'a XdpContext,
+    t: Bytes,
+    start: u32,
+    at: u32,
+    last: u32,
+    done: bool,
 }
 
 /// A panic that could be reached loops, which the verifier refuses: so none can.

@@ -122,6 +122,13 @@ impl Bytes {
         unsafe { Scratch::text(self.scratch).add(at as usize) }
     }
 
+    /// Changes 32 bytes of the text.
+    #[inline(always)]
+    pub(super) fn set_four(self, at: u32, four: [u64; 4]) {
+        // SAFETY: `at` keeps the write in the text and what follows it.
+        unsafe { asm::store_four(self.at(at), four) };
+    }
+
     /// Changes eight bytes of the text.
     #[inline(always)]
     pub(super) fn set(self, at: u32, word: u64) {
@@ -139,13 +146,19 @@ impl Text for Bytes {
     #[inline(always)]
     fn word(self, at: u32) -> u64 {
         // SAFETY: `at` keeps the read in the text.
-        unsafe { asm::load(self.at(at)) }
+        unsafe { asm::load::<0>(self.at(at)) }
     }
 
     #[inline(always)]
     fn byte(self, at: u32) -> u8 {
         // SAFETY: `at` keeps the read in the text.
         unsafe { *self.at(at) }
+    }
+
+    #[inline(always)]
+    fn four(self, at: u32) -> [u64; 4] {
+        // SAFETY: `at` keeps the read in the text and the zeros behind it.
+        unsafe { asm::load_four(self.at(at)) }
     }
 
     #[inline(always)]
@@ -188,6 +201,18 @@ impl Sink for Out {
         let at = asm::mask::<{ FRONT - 1 }>(at);
         // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
         unsafe { asm::store(Scratch::out(self.scratch).add((HEAD + at) as usize), word) };
+    }
+
+    #[inline(always)]
+    fn put_run<const N: usize>(&mut self, at: u32, word: impl Fn(usize) -> u64) {
+        const { assert!(N * 8 <= FRONT_SLACK as usize) };
+        let at = asm::mask::<{ FRONT - 1 }>(at);
+        for i in 0..N {
+            // SAFETY: `at` is below FRONT, and what follows is FRONT_SLACK long.
+            unsafe {
+                asm::store(Scratch::out(self.scratch).add((HEAD + at) as usize + 8 * i), word(i));
+            }
+        }
     }
 
     #[inline(always)]

@@ -2,12 +2,13 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
-    bpf_xdp_store_bytes,
+    bpf_check_mtu, bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_xdp_get_buff_len,
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::edit::{FRONT, Sink, hops};
+use sip_ebpf::repeat::{repeat, step};
 use sip_ebpf::route::Plan;
 use sip_ebpf::tables::Endpoint;
 
@@ -75,8 +76,21 @@ pub(super) fn answer(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Rea
     let grow = total as i32 - there;
     // Ethernet pads short frames: the padding of a short question stays.
     let padded = grow < 0 && total < 60;
-    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
-    if grow != 0 && !padded && unsafe { bpf_xdp_adjust_tail(ctx.ctx, grow) } != 0 {
+    if grow > 0 {
+        let mut ip_len = len + IP_UDP;
+        // SAFETY: compares this length with the port's MTU, and writes that there.
+        if unsafe { bpf_check_mtu(ctx.ctx.cast(), 0, &raw mut ip_len, 0, 0) } != 0 {
+            return Err(Reason::Mtu);
+        }
+    }
+    // All of the frame is written anew, so room may be made at its start: no zeroing there.
+    // SAFETY: helpers that refuse what does not fit, and then nothing has changed.
+    let fits = grow == 0
+        || padded
+        || unsafe {
+            bpf_xdp_adjust_head(ctx.ctx, -grow) == 0 || bpf_xdp_adjust_tail(ctx.ctx, grow) == 0
+        };
+    if !fits {
         return Err(Reason::Headroom);
     }
     store(ctx, scratch, l2);
@@ -134,20 +148,45 @@ fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checks
 }
 
 /// Writes headers and front over the start of the packet.
+///
+/// By hand, 32 bytes a round: the helper's calls and returns cost more.
 #[inline(always)]
 fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
     // SAFETY: the entry of this CPU.
-    let new = unsafe { (*scratch).front.new };
-    let len = asm::mask::<4095>(l2 + IP_UDP + new);
-    let start = asm::mask::<63>(HEAD - IP_UDP - l2);
-    if len == 0 || len > FRONT + IP_UDP {
-        return;
-    }
-    // SAFETY: `start + len` is at most 63 + FRONT + 28, and `out` is longer.
-    unsafe {
-        let from = Scratch::out(scratch).add(start as usize);
-        bpf_xdp_store_bytes(ctx.ctx, 0, from.cast(), len);
-    }
+    let s = unsafe { &mut *scratch };
+    let from = HEAD - IP_UDP - l2;
+    let len = l2 + IP_UDP + s.front.new;
+    let zero = Out::new(scratch);
+    let mut state = Store { ctx, scratch, from, at: zero.fresh(0), last: len - 32 };
+    repeat(FRONT / 32 + 4, &mut state, |s| {
+        // The last round ends with the front: it may cover bytes of the round before again.
+        let last = s.at >= s.last;
+        let at = if last { s.last } else { s.at };
+        let at = asm::mask::<4095>(at);
+        let to = s.ctx.data() + at as usize;
+        if to + 32 > s.ctx.data_end() {
+            return false;
+        }
+        let from = asm::mask::<4095>(s.from + at);
+        if from > HEAD + FRONT {
+            return false;
+        }
+        // SAFETY: compared with the end of `out`, less its slack, and with the end of the packet.
+        unsafe {
+            let four = asm::load_four(Scratch::out(s.scratch).add(from as usize));
+            asm::store_four(to as *mut u8, four);
+        }
+        step(&mut s.at, 32);
+        !last
+    });
+}
+
+struct Store<'a> {
+    ctx: &'a XdpContext,
+    scratch: *mut Scratch,
+    from: u32,
+    at: u32,
+    last: u32,
 }
 
 /// Writes the digits of Max-Forwards behind the front, at `at` of the packet as it is now.
