@@ -138,8 +138,8 @@ fn octet<S: Sink>(value: u8, out: &mut S, at: u32) -> u32 {
 fn decimal(port: u16) -> (u64, u32) {
     let v = port as u64;
     // Multiplications in place of divisions: exact for 16 bits.
-    let (q1, q2) = (v * 6554 >> 16, v * 5243 >> 19);
-    let (q3, q4) = (v * 8389 >> 23, v * 53_688 >> 29);
+    let (q1, q2) = ((v * 52_429) >> 19, (v * 83_887) >> 23);
+    let (q3, q4) = ((v * 67_109) >> 26, (v * 429_497) >> 32);
     let text = (q4 + 0x30)
         | (q3 - q4 * 10 + 0x30) << 8
         | (q2 - q3 * 10 + 0x30) << 16
@@ -248,3 +248,6 @@ struct Copy<'a, T, S> {
     at: u32,
     out: &'a mut S,
 }
+
+#[cfg(test)]
+mod tests;

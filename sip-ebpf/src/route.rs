@@ -444,3 +444,6 @@ fn way_back<T: Text>(t: T, via: &Via) -> Result<Endpoint, header::Odd> {
 fn sent_by<T: Text>(t: T, via: &Via) -> Result<(u32, u32), header::Odd> {
     header::host_port(t, via.sent_by.at, via.sent_by.end)
 }
+
+#[cfg(test)]
+mod tests;
