@@ -247,6 +247,14 @@ fn fixtures() -> Vec<Fixture> {
     add("OPTIONS with a body", Reason::OptionsAnswered, |s| s.send(PHONE, options("o10").with_body("hello")));
     add("OPTIONS with a body without its last LF", Reason::OptionsAnswered, |s| s.send(PHONE, options("o11").with_body("hello\r\nyou\r")));
     add("OPTIONS that grows the frame", Reason::OptionsAnswered, |s| s.send(PHONE, "OPTIONS sip:10.10.0.1 SIP/2.0\r\nVia:SIP/2.0/UDP 1.2.3.4;branch=z9hG4bK1;rport\r\nFrom:<sip:a@b>;tag=1\r\nTo:<sip:c@d>\r\nCall-ID:o\r\nCSeq:1 OPTIONS\r\n\r\n"));
+    add("OPTIONS whose answer would be longer than the MTU", Reason::Mtu, |s| {
+        // Everything in it is answered back, and the answer says something about us besides.
+        let mut message = options("o12").without("Contact").without("Max-Forwards").without("Content-Length");
+        let length = message.bytes().len();
+        let via = format!("Via: SIP/2.0/UDP 192.0.2.9;branch=z9hG4bK{}", "x".repeat(1400 - length));
+        message.lines.insert(1, via);
+        s.send(PHONE, message)
+    });
     add("OPTIONS for a user", Reason::OptionsNotForUs, |s| s.send(PHONE, options("1").start("OPTIONS sip:bob@10.10.0.1:5060 SIP/2.0")));
     add("OPTIONS for somebody else", Reason::OptionsNotForUs, |s| s.send(PHONE, options("1").start("OPTIONS sip:10.10.0.2 SIP/2.0")));
     add("OPTIONS for another port of ours", Reason::OptionsNotForUs, |s| s.send(PHONE, options("1").start("OPTIONS sip:10.10.0.1:5061 SIP/2.0")));

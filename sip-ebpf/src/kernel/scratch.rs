@@ -25,6 +25,8 @@ pub(super) const HEAD: u32 = 64;
 pub(super) struct Scratch {
     /// Always zero, and the verifier does not know: see [`Text::fresh`].
     pub(super) zero: u64,
+    /// Here, behind the first word, tests read what the scan found.
+    pub(super) index: Index,
     /// [`Scratch::now`] was asked for in this tick.
     tick: u64,
     /// CLOCK_MONOTONIC of that tick.
@@ -34,7 +36,6 @@ pub(super) struct Scratch {
     local_generation: u64,
     /// A copy of its entry in `LOCALS`.
     pub(super) local: Local,
-    pub(super) index: Index,
     pub(super) plan: Plan,
     pub(super) packet: Packet,
     pub(super) frame: Frame,

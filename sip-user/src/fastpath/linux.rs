@@ -238,12 +238,18 @@ fn attach_all(
         };
         let (mode, link) = match adopt(program, config.mode, interface, pins)? {
             Some(adopted) => adopted,
-            None => attach(program, config.mode, interface)?,
+            // Asked for again: what did not fit was detached just now.
+            None => attach(program, config.mode, &again(name)?)?,
         };
         let attachment = Attachment { interface: name.clone(), mode };
         attached.push((attachment, link));
     }
     Ok(attached)
+}
+
+fn again(name: &str) -> Result<Interface> {
+    let found = interfaces::all()?.into_iter().find(|i| i.name == name);
+    found.with_context(|| format!("interface {name} went away"))
 }
 
 /// Takes over what an earlier daemon left attached: the kernel exchanges the program in one step, and

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -225,13 +226,45 @@ fn entries(directory: &Path) -> Vec<(String, PathBuf)> {
     found
 }
 
-/// Unpins a link and lets it go, so that its program is detached when this returns: the kernel does
-/// that at once for a descriptor, but some time later for a pin.
+/// Detaches a pinned link and removes its pin. The program is off the interface when this returns:
+/// that is asked for, since the kernel lets go of a pin some time after its file is gone.
 pub(super) fn remove_link(path: &Path) -> Result<()> {
-    let link = PinnedLink::from_pin(path)
-        .with_context(|| format!("{} is not a pinned link", path.display()))?;
-    link.unpin().with_context(|| format!("cannot remove {}", path.display()))?;
-    Ok(())
+    let name = CString::new(path.as_os_str().as_bytes()).context("a path holds a NUL")?;
+    let object = ObjectGet { path: name.as_ptr() as u64, fd: 0, flags: 0 };
+    let fd = bpf(BPF_OBJ_GET, &object)
+        .with_context(|| format!("cannot open the pin {}", path.display()))?;
+    // SAFETY: a descriptor that the kernel has just given to us alone.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let detach = LinkDetach { fd: link.as_raw_fd() as u32 };
+    bpf(BPF_LINK_DETACH, &detach)
+        .with_context(|| format!("cannot detach {}: is it a link of XDP?", path.display()))?;
+    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+// From linux/bpf.h; the aya crate has neither call.
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+/// Attributes of `BPF_OBJ_GET`.
+#[repr(C)]
+struct ObjectGet {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Attributes of `BPF_LINK_DETACH`.
+#[repr(C)]
+struct LinkDetach {
+    fd: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    // SAFETY: the attributes are as long as is said, and the callers' pointers in them are valid.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
 fn remove_directory(directory: &Path) -> Result<()> {
