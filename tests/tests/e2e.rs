@@ -10,7 +10,7 @@ use std::{
 
 use sipline_tests::lab::{
     Control, Daemon, Event, INTERFACES, Lab, Mode, Outage, Outcome, Place, Running, Settings, Sipp,
-    Story, Totals, Witness, Word,
+    Story, Totals, Witness, Word, binary,
 };
 
 macro_rules! suite {
@@ -33,6 +33,7 @@ suite! {
     a_dead_host_costs_only_its_own_calls
     calls_survive_a_killed_daemon
     sigterm_leaves_the_interfaces_as_they_were
+    a_bad_file_changes_nothing
 }
 
 /// The other build of the kernel program carries calls as the first does.
@@ -54,6 +55,61 @@ fn auto_is_native_where_native_works() {
     let events = scene.call("caller", 50, 50);
     scene.expect_all_ended(&events, 50);
     scene.expect_who_worked(Mode::Native);
+    scene.end();
+}
+
+/// With `keep` the program outlives its daemon, serves calls alone, and goes when an operator says so.
+#[test]
+fn a_kept_program_serves_alone_until_it_is_detached() {
+    let settings = Settings { keep: true, ..Settings::new(Mode::Native) };
+    let mut scene = Scene::with(settings, "pbx");
+    let status = scene.daemon.terminate().unwrap();
+    assert!(status.success(), "{status}: {}", scene.daemon.process.last_words());
+    assert_eq!(scene.attached(), INTERFACES);
+
+    let events = scene.call("caller", 50, 50);
+    assert_eq!(count(&events, Word::Ended), 50, "{events:#?}");
+    // Nobody vouches for a daemon that is gone: an OPTIONS gets no answer.
+    let events = scene.call("options", 50, 5);
+    assert_eq!((count(&events, Word::Ended), count(&events, Word::Silent)), (0, 5));
+
+    let config = scene.lab.dir().join("sipline.toml");
+    let mut detach = scene.lab.command(Place::Proxy, binary().unwrap());
+    assert!(detach.arg("detach").arg("--config").arg(config).status().unwrap().success());
+    assert_eq!(scene.attached(), Vec::<String>::new());
+}
+
+fn a_bad_file_changes_nothing(mode: Mode) {
+    let scene = Scene::new(mode, "pbx");
+    let mut callers = scene.start_calls("caller", 50, 200, Duration::from_millis(300));
+    let config = scene.lab.dir().join("sipline.toml");
+    let good = fs::read_to_string(&config).unwrap();
+    let before = scene.control.ask("backends").unwrap()["backends"].as_array().unwrap().len();
+
+    thread::sleep(Duration::from_secs(1));
+    fs::write(&config, good.replace("rise = 1", "rise = \"one\"")).unwrap();
+    let refused = scene.control.command(&["reload"]).unwrap_err().to_string();
+    let line = 1 + good.lines().position(|line| line == "rise = 1").unwrap();
+    assert!(
+        refused.contains(&format!("sipline.toml:{line}:")),
+        "{refused} should name line {line}"
+    );
+    assert_eq!(
+        scene.control.ask("backends").unwrap()["backends"].as_array().unwrap().len(),
+        before
+    );
+    assert_eq!(scene.control.backend(Place::Pbx1).unwrap().state, "active");
+
+    fs::write(&config, good.replace("id = \"pbx1\"", "id = \"pbx1\"\nstate = \"draining\""))
+        .unwrap();
+    scene.control.command(&["reload"]).unwrap();
+    assert_eq!(scene.control.backend(Place::Pbx1).unwrap().state, "draining");
+    let drained = now();
+    let events = callers.finish().unwrap();
+    scene.expect_all_ended(&events, 200);
+    let share = Story::new(&events, &Default::default()).share(drained + 0.1, f64::MAX);
+    assert_eq!(share.get("pbx1"), None, "{share:?}");
+    assert!(share["pbx2"] > 30, "{share:?}");
     scene.end();
 }
 
@@ -150,7 +206,7 @@ fn a_death_costs_only_its_own_calls(mode: Mode, host: bool) {
     let mut callers = scene.start_calls("caller", 50, 500, Duration::from_millis(500));
     thread::sleep(Duration::from_secs(2));
     if host {
-        scene.lab.set_link(Place::Pbx1, false).unwrap();
+        scene.lab.silence(Place::Pbx1).unwrap();
     }
     scene.pbx1.process.kill().unwrap();
     let killed = now();
@@ -158,7 +214,7 @@ fn a_death_costs_only_its_own_calls(mode: Mode, host: bool) {
     let known = now();
     thread::sleep(Duration::from_secs(1));
     if host {
-        scene.lab.set_link(Place::Pbx1, true).unwrap();
+        scene.lab.revive(Place::Pbx1).unwrap();
     }
     scene.pbx1 = Sipp::pbx(Place::Pbx1, "pbx").start(&scene.lab, "pbx1-again").unwrap();
     let restarted = now();

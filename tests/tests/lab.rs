@@ -30,7 +30,6 @@ fn scenarios_agree_with_each_other_without_a_proxy() {
     {
         let server = Sipp::pbx(Place::Pbx1, pbx).talk(Duration::from_millis(100));
         let server = server.start(&lab, &format!("pbx-{number}")).unwrap();
-        thread::sleep(Duration::from_millis(300));
         let witness = Witness::start(&lab, Place::Pbx1).unwrap();
         let events = Sipp::caller(caller, 20, 10)
             .target(Place::Pbx1.address())

@@ -83,6 +83,8 @@ struct Report {
     outage: Outage,
     /// How the proxy knew of the death.
     reason: Option<String>,
+    /// New calls that reached the dead PBX's host although its death was known.
+    sent_knowing: usize,
     options_asked: usize,
     options_answered: usize,
     messages: Totals,
@@ -126,7 +128,7 @@ fn play(args: &Args) -> Result<Report> {
         let mut note = String::new();
         if second == u64::from(death) {
             if args.death == "host" {
-                lab.set_link(VICTIM, false)?;
+                lab.silence(VICTIM)?;
             }
             killed = now();
             pbx1.process.kill()?;
@@ -134,7 +136,7 @@ fn play(args: &Args) -> Result<Report> {
         }
         if second == u64::from(rebirth) {
             if args.death == "host" {
-                lab.set_link(VICTIM, true)?;
+                lab.revive(VICTIM)?;
             }
             dead = Some(std::mem::replace(&mut pbx1, pbx(VICTIM).start(&lab, "pbx1-again")?));
             restarted = now();
@@ -187,6 +189,8 @@ fn play(args: &Args) -> Result<Report> {
         ],
         story,
         reason,
+        // What was on its way at that moment is forgiven.
+        sent_knowing: reached.values().filter(|at| (known + 0.1..restarted).contains(*at)).count(),
         outage: Outage { pbx: VICTIM.name().into(), killed, known, restarted, back },
         options_asked: count(Word::Placed),
         options_answered: count(Word::Ended),
@@ -225,6 +229,12 @@ impl Report {
         }
         if !self.outage.known.is_finite() {
             faults.push("the death of the PBX was never noticed".into());
+        }
+        if self.sent_knowing > 0 {
+            faults.push(format!(
+                "{} new calls were sent to a PBX known to be dead",
+                self.sent_knowing
+            ));
         }
         if !self.outage.back.is_finite() {
             faults.push("the PBX was not used again after its return".into());
@@ -336,6 +346,7 @@ impl Report {
             "lost_to_dead_pbx": self.lost(),
             "lost_while_talking": self.count(Outcome::LostTalking),
             "lost_before_known": self.count(Outcome::LostSent),
+            "sent_to_known_dead_pbx": self.sent_knowing,
             "options": { "asked": self.options_asked, "answered": self.options_answered },
             "kernel_messages": self.messages.kernel,
             "daemon_messages": self.messages.daemon,

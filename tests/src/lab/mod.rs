@@ -161,13 +161,20 @@ impl Lab {
         output(self.command(place, program).args(args))
     }
 
-    /// Takes the link to a peer down or up: a host that is gone, not only its program.
-    pub fn set_link(&self, place: Place, up: bool) -> Result<()> {
-        self.run(place, "ip", &["link", "set", "eth0", if up { "up" } else { "down" }])?;
-        if up {
-            self.add_default_route(place)?;
-        }
-        Ok(())
+    /// Makes a peer's host fall silent, as one that has lost its power: packets still go there, and
+    /// nothing comes back, not even ICMP or ARP.
+    pub fn silence(&self, peer: Place) -> Result<()> {
+        // A host without the address forwards nothing, so what comes for it ends there in silence. The
+        // link stays up, as that of a host behind a switch would, and a witness still sees what comes.
+        let address = format!("{}/24", peer.address());
+        self.run(peer, "ip", &["address", "delete", &address, "dev", "eth0"]).map(drop)
+    }
+
+    /// Undoes [`Lab::silence`].
+    pub fn revive(&self, peer: Place) -> Result<()> {
+        let address = format!("{}/24", peer.address());
+        self.run(peer, "ip", &["address", "add", &address, "dev", "eth0"])?;
+        self.add_default_route(peer)
     }
 
     /// The file that stands for a namespace.

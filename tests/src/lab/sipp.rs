@@ -3,7 +3,8 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -68,7 +69,7 @@ impl Sipp {
         Self { target: address.to_owned(), ..self }
     }
 
-    /// Starts it. `name` names its files in the lab's directory.
+    /// Starts it, and waits until it listens. `name` names its files in the lab's directory.
     pub fn start(&self, lab: &Lab, name: &str) -> Result<Running> {
         let log = lab.dir().join(format!("{name}.calls"));
         let scenario = scenarios().join(format!("{}.xml", self.scenario));
@@ -92,7 +93,38 @@ impl Sipp {
             command.arg(format!("{}:{PORT}", self.target));
         }
         let process = Process::start(name, &mut command, &lab.dir().join(format!("{name}.out")))?;
-        Ok(Running { process, log, limit: self.limit })
+        let mut running = Running { process, log, limit: self.limit };
+        self.wait_until_it_listens(lab, &mut running)?;
+        Ok(running)
+    }
+}
+
+impl Sipp {
+    fn wait_until_it_listens(&self, lab: &Lab, running: &mut Running) -> Result<()> {
+        // As it stands in /proc/net/udp: the port in hexadecimal, behind the local address.
+        let port = format!(":{:04X} 00000000:0000", self.port);
+        let start = Instant::now();
+        loop {
+            // Callers may be through already.
+            if let Some(status) = running.process.ended()? {
+                return if self.calls.is_some() {
+                    Ok(())
+                } else {
+                    bail!("SIPp ended at once ({status}): {}", running.process.last_words())
+                };
+            }
+            if lab.run(self.place, "cat", &["/proc/net/udp"])?.contains(&port) {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(10) {
+                bail!(
+                    "SIPp does not listen on port {}: {}",
+                    self.port,
+                    running.process.last_words()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
