@@ -379,6 +379,9 @@ impl<'a> Uri<'a> {
         };
         let (user, password) = userinfo(&mut cursor)?;
         let (host, port) = host_port(&mut cursor)?;
+        if !matches!(cursor.peek(), None | Some(b';' | b'?')) {
+            return Err(What::Syntax);
+        }
         let stop = cursor.find(|byte| byte == b'?');
         let params = Params::uri(cursor.up_to(stop))?;
         let headers = if cursor.eat(b'?') { Some(headers(&mut cursor)?) } else { None };

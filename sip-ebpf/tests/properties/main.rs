@@ -15,6 +15,7 @@ use sip_ebpf::insert;
 use sip_ebpf::message::{self, Contact, Error, Message, Rport};
 use sip_ebpf::reason::Reason;
 use sip_ebpf::scan::{self, FOLDED, Index, Kind};
+use sip_ebpf::tables::Endpoint;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
@@ -116,6 +117,7 @@ proptest! {
     fn a_call_goes_through_and_back(
         made in generate::plain(),
         rport: bool,
+        source_port in 1..=u16::MAX,
         hops in 1..=70u8,
         named in prop::option::of("[a-z]{1,8}\\.example"),
     ) {
@@ -143,7 +145,8 @@ proptest! {
             maddr: None,
         };
         let invite = parts.write(&mut generate::Style::new(&[]));
-        call(&invite, hops, rport || named.is_none())?;
+        let phone = Endpoint::new(PHONE.octets(), if rport { source_port } else { 5062 });
+        call(&invite, phone, hops, rport || named.is_none())?;
     }
 
     /// What both readers take, they read alike. rsip 0.4 deviates where the form is rare, so the
@@ -383,10 +386,10 @@ fn bye(answer: &[u8], from_caller: bool) -> Vec<u8> {
     .into_bytes()
 }
 
-fn call(invite: &[u8], hops: u8, comes_back: bool) -> Result<(), TestCaseError> {
+fn call(invite: &[u8], phone: Endpoint, hops: u8, comes_back: bool) -> Result<(), TestCaseError> {
     let local = insert::local(US);
     let tables = Fixed::default();
-    let (reason, plan, sent) = invariants::forward(invite, PHONE, &local, &tables);
+    let (reason, plan, sent) = invariants::forward(invite, phone, &local, &tables);
     prop_assert_eq!(reason, Reason::InviteSteered);
     let pbx = plan.next;
     prop_assert_eq!(pbx, PBXS[plan.slot as usize]);
@@ -403,10 +406,10 @@ fn call(invite: &[u8], hops: u8, comes_back: bool) -> Result<(), TestCaseError> 
     let vias: Vec<_> = before.vias().map(Result::unwrap).collect();
     prop_assert_eq!(below.len(), vias.len());
     prop_assert!(after.slice(below[0].span).starts_with(before.slice(vias[0].span)));
-    let came_from: IpAddr = PHONE.octets().into();
+    let came_from: IpAddr = phone.octets().into();
     let named = vias[0].host.ip() != Some(came_from);
     if vias[0].rport == Rport::Empty {
-        prop_assert_eq!(below[0].rport, Rport::Value(PHONE.port_number()));
+        prop_assert_eq!(below[0].rport, Rport::Value(phone.port_number()));
         prop_assert_eq!(below[0].received, Some(came_from));
     } else {
         prop_assert_eq!(below[0].rport, Rport::Absent);
@@ -421,10 +424,10 @@ fn call(invite: &[u8], hops: u8, comes_back: bool) -> Result<(), TestCaseError> 
     let digits = route.uri.params.get("sl").unwrap().value_span;
     prop_assert_eq!(digits.end - digits.at, COOKIE_DIGITS);
     let (cookie, _) = Cookie::read(&sent[..], digits.at).unwrap();
-    prop_assert_eq!(cookie, Cookie { flow: PHONE, slot: plan.slot, from_pbx: false });
+    prop_assert_eq!(cookie, Cookie { flow: phone, slot: plan.slot, from_pbx: false });
 
     // A copy of the INVITE, its CANCEL and the ACK of a failure go the same way with the same branch.
-    let (reason, again, _) = invariants::forward(invite, PHONE, &local, &tables);
+    let (reason, again, _) = invariants::forward(invite, phone, &local, &tables);
     prop_assert_eq!((reason, again.next), (Reason::InviteRepeated, pbx));
     prop_assert_eq!(again.branch, plan.branch);
 
@@ -433,7 +436,7 @@ fn call(invite: &[u8], hops: u8, comes_back: bool) -> Result<(), TestCaseError> 
     let (reason, back, returned) = invariants::forward(&answer, pbx, &local, &tables);
     if comes_back {
         prop_assert_eq!(reason, Reason::ResponseForwarded);
-        prop_assert_eq!(back.next, PHONE);
+        prop_assert_eq!(back.next, phone);
         let returned = returned.unwrap();
         let mut index = Index::new();
         let returned = Message::parse(&returned, &mut index).unwrap();
@@ -446,7 +449,7 @@ fn call(invite: &[u8], hops: u8, comes_back: bool) -> Result<(), TestCaseError> 
     }
 
     // Either side hangs up, along our Record-Route.
-    let (reason, to_pbx, sent) = invariants::forward(&bye(&answer, true), PHONE, &local, &tables);
+    let (reason, to_pbx, sent) = invariants::forward(&bye(&answer, true), phone, &local, &tables);
     prop_assert_eq!((reason, to_pbx.next), (Reason::DialogToPbx, pbx));
     let sent = sent.unwrap();
     let mut index = Index::new();
@@ -455,7 +458,7 @@ fn call(invite: &[u8], hops: u8, comes_back: bool) -> Result<(), TestCaseError> 
     prop_assert_eq!(sent.routes().count(), 0);
     let hangs_up = bye(&answer, false);
     let (reason, to_phone, _) = invariants::forward(&hangs_up, pbx, &local, &tables);
-    prop_assert_eq!((reason, to_phone.next), (Reason::DialogToPhone, PHONE));
+    prop_assert_eq!((reason, to_phone.next), (Reason::DialogToPhone, phone));
 
     // With another tag the cookie is not ours: it belongs to one dialog.
     let text = String::from_utf8(hangs_up).unwrap();
