@@ -24,7 +24,7 @@ pub const COOKIE_DIGITS: u32 = 32;
 const BRANCH: u64 = u64::MAX;
 
 /// Tells the hash of a call from the others.
-const CALL: u64 = 0x6c61_632d_7069_73; // "sip-cal"
+const CALL: u64 = 0x006c_6163_2d70_6973; // "sip-cal"
 
 /// The keyed hash of a Call-ID; marks are zero if it holds no white space.
 #[inline(always)]

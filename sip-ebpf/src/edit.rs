@@ -153,7 +153,7 @@ fn decimal(port: u16) -> (u64, u32) {
 #[inline(always)]
 pub fn hops(plan: &Plan) -> u32 {
     let v = plan.hops;
-    let tens = v * 205 >> 11;
+    let tens = (v * 205) >> 11;
     let ones = v - tens * 10;
     match plan.hops_len {
         1 => 0x30 + ones,

@@ -209,9 +209,9 @@ fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
 pub fn decimal3(value: u8) -> (u64, u32) {
     let v = value as u32;
     // 41 / 4096 and 205 / 2048 are 1 / 100 and 1 / 10, exact for a byte.
-    let hundreds = v * 41 >> 12;
+    let hundreds = (v * 41) >> 12;
     let rest = v - hundreds * 100;
-    let tens = rest * 205 >> 11;
+    let tens = (rest * 205) >> 11;
     let ones = rest - tens * 10;
     if hundreds != 0 {
         ((0x30_3030 + hundreds + (tens << 8) + (ones << 16)) as u64, 3)
