@@ -28,7 +28,7 @@ use crate::control::protocol::{
 };
 use crate::control::server::Server;
 use crate::core::counters::Event;
-use crate::core::dispatcher::{Command, Dispatcher, Origin, Refusal};
+use crate::core::dispatcher::{Command, Dispatcher, Origin, Refusal, Unreachable};
 use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
 use crate::core::sources::Sources;
 use crate::fastpath::{self, Fastpath, Mode};
@@ -345,51 +345,66 @@ impl Node {
         self.carry_out();
     }
 
-    /// Does what the dispatcher wants, and sends what waits.
+    /// Does what the dispatcher wants and sends what waits, until neither is left.
     fn carry_out(&mut self) {
-        let mut any = false;
-        while let Some(command) = self.dispatcher.poll_command() {
-            any = true;
-            match command {
-                Command::Send { from, to, datagram } => {
-                    let local = self.config.sip.listen.iter().position(|local| *local == from);
-                    self.out.push(Transmit { local: local.unwrap_or(0), to, bytes: datagram });
-                }
-                Command::Pbx { slot, pbx } => {
-                    let written = self.fastpath.set_pbx(slot, pbx);
-                    self.check_write("PBXS", written);
-                }
-                Command::Schedule(schedule) => {
-                    let written = self.fastpath.set_schedule(&schedule);
-                    self.check_write("SCHEDULE", written);
-                }
-                Command::Changed { id, from, to, reason } => tell(&id, from, to, &reason),
+        loop {
+            let mut any = false;
+            while let Some(command) = self.dispatcher.poll_command() {
+                any = true;
+                self.obey(command);
             }
+            if any {
+                self.wake.notify_one();
+            }
+            if self.out.is_empty() {
+                return;
+            }
+            // A PBX that there is no way to is news for the dispatcher.
+            self.send();
         }
-        if any {
-            self.wake.notify_one();
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Send { from, to, datagram } => {
+                let local = self.config.sip.listen.iter().position(|local| *local == from);
+                self.out.push(Transmit { local: local.unwrap_or(0), to, bytes: datagram });
+            }
+            Command::Pbx { slot, pbx } => {
+                let written = self.fastpath.set_pbx(slot, pbx);
+                self.check_write("PBXS", written);
+            }
+            Command::Schedule(schedule) => {
+                let written = self.fastpath.set_schedule(&schedule);
+                self.check_write("SCHEDULE", written);
+            }
+            Command::Changed { id, from, to, reason } => tell(&id, from, to, &reason),
         }
-        self.send();
     }
 
     fn send(&mut self) {
-        if self.out.is_empty() {
-            return;
-        }
-        let mut unreachable = Vec::new();
+        let now = Instant::now();
+        let out = std::mem::take(&mut self.out);
         for (at, socket) in self.sockets.iter().enumerate() {
-            let mine = self.out.iter().filter(|t| t.local == at).map(|t| (t.to, &t.bytes[..]));
+            let mine = out.iter().filter(|t| t.local == at).map(|t| (t.to, &t.bytes[..]));
             let result = socket.send(mine);
             let counters = self.proxy.counters_mut();
             counters.events(Event::Sent, result.sent);
             counters.events(Event::SendDropped, result.dropped);
             counters.events(Event::SendFailed, result.failed.len() as u64);
-            unreachable.extend(result.failed);
+            for (to, kind) in result.failed {
+                tracing::debug!(%to, error = %kind, "cannot send");
+                let what = match kind {
+                    io::ErrorKind::NetworkUnreachable => Unreachable::Network,
+                    io::ErrorKind::HostUnreachable => Unreachable::Host,
+                    _ => continue,
+                };
+                self.dispatcher.handle_unreachable(now, to, what);
+            }
         }
+        // Its room is used again.
+        self.out = out;
         self.out.clear();
-        for (to, kind) in unreachable {
-            tracing::debug!(%to, error = %kind, "cannot send");
-        }
     }
 
     // ---- The kernel half ------------------------------------------------------------------------

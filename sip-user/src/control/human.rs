@@ -132,12 +132,12 @@ mod tests {
             address: "10.10.2.2:5060".parse().unwrap(),
             weight: 1,
             state: "inactive".into(),
-            reason: Some("ICMP: port unreachable".into()),
+            reason: Some("port unreachable".into()),
             since: 0,
             for_ms: 12_345,
             admin: AdminState::Active,
             origin: "file".into(),
-            last_probe: Some("ICMP: port unreachable".into()),
+            last_probe: Some("port unreachable".into()),
             round_trip_us: Some(1_234),
             failures: 5,
             kernel_calls: 7,
@@ -152,9 +152,9 @@ mod tests {
         };
         let text = outcome(&Outcome::Backends(Backends { backends: vec![backend, well] }));
         let want = "\
-ID    ADDRESS         WEIGHT  STATE     FOR   CALLS  LAST PROBE              REASON
-pbx1  10.10.2.2:5060  1       inactive  12 s  8      ICMP: port unreachable  ICMP: port unreachable
-pbx2  10.10.2.2:5060  1       active    12 s  8      200, 1.2 ms             -
+ID    ADDRESS         WEIGHT  STATE     FOR   CALLS  LAST PROBE        REASON
+pbx1  10.10.2.2:5060  1       inactive  12 s  8      port unreachable  port unreachable
+pbx2  10.10.2.2:5060  1       active    12 s  8      200, 1.2 ms       -
 ";
         assert_eq!(text, want);
     }

@@ -72,7 +72,7 @@ pub enum Fault {
     Timeout,
     /// An answer to a probe that does not count as alive.
     Answer(u16),
-    /// An ICMP error for a packet to it.
+    /// An ICMP error for a packet to it, or no route.
     Unreachable(Unreachable),
 }
 
@@ -81,7 +81,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Timeout => f.write_str("no answer to OPTIONS"),
             Self::Answer(code) => write!(f, "OPTIONS answered with {code}"),
-            Self::Unreachable(what) => write!(f, "ICMP: {what} unreachable"),
+            Self::Unreachable(what) => write!(f, "{what} unreachable"),
         }
     }
 }

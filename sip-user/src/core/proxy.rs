@@ -1651,4 +1651,83 @@ mod tests {
         assert_eq!(say(&cancel).as_deref(), Some("SIP/2.0 481 Call/Transaction Does Not Exist"));
         assert_eq!(say(&response(&invite(), "200 OK", "x")), None);
     }
+
+    // ---- Anything at all -----------------------------------------------------------------------
+
+    /// Messages that reach every part of the proxy.
+    fn seeds() -> Vec<(&'static str, String)> {
+        let mut w = World::new();
+        let (pbx, sent) = w.say(PHONE, &invite());
+        let pbx = if pbx == PBX1 { PBX1 } else { PBX2 };
+        let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
+        let joined = route.replace("\r\n", ",\r\n <sip:far.example;lr>\r\n");
+        vec![
+            (PHONE, invite()),
+            (STRANGER, invite()),
+            (pbx, response(&sent, "200 OK", "bob")),
+            (PHONE, request("BYE", "sip:bob@10.10.2.2", "<sip:b@c>;tag=bob", &route)),
+            (PHONE, request("BYE", "sip:bob@10.10.2.2", "<sip:b@c>;tag=bob", &joined)),
+            (PBX1, from_pbx("INVITE", "sip:alice@10.10.1.2:5062", "<sip:alice@x>")),
+            (PBX1, from_pbx("OPTIONS", "sip:alice@10.10.1.2:5062", "<sip:alice@x>")),
+            (PHONE, request("OPTIONS", "sip:10.10.0.1", "<sip:b@c>", "Subject: a\r\n b\r\n")),
+            (PHONE, request("CANCEL", "sip:b@c", "<sip:b@c>", "Proxy-Require: x\r\n")),
+        ]
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: 512,
+            failure_persistence: None,
+            ..Default::default()
+        })]
+
+        /// Whatever comes, there is at most one datagram for it, not much longer, and none to anybody but
+        /// its sender, a PBX or where a PBX wants it; and no panic.
+        #[test]
+        fn nothing_is_amplified(
+            seed in 0..9usize,
+            edits in proptest::collection::vec((0..2000usize, 0..4usize, proptest::prelude::any::<u8>()), 0..12),
+        ) {
+            let (from, text) = seeds().swap_remove(seed);
+            let mut bytes = text.into_bytes();
+            for (at, kind, byte) in edits {
+                let at = at % (bytes.len() + 1);
+                match kind {
+                    0 if at < bytes.len() => bytes[at] = byte,
+                    1 => bytes.insert(at, b" \t\r\n,;<>\""[usize::from(byte) % 9]),
+                    2 if at < bytes.len() => { bytes.remove(at); }
+                    _ => { let end = bytes.len().min(at + usize::from(byte)); bytes.drain(at..end); }
+                }
+            }
+            let mut w = World::new();
+            let out = w.hear(from, 0, &bytes);
+            proptest::prop_assert!(out.len() <= 1);
+            if let Some(transmit) = out.first() {
+                // Via, Record-Route and the headers of an answer.
+                proptest::prop_assert!(transmit.bytes.len() <= bytes.len() + 400);
+                let sender: SocketAddr = from.parse().unwrap();
+                let known = [PHONE, PBX1, PBX2].contains(&transmit.to.to_string().as_str());
+                let pbx = [PBX1, PBX2].contains(&from);
+                proptest::prop_assert!(known || pbx || transmit.to.ip() == sender.ip(), "{}", transmit.to);
+            }
+        }
+    }
+
+    #[test]
+    fn the_usual_form_of_the_usual_form_is_itself() {
+        let locals = [US.parse().unwrap()];
+        let canonical = |text: &[u8]| {
+            let mut index = Index::new();
+            let mut text = text.to_vec();
+            let message = Message::parse_folded(&mut text, &mut index).unwrap();
+            match message.is_request() {
+                true => canonical::request(&message, &locals).unwrap().text,
+                false => canonical::response(&message).unwrap().text,
+            }
+        };
+        for (_, text) in seeds() {
+            let once = canonical(text.as_bytes());
+            assert_eq!(canonical(&once), once);
+        }
+    }
 }
