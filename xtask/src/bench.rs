@@ -15,8 +15,11 @@ pub(crate) struct Args {
     /// Write the rows as JSON to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Passed on to the benchmark
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// Write the table and the chart of docs/performance.md anew
+    #[arg(long)]
+    docs: bool,
+    /// Passed on to the benchmark (`-- --help` says what it takes)
+    #[arg(last = true)]
     more: Vec<String>,
 }
 
@@ -33,6 +36,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(file) = &args.json {
         // The benchmark runs at the root of the workspace, the user may stand elsewhere.
         command.arg("--json").arg(std::path::absolute(file)?);
+    }
+    if args.docs {
+        command.arg("--docs");
     }
     process::run(command.args(&args.more))
 }
