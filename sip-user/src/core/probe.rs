@@ -4,10 +4,7 @@ use std::net::SocketAddr;
 
 use rsip::headers::{CallId, ContentLength, MaxForwards, UserAgent};
 use rsip::{Header, Headers, Host, HostWithPort, Method, Param, Request, Scheme, Uri, Version};
-
-/// What the branch of a transaction of the daemon's own starts with. The kernel passes responses with
-/// such a branch up; its own are `z9hG4bKslk`.
-pub const DAEMON_BRANCH: &str = "z9hG4bKsld";
+use sip_ebpf::cookie;
 
 /// Which probe it is: 64 bits that nobody else can guess, so an answer with them comes from who got the
 /// question.
@@ -17,12 +14,14 @@ pub struct Token(pub u64);
 impl Token {
     /// The branch of the probe's transaction.
     pub fn branch(self) -> String {
-        format!("{DAEMON_BRANCH}{:016x}", self.0)
+        // The kernel passes responses with such a branch up.
+        let start = str::from_utf8(cookie::DAEMON).unwrap_or_default();
+        format!("{start}{:016x}", self.0)
     }
 
     /// The token in a branch of ours, if it is a probe's.
     pub fn from_branch(branch: &[u8]) -> Option<Self> {
-        let digits = branch.strip_prefix(DAEMON_BRANCH.as_bytes())?;
+        let digits = branch.strip_prefix(cookie::DAEMON)?;
         // `from_str_radix` would also take a sign.
         if digits.len() != 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
             return None;
