@@ -3,7 +3,7 @@
 //! needed and nobody else can make one.
 
 use crate::header::Span;
-use crate::siphash::siphash;
+use crate::siphash::{siphash, siphash_word};
 use crate::tables::Endpoint;
 use crate::text::{Text, hex8, literal, unhex8};
 
@@ -40,11 +40,11 @@ pub fn branch<T: Text>(key: [u64; 2], call: u64, t: T, theirs: Span) -> u64 {
 }
 
 /// The tag that we put into To when we answer a request ourselves. It depends on the Call-ID alone,
-/// so that a repeated request gets the same (8.2.7).
+/// so that a repeated request gets the same (8.2.7), and tells nothing of the call's hash, which
+/// stays secret: signatures rest on it.
 #[inline(always)]
 pub fn to_tag(call: u64) -> u64 {
-    // The other half of the hash chooses the bucket of the call table: it stays secret.
-    hex8((call >> 32) as u32)
+    hex8(siphash_word([call, call ^ CALL], CALL) as u32)
 }
 
 /// What a Record-Route of ours carries: enough to route a request of its dialog without memory.

@@ -175,6 +175,10 @@ pub fn tag<T: Text>(t: T, line: Line, tag: &mut Span) -> Result<(), Odd> {
     let close = find_byte(t, at, end, b'>');
     // addr-spec without brackets: what follows a semicolon are header parameters (20).
     let params = if close < end { close + 1 } else { find_delimiter(t, at, end) };
+    if close >= end && find_byte(t, at, end, b'<') < end {
+        // A bracket that nothing closes.
+        return Err(Odd);
+    }
     let mut state = Params { t, at: t.fresh(params), end, odd: false, tag: &mut *tag };
     repeat(64, &mut state, |s| {
         if s.at >= s.end {

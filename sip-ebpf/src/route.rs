@@ -57,7 +57,7 @@ pub struct Plan {
     pub via: Via,
     /// Of a response: the Via below it.
     pub next_via: Via,
-    /// Tag of From.
+    /// Tag of From, if the dialog's first tag is wanted and stands there.
     pub from_tag: Span,
     /// Tag of To.
     pub to_tag: Span,
@@ -145,8 +145,6 @@ fn request<T: Text, W: Tables>(
     };
     let well = header::cseq_fits(t, cseq, index.method_end).is_ok()
         && header::tag(t, to, &mut plan.to_tag).is_ok()
-        && header::tag(t, from, &mut plan.from_tag).is_ok()
-        && !plan.from_tag.is_empty()
         && call_id.value < call_id.end;
     if !well {
         return Reason::OddHeader;
@@ -160,7 +158,7 @@ fn request<T: Text, W: Tables>(
     plan.call = call;
     let in_dialog = !plan.to_tag.is_empty();
     if index.method == Method::Options as u32 && !in_dialog {
-        return options(t, index, packet, tables);
+        return options(t, index, packet, tables, plan);
     }
     let hops = max_forwards(t, index, plan);
     if hops.is_err() {
@@ -172,13 +170,13 @@ fn request<T: Text, W: Tables>(
         if !in_dialog {
             return Reason::Preloaded;
         }
-        return dialog(t, index, local, tables, from_pbx, plan);
+        return dialog(t, index, from, local, tables, from_pbx, plan);
     }
     if from_pbx.is_some() {
         return Reason::FromPbx;
     }
     if index.method == Method::Invite as u32 && !in_dialog {
-        return invite(t, packet, tables, plan);
+        return invite(t, packet, from, tables, plan);
     }
     let cancel = index.method == Method::Cancel as u32 && !in_dialog;
     if cancel || index.method == Method::Ack as u32 {
@@ -193,7 +191,13 @@ fn request<T: Text, W: Tables>(
 
 /// OPTIONS that asks us, not somebody behind us (RFC 3261 11).
 #[inline(always)]
-fn options<T: Text, W: Tables>(t: T, index: &Index, packet: Packet, tables: &W) -> Reason {
+fn options<T: Text, W: Tables>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    tables: &W,
+    plan: &Plan,
+) -> Reason {
     if index.seen(Kind::Route) != 0 || index.seen(Kind::Require) != 0 {
         return Reason::OptionsNotForUs;
     }
@@ -202,6 +206,13 @@ fn options<T: Text, W: Tables>(t: T, index: &Index, packet: Packet, tables: &W) 
     }
     let (first, last) = (index.first_number(Kind::Via), index.last_number(Kind::Via));
     if last - first + 1 != index.seen(Kind::Via) {
+        return Reason::OddVia;
+    }
+    // The answer goes back to where the question came from: without rport only if that is the port
+    // in the Via (18.2.2).
+    if plan.via.rport.at == 0
+        && !sent_by(t, &plan.via).is_ok_and(|(_, port)| port == packet.src.port_number() as u32)
+    {
         return Reason::OddVia;
     }
     if !tables.alive() {
@@ -248,9 +259,18 @@ fn max_forwards<T: Text>(t: T, index: &Index, plan: &mut Plan) -> Result<(), hea
 
 /// An INVITE that starts a dialog: to the PBX of its first copy, else to the next one.
 #[inline(always)]
-fn invite<T: Text, W: Tables>(t: T, packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
+fn invite<T: Text, W: Tables>(
+    t: T,
+    packet: Packet,
+    from: Line,
+    tables: &W,
+    plan: &mut Plan,
+) -> Reason {
     if !tables.trusted(packet.src.addr) {
         return Reason::Untrusted;
+    }
+    if header::tag(t, from, &mut plan.from_tag).is_err() || plan.from_tag.is_empty() {
+        return Reason::OddHeader;
     }
     let (slot, reason) = match known(tables, plan.call) {
         Some(slot) => (slot, Reason::InviteRepeated),
@@ -304,6 +324,7 @@ fn follow<W: Tables>(tables: &W, plan: &mut Plan, reason: Reason) -> Reason {
 fn dialog<T: Text, W: Tables>(
     t: T,
     index: &Index,
+    from: Line,
     local: &Local,
     tables: &W,
     from_pbx: Option<u32>,
@@ -331,7 +352,14 @@ fn dialog<T: Text, W: Tables>(
     };
     // The dialog's first tag is the caller's: it is in From when the caller speaks.
     let caller_speaks = from_pbx.is_some() == cookie.from_pbx;
-    let tag = if caller_speaks { plan.from_tag } else { plan.to_tag };
+    let mut tag = plan.to_tag;
+    if caller_speaks {
+        // Read here, since most others do without.
+        if header::tag(t, from, &mut plan.from_tag).is_err() || plan.from_tag.is_empty() {
+            return Reason::OddHeader;
+        }
+        tag = plan.from_tag;
+    }
     if !cookie.signed(signature, tables.key(), plan.call, t, tag) {
         return Reason::BadCookie;
     }

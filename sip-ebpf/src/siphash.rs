@@ -11,12 +11,7 @@ use crate::text::{Text, below, head};
 /// bytes is a control character or white space.
 #[inline(always)]
 pub fn siphash<T: Text>(key: [u64; 2], a: u64, t: T, at: u32, end: u32) -> (u64, u64) {
-    let mut v = [
-        key[0] ^ 0x736f_6d65_7073_6575,
-        key[1] ^ 0x646f_7261_6e64_6f6d,
-        key[0] ^ 0x6c79_6765_6e65_7261,
-        key[1] ^ 0x7465_6462_7974_6573,
-    ];
+    let mut v = begin(key);
     absorb(&mut v, a);
     let len = end.wrapping_sub(at);
     let mut state = Running { v, t, at: t.fresh(at), end, marks: 0 };
@@ -36,11 +31,35 @@ pub fn siphash<T: Text>(key: [u64; 2], a: u64, t: T, at: u32, end: u32) -> (u64,
     let marks = state.marks | below(filled, 0x21);
     let mut v = state.v;
     absorb(&mut v, word | ((len.wrapping_add(8)) as u64) << 56);
+    (finish(&mut v), marks)
+}
+
+/// The hash of one word.
+#[inline(always)]
+pub fn siphash_word(key: [u64; 2], word: u64) -> u64 {
+    let mut v = begin(key);
+    absorb(&mut v, word);
+    absorb(&mut v, 8 << 56);
+    finish(&mut v)
+}
+
+#[inline(always)]
+fn begin(key: [u64; 2]) -> [u64; 4] {
+    [
+        key[0] ^ 0x736f_6d65_7073_6575,
+        key[1] ^ 0x646f_7261_6e64_6f6d,
+        key[0] ^ 0x6c79_6765_6e65_7261,
+        key[1] ^ 0x7465_6462_7974_6573,
+    ]
+}
+
+#[inline(always)]
+fn finish(v: &mut [u64; 4]) -> u64 {
     v[2] ^= 0xff;
     for _ in 0..3 {
-        round(&mut v);
+        round(v);
     }
-    (v[0] ^ v[1] ^ v[2] ^ v[3], marks)
+    v[0] ^ v[1] ^ v[2] ^ v[3]
 }
 
 struct Running<T> {
@@ -88,6 +107,9 @@ mod tests {
             hasher.write(&bytes);
             let ours = siphash(key, a, &bytes[..], 0, bytes.len() as u32).0;
             prop_assert_eq!(ours, hasher.finish());
+            if bytes.is_empty() {
+                prop_assert_eq!(siphash_word(key, a), ours);
+            }
         }
     }
 

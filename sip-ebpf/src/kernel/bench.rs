@@ -76,13 +76,6 @@ fn bench_floor(ctx: XdpContext) -> u32 {
     XDP_TX
 }
 
-/// What making a frame costs: [`bench_floor`], and the frame goes nowhere.
-#[xdp]
-fn bench_floor_drop(ctx: XdpContext) -> u32 {
-    refresh(&ctx);
-    XDP_DROP
-}
-
 /// The least a program can do.
 #[xdp]
 fn bench_drop(_ctx: XdpContext) -> u32 {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use sip_ebpf::cookie::{self, Cookie};
 use sip_ebpf::edit::{self, Front, Sink};
-use sip_ebpf::header::Span;
+use sip_ebpf::header::{self, Span};
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::{self, Packet, Plan, Tables};
@@ -267,6 +267,13 @@ impl Proxy {
         let Decision { packet, line, plan, .. } = decision;
         *plan = Plan::default();
         decision.reason = route::route(bytes, index, *packet, line, &view, plan);
+        // The shared decision reads it only where it needs it; what it declines may need it here.
+        if plan.from_tag.is_empty()
+            && let Some(from) = index.first(Kind::From)
+            && header::tag(bytes, from, &mut plan.from_tag).is_err()
+        {
+            plan.from_tag = Span::default();
+        }
     }
 
     /// Whether the usual form of the message might be decided otherwise.
