@@ -370,7 +370,7 @@ fn an_interface_that_was_made_anew_is_attached_anew() {
 fn somebody_elses_program_is_left_alone_and_named() {
     network(|| {
         let directory = Directory::new();
-        let options = Options { call_buckets: 64, log: false, pinned: Default::default() };
+        let options = Options::new(64);
         let mut other = object::maps(Build::MayGoto, &options).unwrap();
         let program = object::program(&mut other, object::DROP).unwrap();
         program.attach("p2", Flags::Skb).unwrap();

@@ -357,8 +357,15 @@ fn fixtures() -> Vec<Fixture> {
         assert!(outcome.text().contains("Via: SIP/2.0/UDP 10.10.1.2:5061;rport=5061;received=10.10.1.2;branch=z9hG4bK7;x=y\r\n"), "{}", outcome.text());
         outcome
     });
-    add("INVITE from a low port", Reason::InviteSteered, |s| s.send(at([10, 10, 1, 2], 1), invite("i11")));
-    add("INVITE from the highest port", Reason::InviteSteered, |s| s.send(at([10, 10, 1, 2], 65_535), invite("i12")));
+    add("INVITE from ports of every length", Reason::InviteSteered, |s| {
+        for port in [1, 9, 10, 99, 100, 999, 1000, 9999, 10_000, 43_699, 54_321] {
+            let outcome = s.send(at([10, 10, 1, 2], port), invite(&format!("i11-{port}")));
+            assert!(outcome.text().contains(&format!(";rport={port};received=10.10.1.2\r\n")), "{}", outcome.text());
+        }
+        let outcome = s.send(at([10, 10, 1, 2], 65_535), invite("i12"));
+        assert!(outcome.text().contains(";rport=65535;received=10.10.1.2\r\n"), "{}", outcome.text());
+        outcome
+    });
     add("INVITE with Max-Forwards 1", Reason::InviteSteered, |s| {
         let outcome = s.send(PHONE, invite("i13").set("Max-Forwards", "1"));
         assert!(outcome.text().contains("Max-Forwards: 0\r\n"));

@@ -1,6 +1,5 @@
 //! The kernel half: the program loaded, attached to each interface, pinned, and adopted again.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -71,8 +70,7 @@ impl Linux {
             bail!("xdp.interfaces is empty: name the interfaces that SIP arrives by");
         }
         let pins = config.pin.as_deref().map(Pins::open).transpose()?;
-        let mut options =
-            Options { call_buckets: config.call_buckets, log: config.log, pinned: BTreeMap::new() };
+        let mut options = Options { log: config.log, ..Options::new(config.call_buckets) };
         if let Some(pins) = &pins {
             // Made once to see what they should be like; those that have no pin are let go again.
             let first =

@@ -19,6 +19,15 @@ pub const SCAN: &str = "sipline_scan";
 /// A program that drops everything: the least there can be, for tests and benches.
 pub const DROP: &str = "bench_drop";
 
+/// A plain reflector, for benches.
+pub const REFLECT: &str = "bench_reflect";
+
+/// A load balancer of layer 4, for benches.
+pub const L4: &str = "bench_l4";
+
+/// Sends what `BENCH_FRAME` holds: a generator, and what putting the frame there costs.
+pub const FLOOR: &str = "bench_floor";
+
 static MAY_GOTO: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sipline-xdp.may_goto.o"));
 static BPF_LOOP: &[u8] =
@@ -70,6 +79,24 @@ pub struct Options {
     pub log: bool,
     /// Maps that are taken from their pins, by name; all others are made.
     pub pinned: BTreeMap<&'static str, PathBuf>,
+    /// For benches only.
+    pub bench: Bench,
+}
+
+impl Options {
+    /// A program that writes no logs, with maps of its own.
+    pub fn new(call_buckets: u32) -> Self {
+        Self { call_buckets, log: false, pinned: BTreeMap::new(), bench: Bench::default() }
+    }
+}
+
+/// Makes the program put the frame in `BENCH_FRAME` over each packet before it looks at it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bench {
+    /// Length of that frame; 0: no bench.
+    pub length: u32,
+    /// Where in it eight bytes get another value each time; 0: nowhere.
+    pub vary: u32,
 }
 
 /// Makes the maps of a build, or takes them from their pins. No program is verified yet.
@@ -84,6 +111,8 @@ pub fn maps(build: Build, options: &Options) -> Result<Ebpf> {
     let level = if options.log { aya_log::Level::Trace as u8 } else { 0 };
     // The object has no such symbol when nothing in it logs.
     loader.override_global(aya_log::LEVEL, &level, false);
+    loader.override_global("BENCH", &options.bench.length, true);
+    loader.override_global("BENCH_VARY", &options.bench.vary, true);
     for (name, path) in &options.pinned {
         loader.map_pin_path(name, path.as_path());
     }

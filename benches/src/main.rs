@@ -1,0 +1,60 @@
+//! `sipline-bench`: nanoseconds and packets per second of each path through the kernel program, beside
+//! the denominators of the same run. docs/performance.md says what the numbers mean.
+
+mod chart;
+mod machine;
+mod paths;
+mod report;
+mod testrun;
+mod wire;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use sip_user::fastpath::object::Build;
+
+use report::Row;
+
+/// Measures each path through the kernel program, beside a drop, a reflector and a load balancer.
+#[derive(Parser)]
+#[command(name = "sipline-bench")]
+struct Args {
+    /// Write the rows as JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the chart and the table into docs/performance.svg and docs/performance.md
+    #[arg(long)]
+    docs: bool,
+    /// How often each path is measured; the medians are shown
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Which build: may_goto or bpf_loop
+    #[arg(long, default_value = "may_goto")]
+    build: String,
+    /// Only the nanoseconds, not the packets per second
+    #[arg(long)]
+    no_wire: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let Some(build) = Build::ALL.into_iter().find(|build| build.name() == args.build) else {
+        bail!("there is no build {}: it is may_goto or bpf_loop", args.build);
+    };
+    let machine = machine::describe();
+    eprintln!("{machine}");
+    let paths = paths::all();
+    let mut rows: Vec<Row> = testrun::measure(build, &paths, args.runs)?;
+    if !args.no_wire {
+        wire::measure(build, &paths, args.runs, &mut rows)?;
+    }
+    print!("{}", report::table(&rows));
+    if let Some(file) = &args.json {
+        report::write_json(file, &rows)?;
+    }
+    if args.docs {
+        report::write_docs(&rows, &machine, args.runs)?;
+    }
+    Ok(())
+}
