@@ -41,6 +41,8 @@ pub(crate) fn all() -> Vec<Path> {
         .line("Content-Type: application/sdp")
         .with_body(sipline_tests::fixtures::message::SDP);
     let (_, ok_at_phone) = next(&world, pbx, &ok);
+    let ringing = at_pbx.response("180 Ringing", "pbx");
+    let ack = ok_at_phone.next("ACK", PHONE, 1);
     let bye = ok_at_phone.next("BYE", PHONE, 2);
     let bye_back = ok_at_phone.next_back("BYE", pbx, 1);
     let path = |name, from: SocketAddrV4, message: Vec<u8>, reason, target| {
@@ -57,10 +59,12 @@ pub(crate) fn all() -> Vec<Path> {
         path("options", PHONE, options.bytes(), Reason::OptionsAnswered, Some(0.30)),
         path("invite_new", PHONE, new.bytes(), Reason::InviteSteered, Some(0.25)),
         path("invite_known", PHONE, invite.bytes(), Reason::InviteRepeated, Some(0.25)),
-        path("response", pbx, ok.bytes(), Reason::ResponseForwarded, Some(0.25)),
-        path("dialog_to_pbx", PHONE, bye.bytes(), Reason::DialogToPbx, None),
-        path("dialog_to_phone", pbx, bye_back.bytes(), Reason::DialogToPhone, None),
-        path("keepalive", PHONE, b"\r\n\r\n".to_vec(), Reason::CrlfAnswered, None),
+        path("response_180", pbx, ringing.bytes(), Reason::ResponseForwarded, Some(0.25)),
+        path("response_200", pbx, ok.bytes(), Reason::ResponseForwarded, Some(0.25)),
+        path("ack", PHONE, ack.bytes(), Reason::DialogToPbx, None),
+        path("bye_to_pbx", PHONE, bye.bytes(), Reason::DialogToPbx, None),
+        path("bye_to_phone", pbx, bye_back.bytes(), Reason::DialogToPhone, None),
+        path("crlf", PHONE, b"\r\n\r\n".to_vec(), Reason::CrlfAnswered, None),
     ]
 }
 

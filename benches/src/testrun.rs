@@ -21,8 +21,11 @@ use crate::machine;
 use crate::paths::Path;
 use crate::report::{Row, median};
 
-/// Packets in one measurement.
-const REPEAT: u32 = 200_000;
+/// Packets in one batch: short enough to end before the scheduler takes the CPU away.
+const REPEAT: u32 = 1_500;
+
+/// Batches in a run; the median of all batches of all runs counts.
+const BATCHES: u32 = 10;
 
 /// Rows of all denominators and paths, without their packets per second.
 pub(crate) fn measure(build: Build, paths: &[Path], runs: u32) -> Result<Vec<Row>> {
@@ -50,7 +53,7 @@ pub(crate) fn measure(build: Build, paths: &[Path], runs: u32) -> Result<Vec<Row
             let mut loaded = load(build, bench, &[PROGRAM, FLOOR])?;
             fresh_frames(&mut loaded.ebpf, &path.frame)?;
             let mut samples = Vec::new();
-            for _ in 0..runs {
+            for _ in 0..runs * BATCHES {
                 let before = count(&loaded.tables, path.reason)?;
                 let whole = run(&loaded.ebpf, PROGRAM, path.port, &path.frame)?;
                 let taken = count(&loaded.tables, path.reason)? - before;
@@ -113,7 +116,7 @@ fn verified(ebpf: &Ebpf, name: &str) -> Result<u32> {
 }
 
 fn runs_of(runs: u32, mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
-    let mut samples = (0..runs).map(|_| run()).collect::<Result<Vec<f64>>>()?;
+    let mut samples = (0..runs * BATCHES).map(|_| run()).collect::<Result<Vec<f64>>>()?;
     Ok(median(&mut samples))
 }
 
