@@ -243,7 +243,7 @@ fn fixtures() -> Vec<Fixture> {
         message.lines.insert(1, "Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK2;received=192.0.2.8".into());
         message
     }));
-    add("OPTIONS in compact form", Reason::OptionsAnswered, |s| s.send(PHONE, "OPTIONS sip:10.10.0.1 SIP/2.0\r\nv:SIP/2.0/UDP a.example;branch=z9hG4bK1\r\nf:<sip:a@b>;tag=1\r\nt:<sip:c@d>\r\ni:o9\r\nCSeq:1 OPTIONS\r\nl:0\r\n\r\n"));
+    add("OPTIONS in compact form", Reason::OptionsAnswered, |s| s.send(PHONE, "OPTIONS sip:10.10.0.1 SIP/2.0\r\nv:SIP/2.0/UDP a.example;rport;branch=z9hG4bK1\r\nf:<sip:a@b>;tag=1\r\nt:<sip:c@d>\r\ni:o9\r\nCSeq:1 OPTIONS\r\nl:0\r\n\r\n"));
     add("OPTIONS with a body", Reason::OptionsAnswered, |s| s.send(PHONE, options("o10").with_body("hello")));
     add("OPTIONS with a body without its last LF", Reason::OptionsAnswered, |s| s.send(PHONE, options("o11").with_body("hello\r\nyou\r")));
     add("OPTIONS that grows the frame", Reason::OptionsAnswered, |s| s.send(PHONE, "OPTIONS sip:10.10.0.1 SIP/2.0\r\nVia:SIP/2.0/UDP 1.2.3.4;branch=z9hG4bK1;rport\r\nFrom:<sip:a@b>;tag=1\r\nTo:<sip:c@d>\r\nCall-ID:o\r\nCSeq:1 OPTIONS\r\n\r\n"));
@@ -255,6 +255,14 @@ fn fixtures() -> Vec<Fixture> {
         message.lines.insert(1, via);
         s.send(PHONE, message)
     });
+    add("OPTIONS without rport, from the port in its Via", Reason::OptionsAnswered, |s| s.send(PHONE, options("o13").set("Via", "SIP/2.0/UDP 10.10.1.2:5061;branch=z9hG4bK1")));
+    add("OPTIONS without rport, from elsewhere, from the port in its Via", Reason::OptionsAnswered, |s| {
+        let outcome = s.send(PHONE, options("o14").set("Via", "SIP/2.0/UDP 192.168.1.2:5061;branch=z9hG4bK1"));
+        assert!(outcome.text().contains("branch=z9hG4bK1;received=10.10.1.2\r\n"), "{}", outcome.text());
+        outcome
+    });
+    add("OPTIONS without rport, from another port", Reason::OddVia, |s| s.send(PHONE, options("o15").set("Via", "SIP/2.0/UDP 10.10.1.2:5062;branch=z9hG4bK1")));
+    add("OPTIONS without rport, from a name", Reason::OddVia, |s| s.send(PHONE, options("o16").set("Via", "SIP/2.0/UDP a.example:5061;branch=z9hG4bK1")));
     add("OPTIONS for a user", Reason::OptionsNotForUs, |s| s.send(PHONE, options("1").start("OPTIONS sip:bob@10.10.0.1:5060 SIP/2.0")));
     add("OPTIONS for somebody else", Reason::OptionsNotForUs, |s| s.send(PHONE, options("1").start("OPTIONS sip:10.10.0.2 SIP/2.0")));
     add("OPTIONS for another port of ours", Reason::OptionsNotForUs, |s| s.send(PHONE, options("1").start("OPTIONS sip:10.10.0.1:5061 SIP/2.0")));
