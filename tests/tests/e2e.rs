@@ -318,7 +318,7 @@ impl Scene {
         let (pbx1, pbx2) = (pbx(Place::Pbx1), pbx(Place::Pbx2));
         let daemon = Daemon::start(&lab, &settings).unwrap();
         for place in [Place::Pbx1, Place::Pbx2] {
-            daemon.wait_for_state(place, "active", Duration::from_secs(10)).unwrap();
+            daemon.wait_until_probed(place, Duration::from_secs(10)).unwrap();
         }
         let control = daemon.control();
         let base = control.totals().unwrap();

@@ -160,15 +160,25 @@ impl Daemon {
 
     /// Waits until a PBX is used as `state` says.
     pub fn wait_for_state(&self, pbx: Place, state: &str, limit: Duration) -> Result<()> {
+        self.wait_for(pbx, state, limit, |is| is.state == state)
+    }
+
+    fn wait_for(
+        &self,
+        pbx: Place,
+        what: &str,
+        limit: Duration,
+        holds: impl Fn(&Backend) -> bool,
+    ) -> Result<()> {
         let start = Instant::now();
         loop {
             let is = self.control.backend(pbx)?;
-            if is.state == state {
+            if holds(&is) {
                 return Ok(());
             }
             if start.elapsed() > limit {
                 bail!(
-                    "{} is not {state} after {:.0} s but {is:?}:\n{}",
+                    "{} is not {what} after {:.0} s but {is:?}:\n{}",
                     pbx.name(),
                     limit.as_secs_f32(),
                     self.process.last_words()
@@ -176,6 +186,12 @@ impl Daemon {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until a PBX is used, and its first probe has ended: what the kernel program sends it has
+    /// an address to go to.
+    pub fn wait_until_probed(&self, pbx: Place, limit: Duration) -> Result<()> {
+        self.wait_for(pbx, "active and probed", limit, |is| is.state == "active" && is.probed)
     }
 
     /// Ends it as an operator would, and waits for the end.
@@ -245,6 +261,7 @@ impl Control {
         Ok(Backend {
             state: view["state"].as_str().with_context(|| format!("no state in {view}"))?.into(),
             reason: view["reason"].as_str().map(str::to_owned),
+            probed: view["last_probe"].is_string(),
             age: Duration::from_millis(
                 view["for_ms"].as_u64().with_context(|| format!("no for_ms in {view}"))?,
             ),
@@ -274,6 +291,8 @@ pub struct Backend {
     pub state: String,
     /// Why it is inactive.
     pub reason: Option<String>,
+    /// Whether a probe of it has ended, well or not.
+    pub probed: bool,
     /// For how long it has been so.
     pub age: Duration,
 }
