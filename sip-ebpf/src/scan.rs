@@ -6,7 +6,7 @@
 //! no track of that, so its states do not multiply.
 
 use crate::repeat::{repeat, step};
-use crate::text::{LOWER, Text, below, equal, first, head, literal};
+use crate::text::{HIGHS, LOWER, Text, below, equal, first, head, literal, printable};
 
 /// How many header lines a message may have.
 pub const MAX_LINES: u32 = 128;
@@ -378,26 +378,25 @@ fn control<T: Text>(t: T, at: u32) -> Error {
 /// The first byte below space at or behind `at`: the CR of a line's end if all is well.
 #[inline(always)]
 fn find_control<T: Text>(t: T, at: u32) -> u32 {
-    let mut state = (t, t.fresh(at));
+    let mut state = (t, at);
     repeat(MAX_TEXT / 32 + 2, &mut state, |(t, at)| {
-        // Four words a round; the marks of all four are looked at together.
+        // Four words a round; what is known of all four is looked at together.
         let [a, b, c, d] = t.four(*at);
-        let (a, b) = (below(a, 0x20), below(b, 0x20));
-        let (c, d) = (below(c, 0x20), below(d, 0x20));
-        if a | b | c | d == 0 {
+        let (a, b, c, d) = (printable(a), printable(b), printable(c), printable(d));
+        if a & b & c & d & HIGHS == HIGHS {
             step(at, 32);
             return true;
         }
-        let (marks, skip) = if a != 0 {
+        let (word, skip) = if a & HIGHS != HIGHS {
             (a, 0)
-        } else if b != 0 {
+        } else if b & HIGHS != HIGHS {
             (b, 8)
-        } else if c != 0 {
+        } else if c & HIGHS != HIGHS {
             (c, 16)
         } else {
             (d, 24)
         };
-        step(at, skip + first(marks));
+        step(at, skip + first(!word & HIGHS));
         false
     });
     t.fresh(state.1)
@@ -406,7 +405,10 @@ fn find_control<T: Text>(t: T, at: u32) -> u32 {
 /// `method SP uri SP SIP/2.0` or `SIP/2.0 SP code SP phrase` (7.1, 7.2).
 #[inline(always)]
 fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
-    let end = find_control(t, 0);
+    let mut end = find_control(t, t.fresh(0));
+    if t.word(end) as u16 != CRLF && t.more() {
+        end = find_control(t, t.fresh(0));
+    }
     if t.word(end) as u16 != CRLF {
         // A tab is a control character here: no place in a start line allows one.
         return fail(index, control(t, end));
@@ -433,27 +435,28 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     }
     let method_end = find_byte(t, 0, end, b' ');
     let uri = method_end + 1;
+    // The last eight bytes are the version with the space before it, and no other space may stand
+    // in between: so the first one behind the method tells.
     let uri_end = find_byte(t, uri, end, b' ');
     if method_end == 0 || uri_end <= uri || uri_end >= end {
         return fail(index, Error::StartLine);
     }
-    if uri_end + 8 != end {
-        let version = t.word(uri_end + 1) | LOWER;
-        // A second space in the Request-URI, or another version of the protocol.
-        let other =
-            head(version, 4) == literal(b"sip/") && find_byte(t, uri_end + 1, end, b' ') == end;
-        return fail(index, if other { Error::Version } else { Error::StartLine });
-    }
-    let version = head(t.word(uri_end + 1) | LOWER, 7);
-    if version != head(literal(b"sip/2.0") | LOWER, 7) {
-        let other = head(version, 4) == literal(b"sip/");
-        return fail(index, if other { Error::Version } else { Error::StartLine });
+    if uri_end + 8 != end || t.word(uri_end) | LOWER != literal(b" sip/2.0") {
+        return fail(index, other_version(t, uri_end + 1, end));
     }
     index.method_end = method_end;
     index.uri = uri;
     index.uri_end = uri_end;
     index.method = method(word, t, method_end) as u32;
     Ok(())
+}
+
+/// What a request line is guilty of that does not end by `SIP/2.0`: `at` is behind the second space.
+#[inline(always)]
+fn other_version<T: Text>(t: T, at: u32, end: u32) -> Error {
+    // A third space is one in the Request-URI.
+    let other = head(t.word(at) | LOWER, 4) == literal(b"sip/") && find_byte(t, at, end, b' ') == end;
+    if other { Error::Version } else { Error::StartLine }
 }
 
 /// Methods are case-sensitive (7.1).
@@ -502,7 +505,10 @@ fn method<T: Text>(word: u64, t: T, len: u32) -> Method {
 fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
     let end = find_control(t, index.search);
-    if t.word(end) as u16 != CRLF || end >= t.len() {
+    if t.word(end) as u16 != CRLF {
+        if t.more() {
+            return true;
+        }
         let byte = t.byte(end);
         // Legal white space (25.1, LWS), or a control character behind a backslash: a quoted-pair
         // (25.1), which may be any but CR and LF. The line goes on.
@@ -514,7 +520,6 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
         index.error = control(t, end) as u32;
         return false;
     }
-    // The LF may be the sentinel's only if the text had one: the zeros behind it are none.
     if end == start {
         index.body = end + 2;
         return false;
@@ -526,16 +531,21 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
         index.error = Error::TooManyHeaders as u32;
         return false;
     }
-    let word = t.word(start);
-    let byte = word as u8;
-    if byte == b' ' || byte == b'\t' {
-        return continuation(index, count, end);
-    }
-    let Some((kind, colon)) = name(t, word, start, end) else {
-        index.error = Error::HeaderName as u32;
-        return false;
+    let [word, more] = t.pair(start);
+    let (kind, colon_end) = match known(word, more) {
+        Some((kind, len)) => (kind, start + len),
+        None => {
+            if word as u8 == b' ' || word as u8 == b'\t' {
+                return continuation(index, count, end);
+            }
+            let Some((kind, colon)) = name(t, word, start, end) else {
+                index.error = Error::HeaderName as u32;
+                return false;
+            };
+            (kind as u32, colon + 1)
+        }
     };
-    let value = skip_blank(t, colon + 1);
+    let value = skip_blank(t, colon_end);
     let line = start as u64 | (value as u64) << 16 | (end as u64) << 32 | (kind as u64) << 48;
     // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array. A line is these
     // eight bytes; one store in place of five.
@@ -552,8 +562,8 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     unsafe {
         let entry = index.kinds.as_mut_ptr().add(confine(kind as u32, KINDS as u32 - 1) as usize);
         let old = *entry;
-        let first = if old == 0 { number } else { old & 0xff };
-        *entry = first | number << 8 | ((old >> 16) + 1) << 16;
+        let first = if old == 0 { number } else { 0 };
+        *entry = ((old & !0xff00) | first | number << 8) + (1 << 16);
     }
     index.count = count + 1;
     true
@@ -575,36 +585,92 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
     true
 }
 
-/// Which header it is, and where its colon stands. Names are tokens, in any case, maybe with white
-/// space before the colon (25.1, HCOLON).
+/// A name as nearly everybody writes it: a header's number and how long the name is with its colon.
+/// None says nothing yet.
 #[inline(always)]
-fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
-    let small = word | LOWER;
-    let marks = equal(word, b':');
-    if marks != 0 {
-        let len = first(marks);
-        if len == 0 {
-            return None;
-        }
-        let name = head(small, len);
-        let kind = short(name);
-        // White space would have made it none of those that are known.
-        if !matches!(kind, Kind::Other) || below(head(word, len) | !head(u64::MAX, len), 0x21) == 0
-        {
-            return Some((kind, start + len));
-        }
-        return rare_name(t, word, start, end);
+fn known(word: u64, more: u64) -> Option<(u32, u32)> {
+    let colon = equal(word, b':');
+    if colon == 0 {
+        let (kind, rest) = match word | LOWER {
+            MAX_FORW if head(more | LOWER, 5) == literal(b"ards:") => (Kind::MaxForwards, 5),
+            CONTENT_ if head(more | LOWER, 7) == literal(b"length:") => (Kind::ContentLength, 7),
+            CONTENT_ if head(more | LOWER, 5) == literal(b"type:") => (Kind::Other, 5),
+            RECORD_R if head(more | LOWER, 5) == literal(b"oute:") => (Kind::RecordRoute, 5),
+            USER_AGE if head(more | LOWER, 3) == literal(b"nt:") => (Kind::Other, 3),
+            SUPPORTE if head(more | LOWER, 2) == literal(b"d:") => (Kind::Other, 2),
+            _ => return None,
+        };
+        return Some((kind as u32, 8 + rest));
     }
-    let more = t.word(start + 8) | LOWER;
-    let (kind, rest) = match small {
-        MAX_FORW if head(more, 5) == literal(b"ards:") => (Kind::MaxForwards, 4),
-        RECORD_R if head(more, 5) == literal(b"oute:") => (Kind::RecordRoute, 4),
-        CONTENT_ if head(more, 7) == literal(b"length:") => (Kind::ContentLength, 6),
-        PROXY_RE if head(more, 6) == literal(b"quire:") => (Kind::ProxyRequire, 5),
-        AUTHORIZ if head(more, 6) == literal(b"ation:") => (Kind::Authorization, 5),
-        _ => return rare_name(t, word, start, end),
-    };
-    Some((kind, start + 8 + rest))
+    // Up to and with the first colon.
+    let name = (word | LOWER) & (colon ^ colon.wrapping_sub(1));
+    let at = name.wrapping_mul(NAMES_HASH) >> (64 - NAMES_BITS);
+    // SAFETY: NAMES_BITS bits count the entries.
+    let entry = unsafe { &*NAMES.as_ptr().add(at as usize) };
+    (entry.name == name).then_some((entry.kind, entry.len))
+}
+
+/// A name shorter than eight bytes: with its colon, in small letters.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Name {
+    name: u64,
+    kind: u32,
+    len: u32,
+}
+
+const NAMES_BITS: u32 = 6;
+
+/// Gives each name in [`NAMES`] an entry of its own; found by trying.
+const NAMES_HASH: u64 = 0x4155_d7ef_28dd_37eb;
+
+/// Names by their hash: those that are told apart, and others that many messages have.
+static NAMES: [Name; 1 << NAMES_BITS] = names();
+
+const fn names() -> [Name; 1 << NAMES_BITS] {
+    const TEXTS: [(&[u8], Kind); 30] = [
+        (b"via:", Kind::Via),
+        (b"v:", Kind::Via),
+        (b"from:", Kind::From),
+        (b"f:", Kind::From),
+        (b"to:", Kind::To),
+        (b"t:", Kind::To),
+        (b"call-id:", Kind::CallId),
+        (b"i:", Kind::CallId),
+        (b"cseq:", Kind::CSeq),
+        (b"route:", Kind::Route),
+        (b"contact:", Kind::Contact),
+        (b"m:", Kind::Contact),
+        (b"expires:", Kind::Expires),
+        (b"l:", Kind::ContentLength),
+        (b"require:", Kind::Require),
+        (b"c:", Kind::Other),
+        (b"allow:", Kind::Other),
+        (b"k:", Kind::Other),
+        (b"subject:", Kind::Other),
+        (b"s:", Kind::Other),
+        (b"server:", Kind::Other),
+        (b"date:", Kind::Other),
+        (b"x:", Kind::Other),
+        (b"accept:", Kind::Other),
+        (b"event:", Kind::Other),
+        (b"o:", Kind::Other),
+        (b"reason:", Kind::Other),
+        (b"min-se:", Kind::Other),
+        (b"privacy:", Kind::Other),
+        (b"warning:", Kind::Other),
+    ];
+    let mut names = [Name { name: 0, kind: 0, len: 0 }; 1 << NAMES_BITS];
+    let mut i = 0;
+    while i < TEXTS.len() {
+        let (text, kind) = TEXTS[i];
+        let name = literal(text);
+        let at = (name.wrapping_mul(NAMES_HASH) >> (64 - NAMES_BITS)) as usize;
+        assert!(names[at].name == 0, "two names have one hash");
+        names[at] = Name { name, kind: kind as u32, len: text.len() as u32 };
+        i += 1;
+    }
+    names
 }
 
 const MAX_FORW: u64 = literal(b"max-forw");
@@ -613,7 +679,31 @@ const CONTENT_: u64 = literal(b"content-");
 const PROXY_RE: u64 = literal(b"proxy-re");
 const PROXY_AU: u64 = literal(b"proxy-au");
 const AUTHORIZ: u64 = literal(b"authoriz");
+const USER_AGE: u64 = literal(b"user-age");
+const SUPPORTE: u64 = literal(b"supporte");
 
+/// Which header it is, and where its colon stands. Names are tokens, in any case, maybe with white
+/// space before the colon (25.1, HCOLON).
+#[inline(always)]
+fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
+    let marks = equal(word, b':');
+    let colon = if marks != 0 { start + first(marks) } else { find_byte(t, start + 8, end, b':') };
+    if colon >= end || colon == start {
+        return None;
+    }
+    let mut name_end = colon;
+    if t.byte(colon - 1) <= b' ' {
+        let mut state = (t, t.fresh(colon));
+        repeat(MAX_TEXT, &mut state, |(t, at)| {
+            // The line starts with no blank, so this stops inside it.
+            let blank = t.byte(*at - 1) <= b' ';
+            *at -= blank as u32;
+            blank
+        });
+        name_end = t.fresh(state.1);
+    }
+    Some((kind(t, word | LOWER, start, name_end - start)?, colon))
+}
 /// The header of a name shorter than eight bytes, in small letters.
 #[inline(always)]
 fn short(name: u64) -> Kind {
@@ -645,28 +735,6 @@ fn short(name: u64) -> Kind {
         REQUIRE => Kind::Require,
         _ => Kind::Other,
     }
-}
-
-/// [`name`], when it is not written as nearly everybody writes it.
-#[inline(always)]
-fn rare_name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
-    let marks = equal(word, b':');
-    let colon = if marks != 0 { start + first(marks) } else { find_byte(t, start + 8, end, b':') };
-    if colon >= end || colon == start {
-        return None;
-    }
-    let mut name_end = colon;
-    if t.byte(colon - 1) <= b' ' {
-        let mut state = (t, t.fresh(colon));
-        repeat(MAX_TEXT, &mut state, |(t, at)| {
-            // The line starts with no blank, so this stops inside it.
-            let blank = t.byte(*at - 1) <= b' ';
-            *at -= blank as u32;
-            blank
-        });
-        name_end = t.fresh(state.1);
-    }
-    Some((kind(t, word | LOWER, start, name_end - start)?, colon))
 }
 
 /// The header of a name `len` bytes long; none when a blank stands in the name.
@@ -712,10 +780,8 @@ fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<Kind> {
 pub fn skip_blank<T: Text>(t: T, at: u32) -> u32 {
     // One space is what nearly everybody writes.
     let word = t.word(at);
-    let one = (word as u8 == b' ') as u32;
-    let next = (word >> (one * 8)) as u8;
-    if next != b' ' && next != b'\t' {
-        return at + one;
+    if word as u8 == b' ' && (word >> 8) as u8 > b' ' {
+        return at + 1;
     }
     let mut state = (t, t.fresh(at));
     repeat(MAX_TEXT, &mut state, |(t, at)| {

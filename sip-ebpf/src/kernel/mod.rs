@@ -10,23 +10,23 @@ mod maps;
 mod scratch;
 mod send;
 mod tables;
+mod text;
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
-use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::edit::{self, FRONT, Front, Sink, hops};
 use sip_ebpf::reason::Way;
-use sip_ebpf::repeat::{repeat, step};
 use sip_ebpf::route::{Tables, route};
 use sip_ebpf::scan::{Method, scan};
 use sip_ebpf::tables::{Config, LAYOUT, flag, source};
-use sip_ebpf::text::{SLACK, Text, literal};
+use sip_ebpf::text::{Text, literal};
 
 use maps::{CONFIG, COUNTERS, LOG, SCRATCH, STEERED};
-use scratch::{Bytes, Out, Scratch, TEXT};
+use scratch::{Out, Scratch, TEXT};
 use tables::Kernel;
+use text::Bytes;
 
 /// The program that is attached.
 #[xdp]
@@ -60,12 +60,14 @@ fn sipline_scan(ctx: XdpContext) -> u32 {
     };
     // SAFETY: the helper reads the context and nothing else.
     let total = unsafe { aya_ebpf::helpers::generated::bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-    if total < 43 || load(&ctx, scratch, 42, total - 42).is_err() {
-        return XDP_ABORTED;
-    }
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let index = unsafe { &mut (*scratch).index };
-    match scan(Bytes::new(scratch, total - 42), index) {
+    let s = unsafe { &mut *scratch };
+    s.frame.l2 = 14;
+    s.frame.len = total.wrapping_sub(42);
+    let Ok(t) = text::load(&ctx, scratch) else {
+        return XDP_ABORTED;
+    };
+    match scan(t, &mut s.index) {
         Ok(()) => XDP_TX,
         Err(_) => XDP_DROP,
     }
@@ -101,8 +103,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     if s.frame.len == 0 {
         return Err(Reason::EmptyDatagram);
     }
-    load(ctx, scratch, s.frame.l2 + frame::IP_UDP, s.frame.len)?;
-    let t = Bytes::new(scratch, s.frame.len);
+    let t = text::load(ctx, scratch)?;
     if s.frame.len <= 4 {
         return keepalive(ctx, scratch, t, config, &kernel);
     }
@@ -117,7 +118,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
 fn keepalive(
     ctx: &XdpContext,
     scratch: *mut Scratch,
-    t: Bytes,
+    t: Bytes<'_>,
     config: &Config,
     kernel: &Kernel<'_>,
 ) -> Result<(Reason, u32), Reason> {
@@ -144,7 +145,7 @@ fn keepalive(
 fn sip(
     ctx: &XdpContext,
     scratch: *mut Scratch,
-    t: Bytes,
+    t: Bytes<'_>,
     config: &Config,
     kernel: &Kernel<'_>,
 ) -> Result<(Reason, u32), Reason> {
@@ -187,7 +188,7 @@ fn sip(
 
 /// Writes the new Max-Forwards into the text, and keeps what that does to the checksum.
 #[inline(always)]
-fn change_hops(t: Bytes, scratch: *mut Scratch) {
+fn change_hops(t: Bytes<'_>, scratch: *mut Scratch) {
     // SAFETY: the entry of this CPU.
     let s = unsafe { &mut *scratch };
     let at = s.plan.hops_at;
@@ -206,67 +207,6 @@ fn change_hops(t: Bytes, scratch: *mut Scratch) {
 #[inline(always)]
 fn fits(front: Front) -> Result<(), Reason> {
     if front.new <= FRONT && front.old <= TEXT { Ok(()) } else { Err(Reason::TooLong) }
-}
-
-/// Copies `len` bytes of the packet from `at` into the text, and zeros behind them.
-#[inline(always)]
-fn load(ctx: &XdpContext, scratch: *mut Scratch, at: u32, len: u32) -> Result<(), Reason> {
-    let n = asm::mask::<4095>(len);
-    if n == 0 || n > TEXT {
-        return Err(Reason::TooLong);
-    }
-    if n < 32 {
-        // SAFETY: `n` is less than 32.
-        let text = unsafe { Scratch::text(scratch) };
-        // SAFETY: as above.
-        if unsafe { bpf_xdp_load_bytes(ctx.ctx, at, text.cast(), n) } != 0 {
-            return Err(Reason::BadLength);
-        }
-    } else if !load_long(ctx, scratch, at, n) {
-        return Err(Reason::BadLength);
-    }
-    // SAFETY: `n` is at most TEXT, and SLACK bytes follow.
-    unsafe {
-        let end = Scratch::text(scratch).add(n as usize);
-        let mut i = 0;
-        while i < SLACK as usize {
-            asm::store_four(end.add(i), [0; 4]);
-            i += 32;
-        }
-    }
-    Ok(())
-}
-
-/// 32 bytes or more, by hand: the helper's calls and returns cost more. False if they are not there.
-#[inline(always)]
-fn load_long(ctx: &XdpContext, scratch: *mut Scratch, start: u32, len: u32) -> bool {
-    let t = Bytes::new(scratch, len);
-    let mut state = Load { ctx, t, start, at: t.fresh(0), last: len - 32, done: false };
-    repeat(TEXT / 32 + 2, &mut state, |s| {
-        // The last round ends with the text: it may cover bytes of the round before again.
-        let last = s.at >= s.last;
-        let at = if last { s.last } else { s.at };
-        let at = asm::mask::<{ TEXT - 1 }>(at);
-        let from = s.ctx.data() + asm::mask::<127>(s.start) as usize + at as usize;
-        if from + 32 > s.ctx.data_end() {
-            return false;
-        }
-        // SAFETY: compared with the end of the packet.
-        s.t.set_four(at, unsafe { asm::load_four(from as *const u8) });
-        step(&mut s.at, 32);
-        s.done = last;
-        !last
-    });
-    state.done
-}
-
-struct Load<'a> {
-    ctx: &'a XdpContext,
-    t: Bytes,
-    start: u32,
-    at: u32,
-    last: u32,
-    done: bool,
 }
 
 /// A panic that could be reached loops, which the verifier refuses: so none can.

@@ -8,7 +8,7 @@ use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
 use sip_ebpf::tables::{Config, Endpoint, Local};
-use sip_ebpf::text::{SLACK, Text};
+use sip_ebpf::text::SLACK;
 
 use super::asm;
 use super::frame::Frame;
@@ -40,6 +40,9 @@ pub(super) struct Scratch {
     pub(super) packet: Packet,
     pub(super) frame: Frame,
     pub(super) front: Front,
+    /// How much of the text has been read from the packet.
+    pub(super) loaded: u32,
+    pad: u32,
     pub(super) text: [u8; (TEXT + SLACK) as usize],
     /// What goes out: the headers end at [`HEAD`], the front starts there.
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
@@ -102,72 +105,6 @@ impl Scratch {
     }
 }
 
-/// The text in a [`Scratch`].
-#[derive(Clone, Copy)]
-pub(super) struct Bytes {
-    scratch: *mut Scratch,
-    len: u32,
-}
-
-impl Bytes {
-    /// `len` bytes of text, with [`SLACK`] zeros behind them.
-    #[inline(always)]
-    pub(super) fn new(scratch: *mut Scratch, len: u32) -> Self {
-        Self { scratch, len }
-    }
-
-    #[inline(always)]
-    fn at(self, at: u32) -> *mut u8 {
-        let at = asm::mask::<{ TEXT - 1 }>(at);
-        // SAFETY: `at` is below TEXT, and accesses reach at most SLACK further.
-        unsafe { Scratch::text(self.scratch).add(at as usize) }
-    }
-
-    /// Changes 32 bytes of the text.
-    #[inline(always)]
-    pub(super) fn set_four(self, at: u32, four: [u64; 4]) {
-        // SAFETY: `at` keeps the write in the text and what follows it.
-        unsafe { asm::store_four(self.at(at), four) };
-    }
-
-    /// Changes eight bytes of the text.
-    #[inline(always)]
-    pub(super) fn set(self, at: u32, word: u64) {
-        // SAFETY: `at` keeps the write in the text.
-        unsafe { asm::store(self.at(at), word) };
-    }
-}
-
-impl Text for Bytes {
-    #[inline(always)]
-    fn len(self) -> u32 {
-        self.len
-    }
-
-    #[inline(always)]
-    fn word(self, at: u32) -> u64 {
-        // SAFETY: `at` keeps the read in the text.
-        unsafe { asm::load::<0>(self.at(at)) }
-    }
-
-    #[inline(always)]
-    fn byte(self, at: u32) -> u8 {
-        // SAFETY: `at` keeps the read in the text.
-        unsafe { *self.at(at) }
-    }
-
-    #[inline(always)]
-    fn four(self, at: u32) -> [u64; 4] {
-        // SAFETY: `at` keeps the read in the text and the zeros behind it.
-        unsafe { asm::load_four(self.at(at)) }
-    }
-
-    #[inline(always)]
-    fn fresh(self, value: u32) -> u32 {
-        fresh(self.scratch, value)
-    }
-}
-
 /// The front in a [`Scratch`].
 pub(super) struct Out {
     scratch: *mut Scratch,
@@ -222,8 +159,9 @@ impl Sink for Out {
     }
 }
 
+/// See [`sip_ebpf::text::Text::fresh`].
 #[inline(always)]
-fn fresh(scratch: *mut Scratch, value: u32) -> u32 {
+pub(super) fn fresh(scratch: *mut Scratch, value: u32) -> u32 {
     // SAFETY: `zero` is in the scratch memory.
     let zero = unsafe { (&raw const (*scratch).zero).read_volatile() };
     value.wrapping_add(zero as u32)

@@ -15,7 +15,8 @@ use sip_ebpf::tables::Endpoint;
 use super::asm;
 use super::frame::IP_UDP;
 use super::hop;
-use super::scratch::{Bytes, HEAD, Out, Scratch, TEXT};
+use super::scratch::{HEAD, Out, Scratch, TEXT};
+use super::text::Bytes;
 
 /// Sends the message on: the front in `scratch.front` for the old one, the rest as it was.
 #[inline(always)]
@@ -27,7 +28,7 @@ pub(super) fn forward(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Re
     if len + IP_UDP > hop.mtu {
         return Err(Reason::Mtu);
     }
-    let t = Bytes::new(scratch, s.frame.len);
+    let t = Bytes::new(ctx, scratch, s.frame.len);
     let checksum = if s.frame.checksum == 0 { 0 } else { checksum_of_edit(t, scratch, len) };
     let l2 = ethernet(scratch, hop);
     headers(scratch, s.packet.dst, s.plan.next, len, checksum);
@@ -214,7 +215,7 @@ fn store_hops(ctx: &XdpContext, plan: &Plan, at: u32) {
 /// The UDP checksum after the edit, from the one before: what the front loses and gains, and the
 /// digits of Max-Forwards. It is as right as the old one was.
 #[inline(always)]
-fn checksum_of_edit(t: Bytes, scratch: *mut Scratch, len: u32) -> u32 {
+fn checksum_of_edit(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
     // SAFETY: the entry of this CPU.
     let s = unsafe { &mut *scratch };
     let old = s.front.old;

@@ -1,0 +1,177 @@
+//! The message as it is read: brought from the packet into the scratch memory, where reads need no
+//! comparison with the packet's end.
+
+use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
+use aya_ebpf::programs::XdpContext;
+use sip_ebpf::Reason;
+use sip_ebpf::repeat::{repeat, step};
+use sip_ebpf::text::{SLACK, Text};
+
+use super::asm;
+use super::frame::IP_UDP;
+use super::scratch::{Scratch, TEXT, fresh};
+
+/// How much is read at first. It holds the headers of nearly all messages, and bodies are not looked
+/// at; what has longer headers is read whole when the scan gets there.
+const FIRST: u32 = 512;
+
+/// Bytes copied in a round.
+const ROUND: u32 = 64;
+
+/// Reads the start of the message that the packet in `scratch.frame` carries.
+#[inline(always)]
+pub(super) fn load(ctx: &XdpContext, scratch: *mut Scratch) -> Result<Bytes<'_>, Reason> {
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let s = unsafe { &mut *scratch };
+    let n = asm::mask::<4095>(s.frame.len);
+    if n == 0 || n > TEXT {
+        return Err(Reason::TooLong);
+    }
+    let t = Bytes::new(ctx, scratch, n);
+    if n >= ROUND {
+        let first = if n > FIRST { FIRST } else { n };
+        return if fill(t, 0, first) { Ok(t) } else { Err(Reason::BadLength) };
+    }
+    // SAFETY: `n` is less than ROUND.
+    let text = unsafe { Scratch::text(scratch) };
+    // SAFETY: as above.
+    if unsafe { bpf_xdp_load_bytes(ctx.ctx, s.frame.l2 + IP_UDP, text.cast(), n) } != 0 {
+        return Err(Reason::BadLength);
+    }
+    t.end(n);
+    Ok(t)
+}
+
+/// Copies the text from `from` to `to`, and zeros behind it; `to` is at least [`ROUND`]. False if it is
+/// not there.
+///
+/// By hand: the helper's calls and returns cost more.
+#[inline(always)]
+fn fill(t: Bytes<'_>, from: u32, to: u32) -> bool {
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let start = unsafe { (*t.scratch).frame.l2 } + IP_UDP;
+    let mut state = Fill { t, start, at: t.fresh(from), last: t.fresh(to - ROUND), done: false };
+    repeat(TEXT / ROUND + 2, &mut state, |s| {
+        // The last round ends with the text: it may cover bytes of the round before again.
+        s.done = s.at >= s.last;
+        let at = if s.done { s.last } else { s.at };
+        let at = asm::mask::<{ TEXT - 1 }>(at);
+        let from = s.t.ctx.data() + asm::mask::<63>(s.start) as usize + at as usize;
+        if from + ROUND as usize > s.t.ctx.data_end() {
+            s.done = false;
+            return false;
+        }
+        let (from, to) = (from as *const u8, s.t.at(at));
+        // SAFETY: compared with the end of the packet; SLACK bytes follow the text.
+        unsafe {
+            asm::store_four(to, asm::load_four(from));
+            asm::store_four(to.add(32), asm::load_four(from.add(32)));
+        }
+        step(&mut s.at, ROUND);
+        !s.done
+    });
+    t.end(to);
+    state.done
+}
+
+struct Fill<'a> {
+    t: Bytes<'a>,
+    start: u32,
+    at: u32,
+    last: u32,
+    done: bool,
+}
+
+/// The text in a [`Scratch`].
+#[derive(Clone, Copy)]
+pub(super) struct Bytes<'a> {
+    ctx: &'a XdpContext,
+    scratch: *mut Scratch,
+    len: u32,
+}
+
+impl<'a> Bytes<'a> {
+    /// The text that [`load`] has read.
+    #[inline(always)]
+    pub(super) fn new(ctx: &'a XdpContext, scratch: *mut Scratch, len: u32) -> Self {
+        Self { ctx, scratch, len }
+    }
+
+    /// Says that the text is there up to `at`, and puts zeros behind it.
+    #[inline(always)]
+    fn end(self, at: u32) {
+        let at = asm::mask::<4095>(at);
+        if at > TEXT {
+            return;
+        }
+        // SAFETY: `at` is at most TEXT, and SLACK bytes follow the text.
+        unsafe {
+            (*self.scratch).loaded = at;
+            let end = Scratch::text(self.scratch).add(at as usize);
+            let mut i = 0;
+            while i < SLACK as usize {
+                asm::store_four(end.add(i), [0; 4]);
+                i += 32;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn at(self, at: u32) -> *mut u8 {
+        let at = asm::mask::<{ TEXT - 1 }>(at);
+        // SAFETY: `at` is below TEXT, and accesses reach at most SLACK further.
+        unsafe { Scratch::text(self.scratch).add(at as usize) }
+    }
+
+    /// Changes eight bytes of the text.
+    #[inline(always)]
+    pub(super) fn set(self, at: u32, word: u64) {
+        // SAFETY: `at` keeps the write in the text.
+        unsafe { asm::store(self.at(at), word) };
+    }
+}
+
+impl Text for Bytes<'_> {
+    #[inline(always)]
+    fn len(self) -> u32 {
+        self.len
+    }
+
+    #[inline(always)]
+    fn word(self, at: u32) -> u64 {
+        // SAFETY: `at` keeps the read in the text.
+        unsafe { asm::load::<0>(self.at(at)) }
+    }
+
+    #[inline(always)]
+    fn byte(self, at: u32) -> u8 {
+        // SAFETY: `at` keeps the read in the text.
+        unsafe { *self.at(at) }
+    }
+
+    #[inline(always)]
+    fn pair(self, at: u32) -> [u64; 2] {
+        let at = self.at(at);
+        // SAFETY: `at` keeps the read in the text and the zeros behind it.
+        unsafe { [asm::load::<0>(at), asm::load::<8>(at)] }
+    }
+
+    #[inline(always)]
+    fn four(self, at: u32) -> [u64; 4] {
+        // SAFETY: `at` keeps the read in the text and the zeros behind it.
+        unsafe { asm::load_four(self.at(at)) }
+    }
+
+    #[inline(always)]
+    fn more(self) -> bool {
+        // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+        let loaded = unsafe { (*self.scratch).loaded };
+        // Shorter than a round is never read in part: the verifier does not know.
+        loaded < self.len && self.len >= ROUND && fill(self, loaded, self.len)
+    }
+
+    #[inline(always)]
+    fn fresh(self, value: u32) -> u32 {
+        fresh(self.scratch, value)
+    }
+}
