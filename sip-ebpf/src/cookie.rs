@@ -19,43 +19,54 @@ pub const BRANCH_DIGITS: u32 = 16;
 /// Hexadecimal digits of a cookie.
 pub const COOKIE_DIGITS: u32 = 32;
 
-/// Tells the hashes of a branch from those of a cookie: no [`Cookie::word`] has these bits. Words are
-/// xored onto the call's hash, which nobody else knows: so nobody can choose the sum.
-const BRANCH: u64 = u64::MAX;
+/// What a hash is for. Each has a key of its own, or one could be asked for another's answers.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+enum Purpose {
+    Branch = literal(b"branch"),
+    Cookie = literal(b"cookie"),
+    Tag = literal(b"tag"),
+}
 
-/// Tells the hash of a call from the others.
-const CALL: u64 = 0x006c_6163_2d70_6973; // "sip-cal"
+/// The key for what belongs to a call: its hash is secret and as good as random, so it can be half of
+/// a key.
+#[inline(always)]
+fn key_of(key: [u64; 2], call: u64, purpose: Purpose) -> [u64; 2] {
+    [call, key[1] ^ purpose as u64]
+}
 
 /// The keyed hash of a Call-ID; marks are zero if it holds no white space.
 #[inline(always)]
 pub fn call<T: Text>(key: [u64; 2], t: T, call_id: Span) -> (u64, u64) {
-    siphash(key, CALL, t, call_id.at, call_id.end)
+    siphash(key, t, call_id.at, call_id.end)
 }
 
 /// The digits of the branch for a request that came with branch `theirs`: the same for an INVITE,
 /// its CANCEL and the ACK of its failure (16.11), and for each retransmission.
 #[inline(always)]
 pub fn branch<T: Text>(key: [u64; 2], call: u64, t: T, theirs: Span) -> u64 {
-    siphash(key, call ^ BRANCH, t, theirs.at, theirs.end).0
+    siphash(key_of(key, call, Purpose::Branch), t, theirs.at, theirs.end).0
 }
 
-/// The tag that we put into To when we answer a request ourselves. It depends on the Call-ID alone,
-/// so that a repeated request gets the same (8.2.7), and tells nothing of the call's hash, which
-/// stays secret: signatures rest on it.
+/// The digits of the tag that we put into To when we answer a request ourselves, and marks as of
+/// [`call`]. It depends on the Call-ID alone, so that a repeated request gets the same (8.2.7), and
+/// tells nothing of the call's hash, which stays secret: signatures rest on it.
 #[inline(always)]
-pub fn to_tag(call: u64) -> u64 {
-    hex8(siphash_word([call, call ^ CALL], CALL) as u32)
+pub fn to_tag<T: Text>(key: [u64; 2], t: T, call_id: Span) -> (u64, u64) {
+    let [first, second] = key;
+    let (hash, marks) = siphash([first, second ^ Purpose::Tag as u64], t, call_id.at, call_id.end);
+    (hex8(hash as u32), marks)
 }
 
-/// What a Record-Route of ours carries: enough to route a request of its dialog without memory.
+/// What a Record-Route of ours carries: enough to route a request of its dialog without memory. It is
+/// signed for its call: who has seen the Route has seen the Call-ID and the tags as well, so tags would
+/// add nothing but the price of reading them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Cookie {
     /// Where the other side of the PBX really is: the source of its packets (as RFC 5626 5.2).
     pub flow: Endpoint,
     /// Slot of the PBX.
     pub slot: u32,
-    /// Whether the PBX sent the INVITE, and so made the dialog's first tag.
-    pub from_pbx: bool,
 }
 
 impl Cookie {
@@ -63,14 +74,14 @@ impl Cookie {
     fn word(self) -> u64 {
         let addr = u32::from_be(self.flow.addr) as u64;
         let port = u16::from_be(self.flow.port) as u64;
-        addr << 32 | port << 16 | (self.slot as u64 & 0xff) << 8 | self.from_pbx as u64
+        addr << 32 | port << 16 | (self.slot as u64 & 0xff) << 8
     }
 
-    /// The four words of its digits; `tag` is the dialog's first tag, made by who sent the INVITE.
+    /// The four words of its digits.
     #[inline(always)]
-    pub fn write<T: Text>(self, key: [u64; 2], call: u64, t: T, tag: Span) -> [u64; 4] {
+    pub fn write(self, key: [u64; 2], call: u64) -> [u64; 4] {
         let word = self.word();
-        let (signature, _) = siphash(key, call ^ word, t, tag.at, tag.end);
+        let signature = siphash_word(key_of(key, call, Purpose::Cookie), word);
         [
             hex8((word >> 32) as u32),
             hex8(word as u32),
@@ -86,28 +97,20 @@ impl Cookie {
         let rest = unhex8(t.word(at + 8))?;
         let high = unhex8(t.word(at + 16))?;
         let low = unhex8(t.word(at + 24))?;
-        if rest & 0xff > 1 {
+        if rest & 0xff != 0 {
             return None;
         }
         let cookie = Self {
             flow: Endpoint { addr: addr.to_be(), port: ((rest >> 16) as u16).to_be(), pad: 0 },
             slot: rest >> 8 & 0xff,
-            from_pbx: rest & 1 != 0,
         };
         Some((cookie, (high as u64) << 32 | low as u64))
     }
 
-    /// Whether we signed it, for this call and this first tag.
+    /// Whether we signed it, for this call.
     #[inline(always)]
-    pub fn signed<T: Text>(
-        self,
-        signature: u64,
-        key: [u64; 2],
-        call: u64,
-        t: T,
-        tag: Span,
-    ) -> bool {
-        siphash(key, call ^ self.word(), t, tag.at, tag.end).0 == signature
+    pub fn signed(self, signature: u64, key: [u64; 2], call: u64) -> bool {
+        siphash_word(key_of(key, call, Purpose::Cookie), self.word()) == signature
     }
 }
 
@@ -154,22 +157,32 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_ours_for_its_call_and_tag_only() {
-        let cookie = Cookie { flow: Endpoint::new([10, 10, 1, 2], 5061), slot: 3, from_pbx: true };
-        let tag: &[u8] = b"tag-of-caller";
-        let whole = Span { at: 0, end: 13 };
-        let text = digits(&cookie.write(KEY, 99, tag, whole));
+    fn a_cookie_is_ours_for_its_call_only() {
+        let cookie = Cookie { flow: Endpoint::new([10, 10, 1, 2], 5061), slot: 3 };
+        let text = digits(&cookie.write(KEY, 99));
         let (read, signature) = Cookie::read(&text[..], 0).expect("digits");
         assert_eq!(read, cookie);
-        assert!(read.signed(signature, KEY, 99, tag, whole));
-        assert!(!read.signed(signature, KEY, 98, tag, whole));
-        assert!(!read.signed(signature, [3, 5], 99, tag, whole));
-        assert!(!read.signed(signature, KEY, 99, tag, Span { at: 0, end: 12 }));
+        assert!(read.signed(signature, KEY, 99));
+        assert!(!read.signed(signature, KEY, 98));
+        assert!(!read.signed(signature, [3, 5], 99));
         let moved = Cookie { slot: 4, ..read };
-        assert!(!moved.signed(signature, KEY, 99, tag, whole));
+        assert!(!moved.signed(signature, KEY, 99));
         let upper = text.to_ascii_uppercase();
         assert_eq!(Cookie::read(&upper[..], 0), Some((cookie, signature)));
         assert_eq!(Cookie::read(&text[1..], 0), None);
+    }
+
+    #[test]
+    fn what_is_made_for_one_purpose_serves_no_other() {
+        let text: &[u8] = b"1-3217@10.10.1.2";
+        let span = Span { at: 0, end: 16 };
+        let (call, marks) = call(KEY, text, span);
+        assert_eq!(marks, 0);
+        let (tag, _) = to_tag(KEY, text, span);
+        let made = [call, branch(KEY, call, text, span), branch(KEY, 0, text, span)];
+        assert!(made.iter().all(|hash| hex8(*hash as u32) != tag));
+        assert_ne!(made[0], made[1]);
+        assert_ne!(made[1], made[2]);
     }
 
     #[test]

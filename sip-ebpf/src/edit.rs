@@ -4,7 +4,6 @@
 //! says how long it is and how much of the old message it stands for ([`Front`]); what follows is
 //! the rest of the old one.
 
-use crate::cookie;
 use crate::header::host_port;
 use crate::repeat::{repeat, step};
 use crate::route::{Packet, Plan};
@@ -194,7 +193,7 @@ pub fn options_answer<T: Text, S: Sink>(
     at = copy(t, start(Kind::From), end(Kind::From) + 2, out, at);
     at = copy(t, start(Kind::To), end(Kind::To), out, at);
     out.put(at, literal(b";tag="));
-    out.put(at + 5, cookie::to_tag(plan.call));
+    out.put(at + 5, plan.call);
     out.put(at + 13, literal(b"\r\n"));
     at = out.fresh(at + 15);
     at = copy(t, start(Kind::CallId), end(Kind::CallId) + 2, out, at);

@@ -9,7 +9,7 @@ use crate::cookie::{self, Cookie, Owner};
 use crate::header::{self, Span, Via};
 use crate::reason::Reason;
 use crate::scan::{Index, Kind, Line, Method};
-use crate::tables::{Endpoint, Local, Pbx, PbxState};
+use crate::tables::{Endpoint, Local, OWN_VIA_WORDS, Pbx, PbxState, URI_WORDS};
 use crate::text::{LOWER, Text, head, literal};
 
 /// What the decision asks of the tables.
@@ -57,13 +57,11 @@ pub struct Plan {
     pub via: Via,
     /// Of a response: the Via below it.
     pub next_via: Via,
-    /// Tag of From, if the dialog's first tag is wanted and stands there.
-    pub from_tag: Span,
     /// Tag of To.
     pub to_tag: Span,
     /// Of a request inside a dialog: the Route line that goes, with its CR LF.
     pub cut: Span,
-    /// Keyed hash of the Call-ID.
+    /// Keyed hash of the Call-ID; of an OPTIONS that asks us: digits of the tag that goes into To.
     pub call: u64,
     /// Digits of our branch.
     pub branch: u64,
@@ -102,11 +100,11 @@ pub fn route<T: Text, W: Tables>(
     let Some(via) = index.first(Kind::Via) else {
         return Reason::OddVia;
     };
+    if index.method == Method::Response as u32 {
+        return response(t, index, packet, via, local, tables, plan);
+    }
     if header::via(t, via.value as u32, via.end as u32, &mut plan.via).is_err() {
         return Reason::OddVia;
-    }
-    if index.method == Method::Response as u32 {
-        return response(t, index, packet, via, tables, plan);
     }
     request(t, index, packet, via, local, tables, plan)
 }
@@ -137,10 +135,10 @@ fn request<T: Text, W: Tables>(
     if header::once_each(t, index).is_err() {
         return Reason::OddHeader;
     }
-    let (Some(from), Some(to)) = (index.first(Kind::From), index.first(Kind::To)) else {
+    let (Some(to), Some(call_id)) = (index.first(Kind::To), index.first(Kind::CallId)) else {
         return Reason::OddHeader;
     };
-    let (Some(call_id), Some(cseq)) = (index.first(Kind::CallId), index.first(Kind::CSeq)) else {
+    let Some(cseq) = index.first(Kind::CSeq) else {
         return Reason::OddHeader;
     };
     let well = header::cseq_fits(t, cseq, index.method_end).is_ok()
@@ -151,32 +149,35 @@ fn request<T: Text, W: Tables>(
     }
     let key = tables.key();
     let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
-    let (call, marks) = cookie::call(key, t, span);
+    let in_dialog = !plan.to_tag.is_empty();
+    let options = index.method == Method::Options as u32 && !in_dialog;
+    // Of a question to us nothing is remembered: its Call-ID makes the answer's tag alone.
+    let (hash, marks) =
+        if options { cookie::to_tag(key, t, span) } else { cookie::call(key, t, span) };
     if marks != 0 {
         return Reason::OddHeader;
     }
-    plan.call = call;
-    let in_dialog = !plan.to_tag.is_empty();
-    if index.method == Method::Options as u32 && !in_dialog {
-        return options(t, index, packet, tables, plan);
+    plan.call = hash;
+    if options {
+        return self::options(t, index, packet, local, tables, plan);
     }
     let hops = max_forwards(t, index, plan);
     if hops.is_err() {
         return Reason::MaxForwards;
     }
-    plan.branch = cookie::branch(key, call, t, plan.via.branch);
+    plan.branch = cookie::branch(key, hash, t, plan.via.branch);
     let from_pbx = tables.pbx_at(packet.src);
     if index.seen(Kind::Route) != 0 {
         if !in_dialog {
             return Reason::Preloaded;
         }
-        return dialog(t, index, from, local, tables, from_pbx, plan);
+        return dialog(t, index, local, tables, from_pbx, plan);
     }
     if from_pbx.is_some() {
         return Reason::FromPbx;
     }
     if index.method == Method::Invite as u32 && !in_dialog {
-        return invite(t, packet, from, tables, plan);
+        return invite(packet, tables, plan);
     }
     let cancel = index.method == Method::Cancel as u32 && !in_dialog;
     if cancel || index.method == Method::Ack as u32 {
@@ -195,13 +196,14 @@ fn options<T: Text, W: Tables>(
     t: T,
     index: &Index,
     packet: Packet,
+    local: &Local,
     tables: &W,
     plan: &Plan,
 ) -> Reason {
     if index.seen(Kind::Route) != 0 || index.seen(Kind::Require) != 0 {
         return Reason::OptionsNotForUs;
     }
-    if !for_us(t, index, packet.dst) {
+    if !for_us(t, index, local) {
         return Reason::OptionsNotForUs;
     }
     let (first, last) = (index.first_number(Kind::Via), index.last_number(Kind::Via));
@@ -221,24 +223,31 @@ fn options<T: Text, W: Tables>(
     Reason::OptionsAnswered
 }
 
-/// Whether the Request-URI is `sip:`, our address and port, and at most parameters.
+/// Whether the Request-URI is `sip:`, our address and port as we would write them, and at most
+/// parameters. The port may be missing where it is 5060.
 #[inline(always)]
-fn for_us<T: Text>(t: T, index: &Index, us: Endpoint) -> bool {
-    if head(t.word(index.uri) | LOWER, 4) != literal(b"sip:") {
-        return false;
+fn for_us<T: Text>(t: T, index: &Index, local: &Local) -> bool {
+    let mut differs = [0; URI_WORDS];
+    for i in 0..URI_WORDS {
+        // Letters of the scheme in any case; digits and dots have that bit already.
+        differs[i] = (t.word(index.uri + 8 * i as u32) | LOWER) ^ local.uri[i];
     }
-    let Some((addr, at)) = crate::text::ipv4(t, index.uri + 4) else {
-        return false;
-    };
-    let mut at = at;
-    let mut port = 5060;
-    if t.byte(at) == b':' {
-        let (value, n) = crate::text::digits(t.word(at + 1));
-        at += 1 + n;
-        port = value;
+    let mut port = 0;
+    for i in 0..URI_WORDS {
+        port |= differs[i] & local.uri_mask[i];
     }
-    let ends = at == index.uri_end || (at < index.uri_end && t.byte(at) == b';');
-    ends && addr == us.addr && port == us.port_number() as u32
+    let mut at = index.uri + local.uri_len;
+    if port != 0 {
+        let mut host = u64::from(local.host_len == 0);
+        for i in 0..URI_WORDS {
+            host |= differs[i] & local.host_mask[i];
+        }
+        if host != 0 {
+            return false;
+        }
+        at = index.uri + local.host_len;
+    }
+    at == index.uri_end || (at < index.uri_end && t.byte(at) == b';')
 }
 
 /// Max-Forwards less one, with as many digits (16.6, step 3).
@@ -259,18 +268,9 @@ fn max_forwards<T: Text>(t: T, index: &Index, plan: &mut Plan) -> Result<(), hea
 
 /// An INVITE that starts a dialog: to the PBX of its first copy, else to the next one.
 #[inline(always)]
-fn invite<T: Text, W: Tables>(
-    t: T,
-    packet: Packet,
-    from: Line,
-    tables: &W,
-    plan: &mut Plan,
-) -> Reason {
+fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
     if !tables.trusted(packet.src.addr) {
         return Reason::Untrusted;
-    }
-    if header::tag(t, from, &mut plan.from_tag).is_err() || plan.from_tag.is_empty() {
-        return Reason::OddHeader;
     }
     let (slot, reason) = match known(tables, plan.call) {
         Some(slot) => (slot, Reason::InviteRepeated),
@@ -285,8 +285,7 @@ fn invite<T: Text, W: Tables>(
     let Some(pbx) = tables.pbx(slot) else {
         return Reason::NoPbx;
     };
-    let cookie = Cookie { flow: packet.src, slot, from_pbx: false };
-    plan.cookie = cookie.write(tables.key(), plan.call, t, plan.from_tag);
+    plan.cookie = Cookie { flow: packet.src, slot }.write(tables.key(), plan.call);
     plan.record = 1;
     plan.slot = slot;
     plan.next = pbx.endpoint();
@@ -324,7 +323,6 @@ fn follow<W: Tables>(tables: &W, plan: &mut Plan, reason: Reason) -> Reason {
 fn dialog<T: Text, W: Tables>(
     t: T,
     index: &Index,
-    from: Line,
     local: &Local,
     tables: &W,
     from_pbx: Option<u32>,
@@ -350,17 +348,7 @@ fn dialog<T: Text, W: Tables>(
     let Some((cookie, signature)) = Cookie::read(t, digits) else {
         return Reason::BadCookie;
     };
-    // The dialog's first tag is the caller's: it is in From when the caller speaks.
-    let caller_speaks = from_pbx.is_some() == cookie.from_pbx;
-    let mut tag = plan.to_tag;
-    if caller_speaks {
-        // Read here, since most others do without.
-        if header::tag(t, from, &mut plan.from_tag).is_err() || plan.from_tag.is_empty() {
-            return Reason::OddHeader;
-        }
-        tag = plan.from_tag;
-    }
-    if !cookie.signed(signature, tables.key(), plan.call, t, tag) {
+    if !cookie.signed(signature, tables.key(), plan.call) {
         return Reason::BadCookie;
     }
     plan.record = 0;
@@ -389,13 +377,22 @@ fn response<T: Text, W: Tables>(
     index: &Index,
     packet: Packet,
     via: Line,
+    local: &Local,
     tables: &W,
     plan: &mut Plan,
 ) -> Reason {
-    let ours = match cookie::owner(t, plan.via.branch) {
-        Owner::Stateless(digits) => digits,
-        Owner::Daemon => return Reason::DaemonResponse,
-        Owner::Other => return Reason::NotOurResponse,
+    let ours = match own_via(t, via, local, &mut plan.via) {
+        Some(digits) => digits,
+        None => {
+            if header::via(t, via.value as u32, via.end as u32, &mut plan.via).is_err() {
+                return Reason::OddVia;
+            }
+            match cookie::owner(t, plan.via.branch) {
+                Owner::Stateless(digits) => digits,
+                Owner::Daemon => return Reason::DaemonResponse,
+                Owner::Other => return Reason::NotOurResponse,
+            }
+        }
     };
     // The next Via stands behind a comma, or in the next line.
     let (next, next_end) = if plan.via.end < via.end as u32 {
@@ -440,6 +437,26 @@ fn response<T: Text, W: Tables>(
         Span { at: via.start as u32, end: via.end as u32 + 2 }
     };
     Reason::ResponseForwarded
+}
+
+/// A Via as we write it, which is how it comes back from nearly everybody: the digits of its branch,
+/// and in `found` where it stands. None says nothing yet.
+#[inline(always)]
+fn own_via<T: Text>(t: T, line: Line, local: &Local, found: &mut Via) -> Option<u64> {
+    let at = line.value as u32;
+    let mut differs = 0;
+    for i in 0..OWN_VIA_WORDS {
+        differs |= (t.word(at + 8 * i as u32) ^ local.own_via[i]) & local.own_via_mask[i];
+    }
+    let digits = at + local.own_via_len;
+    let end = digits + cookie::BRANCH_DIGITS;
+    if differs != 0 || (end != line.end as u32 && t.byte(end) != b',') {
+        return None;
+    }
+    let [high, low] = t.pair(digits);
+    let (high, low) = (crate::text::unhex8(high)?, crate::text::unhex8(low)?);
+    (found.at, found.end) = (at, end);
+    Some((high as u64) << 32 | low as u64)
 }
 
 /// Where a response for this Via goes: `received` and `rport` before the sender's own words

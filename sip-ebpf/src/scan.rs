@@ -455,7 +455,8 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
 #[inline(always)]
 fn other_version<T: Text>(t: T, at: u32, end: u32) -> Error {
     // A third space is one in the Request-URI.
-    let other = head(t.word(at) | LOWER, 4) == literal(b"sip/") && find_byte(t, at, end, b' ') == end;
+    let other =
+        head(t.word(at) | LOWER, 4) == literal(b"sip/") && find_byte(t, at, end, b' ') == end;
     if other { Error::Version } else { Error::StartLine }
 }
 

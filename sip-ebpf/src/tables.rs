@@ -213,6 +213,12 @@ pub const VIA_TEXT: usize = 80;
 /// Words that a Route of ours is compared by.
 pub const ROUTE_WORDS: usize = 5;
 
+/// Words that a Request-URI that asks us is compared by.
+pub const URI_WORDS: usize = 4;
+
+/// Words that a Via of ours is compared by.
+pub const OWN_VIA_WORDS: usize = 7;
+
 /// One of our addresses, with the header lines that the proxy inserts, ready but for the digits of
 /// cookie and branch. [`crate::insert::local`] makes it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -226,6 +232,17 @@ pub struct Local {
     pub route: [u64; ROUTE_WORDS],
     /// Which bits of `route` count.
     pub route_mask: [u64; ROUTE_WORDS],
+    /// A Via of ours up to the digits of its branch: `SIP/2.0/UDP ADDR:PORT;branch=z9hG4bKslk`.
+    pub own_via: [u64; OWN_VIA_WORDS],
+    /// Which bits of `own_via` count.
+    pub own_via_mask: [u64; OWN_VIA_WORDS],
+    /// `sip:ADDR:PORT`
+    pub uri: [u64; URI_WORDS],
+    /// Which bits of `uri` count.
+    pub uri_mask: [u64; URI_WORDS],
+    /// Which bits of `uri` count up to the colon before the port, or all zero where a port must
+    /// stand.
+    pub host_mask: [u64; URI_WORDS],
     /// Bytes of `record_route` in use.
     pub record_route_len: u32,
     /// Where in `record_route` the cookie starts.
@@ -236,6 +253,10 @@ pub struct Local {
     pub branch_at: u32,
     /// Bytes of `route` that count.
     pub route_len: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Bytes of `own_via` that count.
+    pub own_via_len: u32,
+    /// Bytes of `uri` that count.
+    pub uri_len: u32,
+    /// Bytes that count by `host_mask`; zero where a port must stand.
+    pub host_len: u32,
 }

@@ -156,17 +156,15 @@ fn an_options_is_answered() {
     let got = edited(
         text,
         PHONE,
-        |_, plan| plan.call = 0x1234_abcd_0000_0000,
+        |_, plan| plan.call = literal(b"12cdef90"),
         |t, index, packet, _, plan, out| options_answer(t, index, packet, plan, out),
     );
-    let tag = cookie::to_tag(0x1234_abcd_0000_0000).to_le_bytes();
-    let tag = std::str::from_utf8(&tag).expect("digits");
     let about = std::str::from_utf8(ABOUT_US).expect("text");
     let want = format!(
         "SIP/2.0 200 OK\r\n\
          Via: SIP/2.0/UDP a.example;branch=z9hG4bK1;rport=5062;received=10.10.1.2\r\n\
          v: SIP/2.0/TCP [::1];branch=z9hG4bK2\r\nFrom: \"A\" <sip:a@b>;tag=1\r\n\
-         t: <sip:10.10.0.1>;tag={tag}\r\nCall-ID: one\r\nCSeq: 7 OPTIONS\r\n{about}"
+         t: <sip:10.10.0.1>;tag=12cdef90\r\nCall-ID: one\r\nCSeq: 7 OPTIONS\r\n{about}"
     );
     assert_eq!(got, want);
     let mut index = Index::new();

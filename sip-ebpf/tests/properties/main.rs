@@ -424,7 +424,7 @@ fn call(invite: &[u8], phone: Endpoint, hops: u8, comes_back: bool) -> Result<()
     let digits = route.uri.params.get("sl").unwrap().value_span;
     prop_assert_eq!(digits.end - digits.at, COOKIE_DIGITS);
     let (cookie, _) = Cookie::read(&sent[..], digits.at).unwrap();
-    prop_assert_eq!(cookie, Cookie { flow: phone, slot: plan.slot, from_pbx: false });
+    prop_assert_eq!(cookie, Cookie { flow: phone, slot: plan.slot });
 
     // A copy of the INVITE, its CANCEL and the ACK of a failure go the same way with the same branch.
     let (reason, again, _) = invariants::forward(invite, phone, &local, &tables);
@@ -460,10 +460,10 @@ fn call(invite: &[u8], phone: Endpoint, hops: u8, comes_back: bool) -> Result<()
     let (reason, to_phone, _) = invariants::forward(&hangs_up, pbx, &local, &tables);
     prop_assert_eq!((reason, to_phone.next), (Reason::DialogToPhone, phone));
 
-    // With another tag the cookie is not ours: it belongs to one dialog.
+    // With another Call-ID the cookie is not ours: it belongs to one call.
     let text = String::from_utf8(hangs_up).unwrap();
-    let tag = before.from().unwrap().tag().unwrap();
-    let other = text.replace(&format!(";tag={tag}\r\n"), &format!(";tag={tag}x\r\n"));
+    let call_id = before.call_id().unwrap();
+    let other = text.replace(&format!(": {call_id}\r\n"), &format!(": {call_id}x\r\n"));
     prop_assert_ne!(&other, &text);
     let (reason, _, _) = invariants::forward(other.as_bytes(), pbx, &local, &tables);
     prop_assert_eq!(reason, Reason::BadCookie);

@@ -267,13 +267,6 @@ impl Proxy {
         let Decision { packet, line, plan, .. } = decision;
         *plan = Plan::default();
         decision.reason = route::route(bytes, index, *packet, line, &view, plan);
-        // The shared decision reads it only where it needs it; what it declines may need it here.
-        if plan.from_tag.is_empty()
-            && let Some(from) = index.first(Kind::From)
-            && header::tag(bytes, from, &mut plan.from_tag).is_err()
-        {
-            plan.from_tag = Span::default();
-        }
     }
 
     /// Whether the usual form of the message might be decided otherwise.
@@ -461,32 +454,24 @@ impl Proxy {
         let first = message.routes().next()?.ok()?;
         let (_, digits) = canonical::our_cookie(&first.uri, &self.locals)?;
         let (cookie, signature) = Cookie::read(digits.as_bytes(), 0)?;
-        let speaks = |tag| cookie.signed(signature, self.key, plan.call, message.bytes(), tag);
-        let caller_speaks = if speaks(plan.from_tag) {
-            true
-        } else if speaks(plan.to_tag) {
-            false
-        } else {
+        if !cookie.signed(signature, self.key, plan.call) {
             return None;
-        };
-        // The caller is the PBX if the cookie says so. To the PBX goes what the other side says.
-        let to_pbx = caller_speaks != cookie.from_pbx;
+        }
+        // To the PBX goes what the other side says.
         let from_pbx = dispatcher.slot_at(address(packet.src));
-        let between = from_pbx.is_some_and(|slot| slot != cookie.slot);
-        let pbx = dispatcher.pbx(cookie.slot);
-        if to_pbx {
+        let to_pbx = from_pbx != Some(cookie.slot);
+        let between = from_pbx.is_some() && to_pbx;
+        plan.next = if to_pbx {
+            let pbx = dispatcher.pbx(cookie.slot);
             // A PBX that is not this dialog's speaks only as its other side.
             let stranger = between && packet.src != cookie.flow;
             if stranger || pbx.state == PbxState::Unused as u8 {
                 return None;
             }
-            plan.next = pbx.endpoint();
+            pbx.endpoint()
         } else {
-            if from_pbx != Some(cookie.slot) {
-                return None;
-            }
-            plan.next = cookie.flow;
-        }
+            cookie.flow
+        };
         if between {
             self.counters.event(Event::DialogBetweenPbxs);
         }
@@ -533,6 +518,11 @@ impl Proxy {
             plan.hops = u32::from(hops.value).saturating_sub(1);
             plan.hops_at = hops.digits.at;
             plan.hops_len = hops.digits.end - hops.digits.at;
+            let Some(line) = message.index().first(Kind::CallId) else {
+                return Err(Refusal::new(400, "Missing Call-ID"));
+            };
+            let call_id = Span { at: u32::from(line.value), end: u32::from(line.end) };
+            (plan.call, _) = cookie::call(self.key, message.bytes(), call_id);
             plan.branch = cookie::branch(self.key, plan.call, message.bytes(), plan.via.branch);
         }
         // What makes a dialog (12.1, RFC 6665 4.1, RFC 3515 3).
@@ -542,8 +532,7 @@ impl Proxy {
         plan.cut = Span::default();
         plan.record = u32::from(makes && !in_dialog);
         if plan.record != 0 {
-            let cookie = Cookie { flow: next, slot, from_pbx: true };
-            plan.cookie = cookie.write(self.key, plan.call, message.bytes(), plan.from_tag);
+            plan.cookie = Cookie { flow: next, slot }.write(self.key, plan.call);
         }
         decision.reason = Reason::DialogToPhone;
         Ok(())

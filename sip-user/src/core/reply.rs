@@ -38,9 +38,9 @@ pub fn build(
     if !has_tag(message, &to) {
         let line = message.index().first(Kind::CallId)?;
         let span = Span { at: u32::from(line.value), end: u32::from(line.end) };
-        let (call, _) = cookie::call(key, message.bytes(), span);
+        let (tag, _) = cookie::to_tag(key, message.bytes(), span);
         to.extend_from_slice(b";tag=");
-        to.extend_from_slice(&cookie::to_tag(call).to_le_bytes());
+        to.extend_from_slice(&tag.to_le_bytes());
     }
     put(&mut out, "To", &to);
     put(&mut out, "Call-ID", first(message, Kind::CallId)?);

@@ -335,7 +335,7 @@ fn forwarding_holds(message: &Message<'_>, src: Endpoint) {
     let (reason, plan, sent) = forward(message.bytes(), src, &local, &tables);
     if reason == Reason::BadCookie {
         // Nobody guesses a signature: sign it, and see what comes then.
-        if let Some(signed) = sign(message, &plan, src, &tables, &local) {
+        if let Some(signed) = sign(message, &plan, &tables, &local) {
             let (_, _, sent) = forward(&signed, src, &local, &tables);
             if let Some(sent) = sent {
                 let mut index = Index::new();
@@ -359,19 +359,10 @@ fn forwarding_holds(message: &Message<'_>, src: Endpoint) {
 }
 
 /// The same message with a cookie of ours in its Route.
-fn sign(
-    message: &Message<'_>,
-    plan: &Plan,
-    src: Endpoint,
-    tables: &Fixed,
-    local: &Local,
-) -> Option<Vec<u8>> {
+fn sign(message: &Message<'_>, plan: &Plan, tables: &Fixed, local: &Local) -> Option<Vec<u8>> {
     let line = message.index().first(Kind::Route)?;
     let at = line.value as usize + local.route_len as usize;
-    let from_pbx = tables.pbx_at(src).is_some();
-    let cookie = Cookie { flow: PHONE, slot: 0, from_pbx: false };
-    let tag = if from_pbx { plan.to_tag } else { plan.from_tag };
-    let words = cookie.write(tables.key(), plan.call, Guarded(message.bytes()), tag);
+    let words = Cookie { flow: PHONE, slot: 0 }.write(tables.key(), plan.call);
     let digits: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     assert_eq!(digits.len(), COOKIE_DIGITS as usize);
     let mut bytes = message.bytes().to_vec();
