@@ -4,12 +4,12 @@
 //! says how long it is and how much of the old message it stands for ([`Front`]); what follows is
 //! the rest of the old one.
 
-use crate::header::host_port;
+use crate::header::{Span, host_port};
 use crate::repeat::{repeat, step};
 use crate::route::{Packet, Plan};
 use crate::scan::{Index, Kind};
 use crate::tables::{Local, RECORD_ROUTE_TEXT, VIA_TEXT};
-use crate::text::{Text, decimal3, literal};
+use crate::text::{Text, dotted, literal};
 
 /// The longest front. A longer one is for the daemon.
 pub const FRONT: u32 = 2048;
@@ -127,9 +127,10 @@ fn address<S: Sink>(addr: u32, out: &mut S, at: u32) -> u32 {
 /// Writes an octet and a dot; says where they ended.
 #[inline(always)]
 fn octet<S: Sink>(value: u8, out: &mut S, at: u32) -> u32 {
-    let (text, n) = decimal3(value);
-    out.put(at, text | (b'.' as u64) << (8 * n));
-    at + n + 1
+    let text = dotted(value);
+    // With what stands above the text: what comes next covers it.
+    out.put(at, text);
+    at + (text >> 32) as u32
 }
 
 /// A port in decimal: the first digit in the lowest byte, and how many.
@@ -189,19 +190,34 @@ pub fn options_answer<T: Text, S: Sink>(
     let fill = if plan.via.rport.at != 0 { plan.via.rport.at } else { plan.via.end };
     let mut at = copy(t, start(Kind::Via), fill, out, 16);
     at = received(t, packet, plan, out, at);
-    at = copy(t, fill, end(Kind::Via) + 2, out, at);
-    at = copy(t, start(Kind::From), end(Kind::From) + 2, out, at);
-    at = copy(t, start(Kind::To), end(Kind::To), out, at);
+    let mut run = Span { at: fill, end: end(Kind::Via) + 2 };
+    at = join(t, &mut run, Span { at: start(Kind::From), end: end(Kind::From) + 2 }, out, at);
+    at = join(t, &mut run, Span { at: start(Kind::To), end: end(Kind::To) }, out, at);
+    at = copy(t, run.at, run.end, out, at);
     out.put(at, literal(b";tag="));
     out.put(at + 5, plan.call);
     out.put(at + 13, literal(b"\r\n"));
     at = out.fresh(at + 15);
-    at = copy(t, start(Kind::CallId), end(Kind::CallId) + 2, out, at);
-    at = copy(t, start(Kind::CSeq), end(Kind::CSeq) + 2, out, at);
+    run = Span { at: start(Kind::CallId), end: end(Kind::CallId) + 2 };
+    at = join(t, &mut run, Span { at: start(Kind::CSeq), end: end(Kind::CSeq) + 2 }, out, at);
+    at = copy(t, run.at, run.end, out, at);
     const WORDS: usize = ABOUT_US.len().div_ceil(8);
     const ABOUT: [u64; WORDS] = words(ABOUT_US);
     out.put_run::<WORDS>(at, |i| ABOUT[i]);
     Front { old: index.len, new: out.fresh(at + ABOUT_US.len() as u32) }
+}
+
+/// Makes `run` longer by `next` if that follows at once, as lines mostly do; else copies it, to `at`,
+/// and starts anew. Says where the next copy goes.
+#[inline(always)]
+fn join<T: Text, S: Sink>(t: T, run: &mut Span, next: Span, out: &mut S, at: u32) -> u32 {
+    if run.end == next.at {
+        run.end = next.end;
+        return at;
+    }
+    let at = copy(t, run.at, run.end, out, at);
+    *run = next;
+    at
 }
 
 /// A text in words, the last one filled up with zeros.

@@ -130,7 +130,7 @@ fn find_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
     let mut state = (t, t.fresh(at), end);
     repeat(crate::scan::MAX_TEXT, &mut state, |(t, at, end)| {
         // Everything below '-' is looked at: delimiters, and a few characters that are none.
-        let (a, b) = (t.word(*at), t.word(*at + 8));
+        let [a, b] = t.pair(*at);
         let a = below(a, b'-') | equal(a, b';');
         let b = below(b, b'-') | equal(b, b';');
         if a | b == 0 {

@@ -2,7 +2,7 @@
 
 use crate::cookie::{BRANCH_DIGITS, COOKIE_DIGITS, STATELESS};
 use crate::tables::{Endpoint, Local, RECORD_ROUTE_TEXT, URI_WORDS, VIA_TEXT};
-use crate::text::decimal3;
+use crate::text::dotted;
 
 /// Makes the lines of one of our addresses.
 pub fn local(endpoint: Endpoint) -> Local {
@@ -105,11 +105,9 @@ impl<const N: usize> Line<N> {
 
     fn endpoint(&mut self, endpoint: Endpoint) {
         for (i, octet) in endpoint.octets().into_iter().enumerate() {
-            if i > 0 {
-                self.text(b".");
-            }
-            let (text, n) = decimal3(octet);
-            self.text(&text.to_le_bytes()[..n as usize]);
+            let text = dotted(octet);
+            let without_dot = (text >> 32) as usize - usize::from(i == 3);
+            self.text(&text.to_le_bytes()[..without_dot]);
         }
         self.text(b":");
         let mut port = endpoint.port_number();

@@ -198,11 +198,9 @@ pub struct Index {
     pub len: u32,
     /// Of use to the scan alone: the start of the line being read.
     line: u32,
-    /// Of use to the scan alone: how far it has searched for the end of the line.
-    search: u32,
-    /// Of use to the scan alone.
-    pad: u32,
-    /// By kind: number of the first line, plus one, in the lowest byte; of the last line, plus one,
+    /// Always zero.
+    pad: [u32; 2],
+    /// By kind, [`Kind::Other`] excepted: number of the first line, plus one, in the lowest byte; of the last line, plus one,
     /// in the next; how many there are in the third.
     pub kinds: [u32; KINDS],
     /// The header lines in their order. Entries past `count` are what an earlier scan left.
@@ -231,8 +229,7 @@ impl Index {
             error: 0,
             len: 0,
             line: 0,
-            search: 0,
-            pad: 0,
+            pad: [0; 2],
             kinds: [0; KINDS],
             lines: [Line { start: 0, value: 0, end: 0, kind: 0, flags: 0 }; MAX_LINES as usize],
         }
@@ -328,7 +325,7 @@ pub fn scan<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     }
     start_line(t, index)?;
     let mut state = (t, &mut *index);
-    repeat(MAX_LINES * 8, &mut state, |(t, index)| header_line(*t, index));
+    repeat(MAX_LINES + 2, &mut state, |(t, index)| header_line(*t, index));
     if index.error != 0 {
         return Err(error(index.error));
     }
@@ -415,7 +412,6 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     }
     index.headers = end + 2;
     index.line = end + 2;
-    index.search = end + 2;
     let word = t.word(0);
     if word | LOWER == literal(b"sip/2.0 ") {
         // Status-Line = SIP-Version SP Status-Code SP Reason-Phrase; the phrase may be empty.
@@ -505,28 +501,19 @@ fn method<T: Text>(word: u64, t: T, len: u32) -> Method {
 #[inline(always)]
 fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
-    let end = find_control(t, index.search);
+    let mut end = find_control(t, start);
     if t.word(end) as u16 != CRLF {
-        if t.more() {
-            return true;
+        end = find_end(t, start, end);
+        if t.word(end) as u16 != CRLF {
+            index.error = control(t, end) as u32;
+            return false;
         }
-        let byte = t.byte(end);
-        // Legal white space (25.1, LWS), or a control character behind a backslash: a quoted-pair
-        // (25.1), which may be any but CR and LF. The line goes on.
-        let paired = byte != b'\r' && byte != b'\n' && end > start && t.byte(end - 1) == b'\\';
-        if (byte == b'\t' || paired) && end < t.len() {
-            index.search = end + 1;
-            return true;
-        }
-        index.error = control(t, end) as u32;
-        return false;
     }
     if end == start {
         index.body = end + 2;
         return false;
     }
     index.line = end + 2;
-    index.search = end + 2;
     let count = index.count;
     if count >= MAX_LINES {
         index.error = Error::TooManyHeaders as u32;
@@ -559,15 +546,42 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
             .write(line.to_le());
     }
     let number = count + 1;
+    index.count = number;
+    if kind == Kind::Other as u32 {
+        return true;
+    }
     // SAFETY: masked below KINDS, a power of two, the length of the table.
     unsafe {
-        let entry = index.kinds.as_mut_ptr().add(confine(kind as u32, KINDS as u32 - 1) as usize);
+        let entry = index.kinds.as_mut_ptr().add(confine(kind, KINDS as u32 - 1) as usize);
         let old = *entry;
         let first = if old == 0 { number } else { 0 };
         *entry = ((old & !0xff00) | first | number << 8) + (1 << 16);
     }
-    index.count = count + 1;
     true
+}
+
+/// Where a line ends that has a control character at `at`: there, unless it may have it.
+#[inline(always)]
+fn find_end<T: Text>(t: T, start: u32, at: u32) -> u32 {
+    let mut state = (t, start, t.fresh(at));
+    repeat(MAX_TEXT, &mut state, |(t, start, at)| {
+        if t.word(*at) as u16 == CRLF {
+            return false;
+        }
+        if !t.more() {
+            let byte = t.byte(*at);
+            // Legal white space (25.1, LWS), or a control character behind a backslash: a
+            // quoted-pair (25.1), which may be any but CR and LF. The line goes on.
+            let paired = byte != b'\r' && byte != b'\n' && *at > *start && t.byte(*at - 1) == b'\\';
+            if !(byte == b'\t' || paired) || *at >= t.len() {
+                return false;
+            }
+            step(at, 1);
+        }
+        *at = find_control(*t, t.fresh(*at));
+        true
+    });
+    t.fresh(state.2)
 }
 
 /// A line that starts with white space goes on with the header before it (7.3.1).

@@ -201,7 +201,8 @@ fn hex8_of(nibbles: u64) -> u64 {
 }
 
 /// A dotted IPv4 address at `at`: its value with the bytes in network order in memory, and where it
-/// ends. None if there is none, or one with leading zeros, which some read as octal.
+/// ends, which another digit may follow. None if there is none, or one with leading zeros, which some
+/// read as octal.
 #[inline(always)]
 pub fn ipv4<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
     let (a, at) = octet(t, at)?;
@@ -216,30 +217,53 @@ fn dot<T: Text>(t: T, at: u32) -> Option<u32> {
     (t.byte(at) == b'.').then_some(at + 1)
 }
 
+/// Up to three digits. What a fourth one would be is for the caller, who knows what must follow.
 #[inline(always)]
 fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
     let word = t.word(at);
-    let (value, n) = digits(word);
-    let leading_zero = n > 1 && word as u8 == b'0';
-    (n > 0 && value < 256 && !leading_zero).then_some((value, at + n))
+    let digit = |i: u32| ((word >> (8 * i)) as u8).wrapping_sub(b'0') as u32;
+    let (a, b, c) = (digit(0), digit(1), digit(2));
+    if a > 9 {
+        return None;
+    }
+    if b > 9 {
+        return Some((a, at + 1));
+    }
+    if a == 0 {
+        return None;
+    }
+    if c > 9 {
+        return Some((a * 10 + b, at + 2));
+    }
+    let value = a * 100 + b * 10 + c;
+    (value < 256).then_some((value, at + 3))
 }
 
-/// Up to three decimal digits, the first in the lowest byte, and how many.
+/// The decimal digits of an octet and a dot, the first in the lowest byte; how many bytes that is
+/// stands in the upper half.
 #[inline(always)]
-pub fn decimal3(value: u8) -> (u64, u32) {
-    let v = value as u32;
-    // 41 / 4096 and 205 / 2048 are 1 / 100 and 1 / 10, exact for a byte.
-    let hundreds = (v * 41) >> 12;
-    let rest = v - hundreds * 100;
-    let tens = (rest * 205) >> 11;
-    let ones = rest - tens * 10;
-    if hundreds != 0 {
-        ((0x30_3030 + hundreds + (tens << 8) + (ones << 16)) as u64, 3)
-    } else if tens != 0 {
-        ((0x3030 + tens + (ones << 8)) as u64, 2)
-    } else {
-        ((0x30 + ones) as u64, 1)
+pub fn dotted(octet: u8) -> u64 {
+    static DOTTED: [u64; 256] = all_dotted();
+    // SAFETY: there is one for each value of an octet.
+    unsafe { *DOTTED.as_ptr().add(octet as usize) }
+}
+
+const fn all_dotted() -> [u64; 256] {
+    let mut all = [0; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let mut at = if octet > 99 { 0 } else { 1 + (octet < 10) as usize };
+        let mut len = 0;
+        while at < 3 {
+            all[octet as usize] |= (0x30 + digits[at] as u64) << (8 * len);
+            at += 1;
+            len += 1;
+        }
+        all[octet as usize] |= (b'.' as u64) << (8 * len) | (len + 1) << 32;
+        octet += 1;
     }
+    all
 }
 
 #[cfg(test)]
@@ -258,10 +282,11 @@ mod tests {
     }
 
     #[test]
-    fn every_decimal3() {
-        for v in 0..=255u8 {
-            let (text, n) = decimal3(v);
-            assert_eq!(&text.to_le_bytes()[..n as usize], format!("{v}").as_bytes());
+    fn every_octet_is_dotted() {
+        for octet in 0..=255u8 {
+            let text = dotted(octet);
+            let len = (text >> 32) as usize;
+            assert_eq!(&text.to_le_bytes()[..len], format!("{octet}.").as_bytes());
         }
     }
 

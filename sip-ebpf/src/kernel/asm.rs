@@ -57,6 +57,38 @@ pub(super) unsafe fn store_four(to: *mut u8, four: [u64; 4]) {
     }
 }
 
+/// Copies 64 bytes, maybe unaligned; not onto themselves.
+///
+/// # Safety
+/// They must be readable and writable.
+#[inline(always)]
+pub(super) unsafe fn copy_64(from: *const u8, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{a} = *(u64 *)({from} + 0)",
+            "{b} = *(u64 *)({from} + 8)",
+            "{c} = *(u64 *)({from} + 16)",
+            "{d} = *(u64 *)({from} + 24)",
+            "*(u64 *)({to} + 0) = {a}",
+            "*(u64 *)({to} + 8) = {b}",
+            "*(u64 *)({to} + 16) = {c}",
+            "*(u64 *)({to} + 24) = {d}",
+            "{a} = *(u64 *)({from} + 32)",
+            "{b} = *(u64 *)({from} + 40)",
+            "{c} = *(u64 *)({from} + 48)",
+            "{d} = *(u64 *)({from} + 56)",
+            "*(u64 *)({to} + 32) = {a}",
+            "*(u64 *)({to} + 40) = {b}",
+            "*(u64 *)({to} + 48) = {c}",
+            "*(u64 *)({to} + 56) = {d}",
+            from = in(reg) from, to = in(reg) to,
+            a = out(reg) _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
+            options(nostack)
+        );
+    }
+}
+
 /// 32 bytes, maybe unaligned.
 ///
 /// # Safety

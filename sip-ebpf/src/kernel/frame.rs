@@ -17,8 +17,10 @@ pub(super) struct Frame {
     pub(super) len: u32,
     /// UDP checksum as it stands in memory.
     pub(super) checksum: u32,
+    /// Always zero.
+    pub(super) pad: u32,
     /// What the change of Max-Forwards adds to the sum under the checksum.
-    pub(super) hops_delta: u32,
+    pub(super) hops_delta: u64,
     /// The first 22 bytes of the frame: addresses, tags and type.
     pub(super) ethernet: [u64; 3],
 }

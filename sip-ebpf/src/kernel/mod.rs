@@ -199,8 +199,7 @@ fn change_hops(t: Bytes<'_>, scratch: *mut Scratch) {
     t.set(at, there - old + new);
     // In 16-bit words, from the word that the first digit is in.
     let shift = (at & 1) * 8;
-    let lost = send::fold(old << shift);
-    s.frame.hops_delta = send::fold(new << shift) + (!lost & 0xffff);
+    s.frame.hops_delta = (new << shift) + send::less(old << shift);
 }
 
 /// Whether a front fits where it was written; the edits wrote it somewhere in any case.

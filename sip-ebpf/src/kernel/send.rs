@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
-use sip_ebpf::edit::{FRONT, Sink, hops};
+use sip_ebpf::edit::{FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat, step};
 use sip_ebpf::route::Plan;
 use sip_ebpf::tables::Endpoint;
@@ -15,7 +15,7 @@ use sip_ebpf::tables::Endpoint;
 use super::asm;
 use super::frame::IP_UDP;
 use super::hop;
-use super::scratch::{HEAD, Out, Scratch, TEXT};
+use super::scratch::{HEAD, Out, Scratch, TEXT, fresh};
 use super::text::Bytes;
 
 /// Sends the message on: the front in `scratch.front` for the old one, the rest as it was.
@@ -148,38 +148,25 @@ fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checks
     out.put_head_half(ip + 24, (udp_len | (checksum as u64) << 16) as u32);
 }
 
+/// Bytes stored in a round.
+const ROUND: u32 = 64;
+
 /// Writes headers and front over the start of the packet.
 ///
-/// By hand, 32 bytes a round: the helper's calls and returns cost more.
+/// By hand: the helper's calls and returns cost more.
 #[inline(always)]
 fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
     // SAFETY: the entry of this CPU.
     let s = unsafe { &mut *scratch };
     let from = HEAD - IP_UDP - l2;
     let len = l2 + IP_UDP + s.front.new;
-    let zero = Out::new(scratch);
-    let mut state = Store { ctx, scratch, from, at: zero.fresh(0), last: len - 32 };
-    repeat(FRONT / 32 + 4, &mut state, |s| {
-        // The last round ends with the front: it may cover bytes of the round before again.
-        let last = s.at >= s.last;
-        let at = if last { s.last } else { s.at };
-        let at = asm::mask::<4095>(at);
-        let to = s.ctx.data() + at as usize;
-        if to + 32 > s.ctx.data_end() {
-            return false;
-        }
-        let from = asm::mask::<4095>(s.from + at);
-        if from > HEAD + FRONT {
-            return false;
-        }
-        // SAFETY: compared with the end of `out`, less its slack, and with the end of the packet.
-        unsafe {
-            let four = asm::load_four(Scratch::out(s.scratch).add(from as usize));
-            asm::store_four(to as *mut u8, four);
-        }
-        step(&mut s.at, 32);
-        !last
-    });
+    let mut state =
+        Store { ctx, scratch, from, at: fresh(scratch, 0), last: len.wrapping_sub(ROUND) };
+    if len < ROUND {
+        // A keepalive's answer, or the start line of a response: 32 bytes twice cover it.
+        return state.short(len);
+    }
+    repeat(FRONT / ROUND + 4, &mut state, |s| s.round());
 }
 
 struct Store<'a> {
@@ -188,6 +175,49 @@ struct Store<'a> {
     from: u32,
     at: u32,
     last: u32,
+}
+
+impl Store<'_> {
+    /// Writes [`ROUND`] bytes; false when no more are wanted.
+    #[inline(always)]
+    fn round(&mut self) -> bool {
+        // The last round ends with the front: it may cover bytes of the round before again.
+        let last = self.at >= self.last;
+        let at = if last { self.last } else { self.at };
+        let Some((from, to)) = self.places::<ROUND>(at) else { return false };
+        // SAFETY: `places` has compared.
+        unsafe { asm::copy_64(from, to) };
+        step(&mut self.at, ROUND);
+        !last
+    }
+
+    /// Writes `len` bytes, 32 to 64.
+    #[inline(always)]
+    fn short(&self, len: u32) {
+        for at in [0, len.wrapping_sub(32)] {
+            if let Some((from, to)) = self.places::<32>(at) {
+                // SAFETY: `places` has compared.
+                unsafe { asm::store_four(to, asm::load_four(from)) };
+            }
+        }
+    }
+
+    /// Where `N` bytes come from that are for `at` of the packet, and where they go.
+    #[inline(always)]
+    fn places<const N: u32>(&self, at: u32) -> Option<(*const u8, *mut u8)> {
+        const { assert!(N <= FRONT_SLACK) };
+        let at = asm::mask::<4095>(at);
+        let to = self.ctx.data() + at as usize;
+        if to + N as usize > self.ctx.data_end() {
+            return None;
+        }
+        let from = asm::mask::<4095>(self.from + at);
+        if from > HEAD + FRONT {
+            return None;
+        }
+        // SAFETY: at most HEAD + FRONT, and FRONT_SLACK bytes follow.
+        Some((unsafe { Scratch::out(self.scratch).add(from as usize) }, to as *mut u8))
+    }
 }
 
 /// Writes the digits of Max-Forwards behind the front, at `at` of the packet as it is now.
@@ -221,18 +251,15 @@ fn checksum_of_edit(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
     let old = s.front.old;
     let before = s.frame.len;
     // All of the payload, by the old checksum: its complement less the headers.
-    let mut sum = (!s.frame.checksum & 0xffff) as u64;
-    sum += !fold(head_sum(s.packet.src, s.packet.dst, before)) as u64 & 0xffff;
+    let mut tail = (!s.frame.checksum & 0xffff) as u64;
+    tail += less(head_sum(s.packet.src, s.packet.dst, before));
     // Max-Forwards was changed in the text already, so what follows counts the new digits.
-    sum += s.frame.hops_delta as u64;
+    tail += s.frame.hops_delta;
     // The tail: all but the old front, whose sum wants zeros behind it.
     t.set(old, 0);
-    sum += !fold(sum_text(scratch, old)) as u64 & 0xffff;
-    let mut tail = fold(sum) as u64;
-    // At an odd distance each byte changes its place in the 16-bit words.
-    if (s.front.new ^ old) & 1 != 0 {
-        tail = (tail >> 8 | tail << 8) & 0xffff;
-    }
+    tail += less(sum_text(scratch, old));
+    // At an odd distance each byte changes its place in the 16-bit words: as if multiplied by 256.
+    tail <<= ((s.front.new ^ old) & 1) * 8;
     fold_udp(tail + sum_out(scratch, s.front.new), s.packet.dst, s.plan.next, len)
 }
 
@@ -256,6 +283,12 @@ fn head_sum(src: Endpoint, dst: Endpoint, len: u32) -> u64 {
         + udp_len * 2
         + src.port as u64
         + dst.port as u64
+}
+
+/// What takes a sum away when it is added: sums count modulo 65,535. At most 40 bits, as `sum`.
+#[inline(always)]
+pub(super) fn less(sum: u64) -> u64 {
+    (0xffff << 24) - sum
 }
 
 /// A sum in 16 bits, carries added again (RFC 1071).

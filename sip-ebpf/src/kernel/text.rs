@@ -16,7 +16,7 @@ use super::scratch::{Scratch, TEXT, fresh};
 const FIRST: u32 = 512;
 
 /// Bytes copied in a round.
-const ROUND: u32 = 64;
+const ROUND: u32 = 128;
 
 /// Reads the start of the message that the packet in `scratch.frame` carries.
 #[inline(always)]
@@ -51,25 +51,7 @@ fn fill(t: Bytes<'_>, from: u32, to: u32) -> bool {
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let start = unsafe { (*t.scratch).frame.l2 } + IP_UDP;
     let mut state = Fill { t, start, at: t.fresh(from), last: t.fresh(to - ROUND), done: false };
-    repeat(TEXT / ROUND + 2, &mut state, |s| {
-        // The last round ends with the text: it may cover bytes of the round before again.
-        s.done = s.at >= s.last;
-        let at = if s.done { s.last } else { s.at };
-        let at = asm::mask::<{ TEXT - 1 }>(at);
-        let from = s.t.ctx.data() + asm::mask::<63>(s.start) as usize + at as usize;
-        if from + ROUND as usize > s.t.ctx.data_end() {
-            s.done = false;
-            return false;
-        }
-        let (from, to) = (from as *const u8, s.t.at(at));
-        // SAFETY: compared with the end of the packet; SLACK bytes follow the text.
-        unsafe {
-            asm::store_four(to, asm::load_four(from));
-            asm::store_four(to.add(32), asm::load_four(from.add(32)));
-        }
-        step(&mut s.at, ROUND);
-        !s.done
-    });
+    repeat(TEXT / ROUND + 2, &mut state, |s| s.round());
     t.end(to);
     state.done
 }
@@ -80,6 +62,30 @@ struct Fill<'a> {
     at: u32,
     last: u32,
     done: bool,
+}
+
+impl Fill<'_> {
+    /// Copies [`ROUND`] bytes; false when no more are wanted or there.
+    #[inline(always)]
+    fn round(&mut self) -> bool {
+        // The last round ends with the text: it may cover bytes of the round before again.
+        self.done = self.at >= self.last;
+        let at = if self.done { self.last } else { self.at };
+        let at = asm::mask::<{ TEXT - 1 }>(at);
+        let from = self.t.ctx.data() + asm::mask::<63>(self.start) as usize + at as usize;
+        if from + ROUND as usize > self.t.ctx.data_end() {
+            self.done = false;
+            return false;
+        }
+        let (from, to) = (from as *const u8, self.t.at(at));
+        // SAFETY: compared with the end of the packet; SLACK bytes follow the text.
+        unsafe {
+            asm::copy_64(from, to);
+            asm::copy_64(from.add(64), to.add(64));
+        }
+        step(&mut self.at, ROUND);
+        !self.done
+    }
 }
 
 /// The text in a [`Scratch`].

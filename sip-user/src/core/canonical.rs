@@ -74,7 +74,7 @@ impl Canonical {
 /// The fault is what RFC 3261 16.3 has a proxy look for before it forwards a request.
 pub fn request(message: &Message<'_>, locals: &[SocketAddr]) -> Result<Canonical, Fault> {
     check(message)?;
-    let to = message.to()?;
+    let (from, to) = (message.from()?, message.to()?);
     let mut uri = message.request_uri()?.text.to_owned();
     let mut routes = Vec::new();
     // The Routes of a request that starts a dialog are dropped: nobody relays by us where he likes.

@@ -129,7 +129,7 @@ fn index_holds(data: &[u8], index: &Index) {
         at = line.end as u32 + 2;
     }
     assert_eq!(at + 2, index.body);
-    for kind in Kind::ALL {
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Other) {
         let numbers = index.lines().iter().zip(1..).filter(|(line, _)| line.kind == kind as u8);
         let numbers: Vec<u32> = numbers.map(|(_, number)| number).collect();
         assert_eq!(index.first_number(kind), numbers.first().copied().unwrap_or(0));
