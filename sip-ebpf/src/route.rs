@@ -20,8 +20,8 @@ pub trait Tables {
     /// Whether the daemon vouches for itself, so that we may answer in its name.
     fn alive(&self) -> bool;
 
-    /// Whether INVITEs from this address (network order in memory) are steered.
-    fn trusted(&self, addr: u32) -> bool;
+    /// Whether INVITEs from there are steered.
+    fn trusted(&self, src: Endpoint) -> bool;
 
     /// The slot of the PBX that listens there.
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32>;
@@ -269,7 +269,7 @@ fn max_forwards<T: Text>(t: T, index: &Index, plan: &mut Plan) -> Result<(), hea
 /// An INVITE that starts a dialog: to the PBX of its first copy, else to the next one.
 #[inline(always)]
 fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
-    if !tables.trusted(packet.src.addr) {
+    if !tables.trusted(packet.src) {
         return Reason::Untrusted;
     }
     let (slot, reason) = match known(tables, plan.call) {

@@ -6,7 +6,7 @@
 //! no track of that, so its states do not multiply.
 
 use crate::repeat::{repeat, step};
-use crate::text::{HIGHS, LOWER, Text, below, equal, first, head, literal, printable};
+use crate::text::{HIGHS, LOWER, Text, below, equal, first, head, literal};
 
 /// How many header lines a message may have.
 pub const MAX_LINES: u32 = 128;
@@ -377,24 +377,24 @@ fn control<T: Text>(t: T, at: u32) -> Error {
 fn find_control<T: Text>(t: T, at: u32) -> u32 {
     let mut state = (t, at);
     repeat(MAX_TEXT / 32 + 2, &mut state, |(t, at)| {
-        // Four words a round; what is known of all four is looked at together.
+        // Four words a round, looked at together: a byte below space borrows, and so has its highest
+        // bit set. So have many bytes of UTF-8: which it was is told below.
         let [a, b, c, d] = t.four(*at);
-        let (a, b, c, d) = (printable(a), printable(b), printable(c), printable(d));
-        if a & b & c & d & HIGHS == HIGHS {
+        let borrows = |word: u64| word.wrapping_sub(LOWER);
+        if (borrows(a) | borrows(b) | borrows(c) | borrows(d)) & HIGHS == 0 {
             step(at, 32);
             return true;
         }
-        let (word, skip) = if a & HIGHS != HIGHS {
-            (a, 0)
-        } else if b & HIGHS != HIGHS {
-            (b, 8)
-        } else if c & HIGHS != HIGHS {
-            (c, 16)
-        } else {
-            (d, 24)
-        };
-        step(at, skip + first(!word & HIGHS));
-        false
+        // As `below`, in the order of the words: written out, for the compiler computes all at once
+        // what it may.
+        for word in [a, b, c, d] {
+            if borrows(word) & !word & HIGHS != 0 {
+                step(at, first(borrows(word) & !word & HIGHS));
+                return false;
+            }
+            step(at, 8);
+        }
+        true
     });
     t.fresh(state.1)
 }
@@ -554,8 +554,12 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     unsafe {
         let entry = index.kinds.as_mut_ptr().add(confine(kind, KINDS as u32 - 1) as usize);
         let old = *entry;
-        let first = if old == 0 { number } else { 0 };
-        *entry = ((old & !0xff00) | first | number << 8) + (1 << 16);
+        // The first and the last one are the same at first.
+        *entry = if old == 0 {
+            number * 0x101 + (1 << 16)
+        } else {
+            ((old & !0xff00) | number << 8) + (1 << 16)
+        };
     }
     true
 }

@@ -16,7 +16,7 @@
 //! | `VLANS` | hash | `u32`: interface index of a VLAN device | [`VlanPort`] | daemon |
 //! | `STEERED` | per-CPU array of [`MAX_PBX`] | slot | `u64`: calls steered there | kernel |
 //! | `TURN` | array of 1 | 0 | `u64`: whose turn it was | kernel |
-//! | `SCRATCH`, `HOPS` | per-CPU arrays | | working memory | kernel |
+//! | `SCRATCH`, `HOPS`, `KNOWN` | per-CPU arrays | | working memory | kernel |
 //! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
@@ -92,8 +92,8 @@ pub struct Config {
     pub flags: u32,
     /// Buckets of `CALLS` minus one; buckets are a power of two.
     pub calls_mask: u32,
-    /// Changes after each change of `LOCALS`, `PBXS` or `PBX_BY_ADDR`: what a CPU has read from
-    /// them is good for as long as this stays the same.
+    /// Changes after each change of `LOCALS`, `SOURCES` or `PBX_BY_ADDR`: what a CPU has read from
+    /// them is good for as long as this stays the same. Never zero once configured.
     pub generation: u32,
     /// Key of every hash and signature (SipHash-1-3); equal on all nodes of a cluster.
     pub key: [u64; 2],

@@ -81,7 +81,7 @@ const ONES: u64 = 0x0101_0101_0101_0101;
 /// The highest bit of each byte: where marks stand.
 pub const HIGHS: u64 = 0x8080_8080_8080_8080;
 
-/// Or this into a word to make ASCII letters small. Other bytes change too, but none becomes a
+/// Eight spaces. Or this into a word to make ASCII letters small. Other bytes change too, but none becomes a
 /// letter, a digit or a hyphen unless it was one or was a control character.
 pub const LOWER: u64 = 0x2020_2020_2020_2020;
 
@@ -106,14 +106,6 @@ pub fn head(word: u64, n: u32) -> u64 {
 #[inline(always)]
 pub fn below(word: u64, limit: u8) -> u64 {
     word.wrapping_sub(ONES * limit as u64) & !word & HIGHS
-}
-
-/// Marks bytes that are no control characters: not below space. All marks are exact; the other bits
-/// are anything.
-#[inline(always)]
-pub fn printable(word: u64) -> u64 {
-    // The upper three bits of each byte, zero in control characters alone, carry into the highest.
-    (word >> 1 & (ONES * 0x70)).wrapping_add(ONES * 0x70)
 }
 
 /// Marks bytes equal to `byte`: the lowest mark is exact, higher ones may be wrong.
@@ -305,8 +297,6 @@ mod tests {
             let exact = |marks: u64| (marks != 0).then(|| first(marks) as usize);
             prop_assert_eq!(exact(below(w, limit)), bytes.iter().position(|b| *b < limit));
             prop_assert_eq!(exact(equal(w, byte)), bytes.iter().position(|b| *b == byte));
-            let marks = bytes.map(|b| if b < 0x20 { 0 } else { 0x80 });
-            prop_assert_eq!(printable(w) & HIGHS, u64::from_le_bytes(marks));
             prop_assert_eq!(exact(not_digit(w)), bytes.iter().position(|b| !b.is_ascii_digit()));
         }
 

@@ -91,7 +91,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
         return Err(Reason::NotConfigured);
     }
     let kernel = Kernel::new(config, scratch);
-    if config.flags & flag::DENY != 0 && kernel.source(s.packet.src.addr) & source::DENIED != 0 {
+    if config.flags & flag::DENY != 0 && kernel.source(s.packet.src) & source::DENIED != 0 {
         return Err(Reason::Denied);
     }
     if s.frame.len == u32::MAX {

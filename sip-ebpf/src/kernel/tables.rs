@@ -16,20 +16,43 @@ const TRIES: u64 = 4;
 /// The maps.
 pub(super) struct Kernel<'a> {
     config: &'a Config,
+    /// [`Config::generation`] as it was before any table was read: what is read later is never older.
+    generation: u32,
     scratch: *mut Scratch,
 }
 
 impl<'a> Kernel<'a> {
     #[inline(always)]
     pub(super) fn new(config: &'a Config, scratch: *mut Scratch) -> Self {
-        Self { config, scratch }
+        // SAFETY: a field of a map's entry; volatile, or it would be read again behind the tables.
+        let generation = unsafe { (&raw const config.generation).read_volatile() };
+        Self { config, generation, scratch }
     }
 
-    /// Bits of [`source`] for an address (network order in memory).
+    /// Bits of [`source`] for where a packet comes from.
     #[inline(always)]
-    pub(super) fn source(&self, addr: u32) -> u32 {
-        // SAFETY: copied at once.
-        SOURCES.get(&Key::new(32, addr)).copied().unwrap_or(0)
+    pub(super) fn source(&self, src: Endpoint) -> u32 {
+        self.known(src).map_or(0, |known| known.source)
+    }
+
+    /// What the tables say of an endpoint. Looked up once for each generation and CPU: a trie costs
+    /// as much as a good part of the parsing.
+    #[inline(always)]
+    fn known(&self, endpoint: Endpoint) -> Option<&Known> {
+        let mix = endpoint.addr ^ endpoint.addr >> 15 ^ (endpoint.port as u32) << 3;
+        let key = asm::mask::<{ KNOWN_LEN - 1 }>(mix ^ mix >> 20);
+        let known = KNOWN.get_ptr_mut(key)?;
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        let known = unsafe { &mut *known };
+        // A fresh entry is of generation zero, which no daemon starts with.
+        if known.endpoint != endpoint || known.generation != self.generation {
+            // SAFETY: copied at once.
+            known.slot = unsafe { PBX_BY_ADDR.get(endpoint) }.map_or(0, |slot| *slot + 1);
+            known.source = SOURCES.get(&Key::new(32, endpoint.addr)).copied().unwrap_or(0);
+            known.endpoint = endpoint;
+            known.generation = self.generation;
+        }
+        Some(known)
     }
 
     #[inline(always)]
@@ -39,14 +62,18 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// Who listens at an address, as a CPU last read it.
+/// What the tables say of an address and port, as a CPU last read them.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Known {
     endpoint: Endpoint,
     generation: u32,
-    /// Slot of the PBX, plus one; zero: it is none.
+    /// Slot of the PBX that listens there, plus one; zero: none does.
     slot: u32,
+    /// Bits of [`source`] for the address.
+    source: u32,
+    /// Always zero.
+    pad: u32,
 }
 
 /// Entries of [`Known`] on a CPU; a power of two.
@@ -64,25 +91,13 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn trusted(&self, addr: u32) -> bool {
-        self.source(addr) & source::TRUSTED != 0
+    fn trusted(&self, src: Endpoint) -> bool {
+        self.source(src) & source::TRUSTED != 0
     }
 
     #[inline(always)]
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
-        let mix = endpoint.addr ^ endpoint.addr >> 15 ^ (endpoint.port as u32) << 3;
-        let key = asm::mask::<{ KNOWN_LEN - 1 }>(mix ^ mix >> 20);
-        let known = KNOWN.get_ptr_mut(key)?;
-        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
-        let known = unsafe { &mut *known };
-        // A fresh entry knows that nobody listens at address and port zero, which is true.
-        if known.endpoint != endpoint || known.generation != self.config.generation {
-            // SAFETY: copied at once.
-            known.slot = unsafe { PBX_BY_ADDR.get(endpoint) }.map_or(0, |slot| *slot + 1);
-            known.endpoint = endpoint;
-            known.generation = self.config.generation;
-        }
-        known.slot.checked_sub(1)
+        self.known(endpoint)?.slot.checked_sub(1)
     }
 
     #[inline(always)]

@@ -39,8 +39,8 @@ impl Tables for Here {
         self.alive
     }
 
-    fn trusted(&self, addr: u32) -> bool {
-        addr == PHONE.addr
+    fn trusted(&self, src: Endpoint) -> bool {
+        src.addr == PHONE.addr
     }
 
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {

@@ -806,8 +806,8 @@ impl Tables for View<'_> {
         true
     }
 
-    fn trusted(&self, addr: u32) -> bool {
-        let addr = IpAddr::from(addr.to_ne_bytes());
+    fn trusted(&self, src: Endpoint) -> bool {
+        let addr = IpAddr::from(src.addr.to_ne_bytes());
         self.sources.lookup(addr) & source::TRUSTED != 0
     }
 

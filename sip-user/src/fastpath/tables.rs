@@ -60,7 +60,7 @@ impl Tables {
         // CPUs may still know what an earlier daemon's tables said.
         let generation = config.get(&0, 0).context("cannot read CONFIG")?.generation;
         let current = Config {
-            generation: generation.wrapping_add(1),
+            generation: after(generation),
             calls_mask: call_buckets - 1,
             key,
             ..Config::default()
@@ -100,7 +100,7 @@ impl Tables {
 
     /// Makes CPUs forget what they know of addresses: called after each change of them.
     fn next_generation(&mut self) -> Result<()> {
-        self.current.generation = self.current.generation.wrapping_add(1);
+        self.current.generation = after(self.current.generation);
         if self.current.layout == LAYOUT { self.write_config() } else { Ok(()) }
     }
 
@@ -148,7 +148,7 @@ impl Tables {
                 gone(self.sources.remove(&key)).context("cannot remove a network from SOURCES")?;
             }
         }
-        Ok(())
+        self.next_generation()
     }
 
     /// Writes one slot of `PBXS`, and `PBX_BY_ADDR` with it.
@@ -247,6 +247,11 @@ where
 {
     let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
     T::try_from(map).with_context(|| format!("map {name} is of another kind or size"))
+}
+
+/// The generation behind one; zero is left out: per-CPU memory starts with it.
+fn after(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
 }
 
 /// A key that is not there is as good as removed.

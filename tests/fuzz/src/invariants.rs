@@ -42,8 +42,8 @@ impl Tables for Fixed {
         true
     }
 
-    fn trusted(&self, addr: u32) -> bool {
-        addr == PHONE.addr
+    fn trusted(&self, src: Endpoint) -> bool {
+        src.addr == PHONE.addr
     }
 
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
