@@ -3,6 +3,7 @@
 pub mod canonical;
 pub mod counters;
 pub mod dispatcher;
+pub mod family;
 pub mod probe;
 pub mod proxy;
 pub mod reply;

@@ -22,6 +22,7 @@ use sip_ebpf::{Reason, calls, insert};
 use super::canonical::{self, Canonical, Fault};
 use super::counters::{Counters, Event};
 use super::dispatcher::Dispatcher;
+use super::family::Family;
 use super::probe::Token;
 use super::reply::{self, Answer};
 use super::sources::Sources;
@@ -832,7 +833,7 @@ impl Tables for View<'_> {
     }
 
     fn turn(&self) -> Option<u32> {
-        self.dispatcher.borrow_mut().next_slot()
+        self.dispatcher.borrow_mut().next_slot(Family::V4)
     }
 
     /// The kernel's table first: later copies of the message will be routed by that one.
@@ -927,7 +928,7 @@ mod tests {
                 "[2001:db8::1]:5060".parse().unwrap(),
             ];
             let rules = Probe { accept: Accept::default(), ..Probe::default() };
-            let mut dispatcher = Dispatcher::new(Some(locals[0]), rules.clone());
+            let mut dispatcher = Dispatcher::new(&locals, rules.clone());
             let pbxs = [("pbx1", PBX1), ("pbx2", PBX2)].map(|(id, address)| PbxConfig {
                 id: id.into(),
                 address: address.parse().unwrap(),
