@@ -300,3 +300,6 @@ fn port(text: &str) -> Option<u16> {
     let digits = (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| digits && *port != 0)
 }
+
+#[cfg(test)]
+mod tests;
