@@ -3,7 +3,8 @@
 //! The decision is [`mod@sip_ebpf::route`]'s, the same code as in the kernel, and so are the bytes. What it
 //! declines comes in three kinds: rare forms, which are written anew ([`super::canonical`]) and routed
 //! again; requests of a PBX that start something, which go where their Request-URI says; and everything
-//! that is answered here or ends here.
+//! that is answered here or ends here. Over IPv6 the decision is finished, and the bytes are made, by
+//! [`super::ipv6`].
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
