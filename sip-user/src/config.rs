@@ -444,14 +444,6 @@ fn ipv6_fault(address: SocketAddrV6) -> Option<&'static str> {
     }
 }
 
-/// Why a PBX whose address is of `family` cannot be used when we have no address of that family.
-pub fn no_way_to(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "sip.listen has no IPv4 address to reach it from",
-        Family::V6 => "sip.listen has no IPv6 address to reach it from",
-    }
-}
-
 /// The weights that a PBX can have.
 pub const WEIGHTS: std::ops::RangeInclusive<u8> = 1..=16;
 
@@ -833,8 +825,11 @@ fn check_pbxs(
             problems.at(&pbx.address, format!("{address}: {fault}"));
         } else if !listen.is_empty() && locals.get(Family::of(address)).is_none() {
             // A list with nothing readable in it is reported as that.
-            let fault = no_way_to(Family::of(address));
-            problems.at(&pbx.address, format!("{address}: {fault}"));
+            let family = Family::of(address);
+            problems.at(
+                &pbx.address,
+                format!("{address}: sip.listen has no {family} address to reach it from"),
+            );
         }
         if listen.contains(&address) {
             problems.at(&pbx.address, format!("{address} is an address of ours: calls would loop"));

@@ -749,7 +749,14 @@ impl Dispatcher {
         match self.local_for(address) {
             Some(_) => Ok(()),
             None => {
-                let fault = config::no_way_to(Family::of(address));
+                let fault = match Family::of(address) {
+                    Family::V4 => {
+                        "we listen on no IPv4 address: sip.listen needs one, and a restart"
+                    }
+                    Family::V6 => {
+                        "we listen on no IPv6 address: sip.listen needs one, and a restart"
+                    }
+                };
                 Err(Refusal::BadAddress { address, fault })
             }
         }
