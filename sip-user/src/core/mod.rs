@@ -11,3 +11,4 @@ pub mod probe;
 pub mod proxy;
 pub mod reply;
 pub mod sources;
+mod view;

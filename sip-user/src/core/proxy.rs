@@ -15,11 +15,11 @@ use sip_ebpf::edit::{self, Front, Sink};
 use sip_ebpf::header::{self, Span};
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
-use sip_ebpf::route::{self, Packet, Plan, Tables};
+use sip_ebpf::route::{self, Packet, Plan};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
-use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, Pbx, source};
+use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, source};
 use sip_ebpf::text::literal;
-use sip_ebpf::{Reason, calls, insert};
+use sip_ebpf::{Reason, insert};
 
 use super::canonical::{self, Canonical, Fault};
 use super::cookie::{Cookie, Dialog};
@@ -31,7 +31,10 @@ use super::ipv6;
 use super::probe::Token;
 use super::reply::{self, Answer};
 use super::sources::Sources;
+use super::view::{View, address, endpoint};
 use crate::config::NoDestination;
+
+pub use super::view::KernelCalls;
 
 /// How long a caller waits before the next try when no PBX takes calls, in seconds.
 const RETRY_AFTER: u32 = 5;
@@ -61,19 +64,6 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// What it holds.
     pub bytes: Vec<u8>,
-}
-
-/// The calls that the kernel has steered.
-pub trait KernelCalls {
-    /// The slot that a call went to, by the keyed hash of its Call-ID.
-    fn find(&self, hash: u64) -> Option<u32>;
-}
-
-/// No kernel half.
-impl KernelCalls for () {
-    fn find(&self, _hash: u64) -> Option<u32> {
-        None
-    }
 }
 
 /// What the proxy needs of a configuration and can change while it runs.
@@ -811,85 +801,6 @@ fn is_one_machine(address: &SocketAddr) -> bool {
     }
 }
 
-/// The tables as the daemon has them, for a message from one address.
-///
-/// The shared decision knows addresses of IPv4 only. Over IPv6 it has a stand-in for the sender's, so what it
-/// asks about that is answered by `from`.
-struct View<'a> {
-    key: [u64; 2],
-    from: SocketAddr,
-    sources: &'a Sources,
-    dispatcher: RefCell<&'a mut Dispatcher>,
-    calls: &'a RefCell<Vec<CallBucket>>,
-    kernel: &'a dyn KernelCalls,
-    clock: u64,
-}
-
-impl View<'_> {
-    fn bucket(&self, hash: u64) -> usize {
-        let mask = self.calls.borrow().len() - 1;
-        calls::bucket(hash, u32::try_from(mask).unwrap_or(0)) as usize
-    }
-
-    fn family(&self) -> Family {
-        Family::of(self.from)
-    }
-}
-
-impl Tables for View<'_> {
-    fn key(&self) -> [u64; 2] {
-        self.key
-    }
-
-    fn alive(&self) -> bool {
-        true
-    }
-
-    fn trusted(&self, _addr: u32) -> bool {
-        self.sources.lookup(self.from.ip()) & source::TRUSTED != 0
-    }
-
-    fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
-        let asked = match self.family() {
-            Family::V4 => address(endpoint),
-            Family::V6 => self.from,
-        };
-        self.dispatcher.borrow().slot_at(asked)
-    }
-
-    /// None for a PBX of the other family, so that no call goes there whatever a table or cookie says.
-    fn pbx(&self, slot: u32) -> Option<Pbx> {
-        let dispatcher = self.dispatcher.borrow();
-        let (_, state) = dispatcher.pbx_of(slot, self.family())?;
-        Some(Pbx { state: state as u8, ..dispatcher.pbx(slot) })
-    }
-
-    fn turn(&self) -> Option<u32> {
-        self.dispatcher.borrow_mut().next_slot(self.family())
-    }
-
-    /// The kernel's table first: later copies of the message will be routed by that one. It has no calls
-    /// over IPv6.
-    fn call(&self, hash: u64) -> Option<u32> {
-        let steered = match self.family() {
-            Family::V4 => self.kernel.find(hash),
-            Family::V6 => None,
-        };
-        steered.or_else(|| {
-            let at = self.bucket(hash);
-            let buckets = self.calls.borrow();
-            calls::find(&buckets.get(at)?.words, hash, self.clock)
-        })
-    }
-
-    fn remember(&self, hash: u64, slot: u32) {
-        let at = self.bucket(hash);
-        if let Some(bucket) = self.calls.borrow_mut().get_mut(at) {
-            calls::put(&mut bucket.words, hash, self.clock, slot);
-        }
-    }
-}
-
 /// A front that grows as it is written.
 struct Growing<'a>(&'a mut Vec<u8>);
 
@@ -903,17 +814,6 @@ impl Sink for Growing<'_> {
             place.copy_from_slice(&word.to_le_bytes());
         }
     }
-}
-
-fn endpoint(address: SocketAddr) -> Option<Endpoint> {
-    match address {
-        SocketAddr::V4(v4) => Some(Endpoint::new(v4.ip().octets(), v4.port())),
-        SocketAddr::V6(_) => None,
-    }
-}
-
-fn address(endpoint: Endpoint) -> SocketAddr {
-    SocketAddr::from((endpoint.octets(), endpoint.port_number()))
 }
 
 #[cfg(test)]
