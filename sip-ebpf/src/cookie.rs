@@ -35,6 +35,13 @@ fn key_of(key: [u64; 2], call: u64, purpose: Purpose) -> [u64; 2] {
     [call, key[1] ^ purpose as u64]
 }
 
+/// The key that cookies of a call are signed with, also those that have no room here ([`Cookie`]
+/// carries IPv4).
+#[inline(always)]
+pub fn cookie_key(key: [u64; 2], call: u64) -> [u64; 2] {
+    key_of(key, call, Purpose::Cookie)
+}
+
 /// The keyed hash of a Call-ID; marks are zero if it holds no white space.
 #[inline(always)]
 pub fn call<T: Text>(key: [u64; 2], t: T, call_id: Span) -> (u64, u64) {
@@ -81,7 +88,7 @@ impl Cookie {
     #[inline(always)]
     pub fn write(self, key: [u64; 2], call: u64) -> [u64; 4] {
         let word = self.word();
-        let signature = siphash_word(key_of(key, call, Purpose::Cookie), word);
+        let signature = siphash_word(cookie_key(key, call), word);
         [
             hex8((word >> 32) as u32),
             hex8(word as u32),
@@ -110,7 +117,7 @@ impl Cookie {
     /// Whether we signed it, for this call.
     #[inline(always)]
     pub fn signed(self, signature: u64, key: [u64; 2], call: u64) -> bool {
-        siphash_word(key_of(key, call, Purpose::Cookie), self.word()) == signature
+        siphash_word(cookie_key(key, call), self.word()) == signature
     }
 }
 

@@ -81,7 +81,7 @@ enum Backends {
     Add {
         /// Its name.
         id: String,
-        /// Where it listens, as 192.0.2.11:5060.
+        /// Where it listens, as 192.0.2.11:5060 or [2001:db8::11]:5060.
         address: SocketAddr,
         /// Its share of new calls.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
@@ -249,6 +249,7 @@ mod tests {
             "--socket /tmp/x backends enable pbx1",
             "backends disable pbx1 --socket /tmp/x",
             "backends add pbx3 192.0.2.13:5060 --weight 2",
+            "backends add pbx4 [2001:db8::13]:5060",
             "backends remove pbx3",
             "stats --json",
             "reload",

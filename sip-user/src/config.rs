@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use sip_ebpf::tables::{DEFAULT_CALL_BUCKETS, MAX_LOCALS, MAX_PBX, MAX_SOURCES};
 use toml::Spanned;
+
+use crate::core::family::{ByFamily, Family};
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/sipline/sipline.toml";
@@ -422,10 +424,21 @@ pub fn is_pbx_id(id: &str) -> bool {
 pub fn pbx_address_fault(address: SocketAddr) -> Option<&'static str> {
     if address.port() == 0 {
         Some("the port cannot be 0")
-    } else if !address.is_ipv4() {
-        Some("a PBX needs an IPv4 address: the dialog cookie has no room for IPv6 yet")
     } else if address.ip().is_unspecified() || address.ip().is_multicast() {
         Some("this is not the address of one machine")
+    } else {
+        match address {
+            SocketAddr::V4(_) => None,
+            SocketAddr::V6(v6) => ipv6_fault(v6),
+        }
+    }
+}
+
+fn ipv6_fault(address: SocketAddrV6) -> Option<&'static str> {
+    if address.ip().is_unicast_link_local() || address.scope_id() != 0 {
+        Some("a PBX needs an address that counts on every link: link-local ones do not serve")
+    } else if address.ip().to_ipv4_mapped().is_some() {
+        Some("this is an IPv4 address: write it as one")
     } else {
         None
     }
@@ -782,6 +795,7 @@ fn check_pbxs(
     listen: &[SocketAddr],
     problems: &mut Problems<'_>,
 ) -> Vec<PbxConfig> {
+    let locals = ByFamily::first(listen);
     let mut ids = HashMap::new();
     let mut addresses = HashMap::new();
     let mut checked = Vec::with_capacity(raw.len());
@@ -809,6 +823,13 @@ fn check_pbxs(
         };
         if let Some(fault) = pbx_address_fault(address) {
             problems.at(&pbx.address, format!("{address}: {fault}"));
+        } else if !listen.is_empty() && locals.get(Family::of(address)).is_none() {
+            // A list with nothing readable in it is reported as that.
+            let family = Family::of(address);
+            problems.at(
+                &pbx.address,
+                format!("{address}: sip.listen has no {family} address to reach it from"),
+            );
         }
         if listen.contains(&address) {
             problems.at(&pbx.address, format!("{address} is an address of ours: calls would loop"));
@@ -1127,7 +1148,19 @@ mod tests {
         assert_error(&pbx("id = \"a b\"\naddress = \"192.0.2.9:5060\""), "4:6", "cannot be an id");
         assert_error(&pbx("id = \"a\"\naddress = \"pbx:5060\""), "5:11", "not an address and port");
         assert_error(&pbx("id = \"a\"\naddress = \"192.0.2.9:0\""), "5:11", "port cannot be 0");
-        assert_error(&pbx("id = \"a\"\naddress = \"[2001:db8::1]:5060\""), "5:11", "IPv4");
+        let ipv6 = |address: &str| pbx(&format!("id = \"a\"\naddress = \"{address}\""));
+        assert_error(
+            &ipv6("[2001:db8::1]:5060"),
+            "5:11",
+            "[2001:db8::1]:5060: sip.listen has no IPv6 address to reach it from",
+        );
+        assert_error(&ipv6("[::ffff:192.0.2.9]:5060"), "5:11", "is an IPv4 address");
+        assert_error(&ipv6("[fe80::1]:5060"), "5:11", "link-local");
+        assert_error(&ipv6("[fe80::1%2]:5060"), "5:11", "link-local");
+        assert_error(&ipv6("[2001:db8::1%2]:5060"), "5:11", "link-local");
+        assert_error(&ipv6("[::]:5060"), "5:11", "one machine");
+        assert_error(&ipv6("[ff02::1]:5060"), "5:11", "one machine");
+        assert_error(&ipv6("[2001:db8::1]:0"), "5:11", "port cannot be 0");
         assert_error(&pbx("id = \"a\"\naddress = \"0.0.0.0:5060\""), "5:11", "one machine");
         assert_error(&pbx("id = \"a\"\naddress = \"192.0.2.1:5060\""), "5:11", "would loop");
         let good = "id = \"a\"\naddress = \"192.0.2.9:5060\"\n";
@@ -1142,6 +1175,23 @@ mod tests {
             .map(|i| format!("[[pbx]]\nid = \"p{i}\"\naddress = \"192.0.3.{i}:5060\"\n"))
             .collect();
         assert_error(&many, "196:6", "more than 64 PBXs");
+    }
+
+    #[test]
+    fn pbxs_of_both_families() {
+        let pbx4 = "[[pbx]]\nid = \"a\"\naddress = \"192.0.2.9:5060\"\n";
+        let pbx6 = "[[pbx]]\nid = \"b\"\naddress = \"[2001:db8::9]:5060\"\n";
+        let both = "listen = [\"192.0.2.1:5060\", \"[2001:db8::1]:5060\"]";
+        let text = format!("[sip]\n{both}\n{pbx4}{pbx6}");
+        let config = Config::parse(Path::new("f.toml"), &text).unwrap();
+        assert_eq!(config.pbx[1].address, "[2001:db8::9]:5060".parse().unwrap());
+        let ours = text.replace("db8::9", "db8::1");
+        assert!(errors(&ours)[0].contains("would loop"), "{ours}");
+        // Each needs an address of ours in its family.
+        let only6 = text.replace("\"192.0.2.1:5060\", ", "");
+        let all = errors(&only6);
+        assert_eq!(all.len(), 1, "{all:#?}");
+        assert!(all[0].starts_with("f.toml:5:11: 192.0.2.9:5060: sip.listen has no IPv4"));
     }
 
     #[test]

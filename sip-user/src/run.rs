@@ -6,7 +6,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -231,16 +230,12 @@ impl Node {
             sockets.push(socket);
         }
         let fastpath = fastpath::open(&config.xdp, key.0)?;
-        let first_ipv4 = config.sip.listen.iter().copied().find(SocketAddr::is_ipv4);
-        if first_ipv4.is_none() && !config.pbx.is_empty() {
-            tracing::warn!("no IPv4 address to listen on: PBXs are neither probed nor reached");
-        }
         let policy = policy(&config);
         let buckets = config.xdp.call_buckets;
         let mut node = Self {
             path: path.to_owned(),
             proxy: Proxy::new(key.0, &config.sip.listen, buckets, policy, now),
-            dispatcher: Dispatcher::new(first_ipv4, config.probe.clone()),
+            dispatcher: Dispatcher::new(&config.sip.listen, config.probe.clone()),
             fastpath,
             sockets: sockets.into(),
             batch: Batch::default(),

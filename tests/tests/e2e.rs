@@ -47,6 +47,62 @@ fn the_bpf_loop_build_carries_calls() {
     scene.end();
 }
 
+#[test]
+fn calls_over_ipv6_are_carried_without_xdp() {
+    calls_over_ipv6(Mode::Off);
+}
+
+/// The kernel program passes IPv6 up, and the daemon serves it as without XDP.
+#[test]
+fn calls_over_ipv6_are_carried_beside_native() {
+    calls_over_ipv6(Mode::Native);
+}
+
+/// Calls over IPv6 through both PBXs, from either end, and with one of them dead.
+fn calls_over_ipv6(mode: Mode) {
+    let settings = Settings { ipv6: true, ..Settings::new(mode) };
+    let mut scene = Scene::with(settings.clone(), "pbx");
+    let events = scene.call("caller", 50, 60);
+    scene.expect_all_ended(&events, 60);
+    let share = Story::new(&events, &Default::default()).share(0.0, f64::MAX);
+    let (one, two) = (share["pbx1"], share["pbx2"]);
+    assert!(one.abs_diff(two) <= 4, "pbx1 {one}, pbx2 {two}");
+    assert_eq!(scene.control.totals().unwrap().mode, mode.to_string());
+    let stats = scene.control.ask("stats").unwrap();
+    let steered = |half: &str| stats[half]["invite_steered"].as_u64().unwrap();
+    assert_eq!(steered("kernel"), 0, "{stats}");
+    // More only if a PBX was taken for dead meanwhile: its INVITEs are steered again.
+    assert!(steered("daemon") >= 60, "{stats}");
+    let events = scene.call("options", 50, 10);
+    assert_eq!(count(&events, Word::Ended), 10, "{events:?}");
+
+    // ICMPv6 tells of a dead program at once.
+    scene.pbx1.process.kill().unwrap();
+    scene.daemon.wait_for_state(Place::Pbx1, "inactive", Duration::from_secs(4)).unwrap();
+    let reason = scene.control.backend(Place::Pbx1).unwrap().reason;
+    assert_eq!(reason.as_deref(), Some("port unreachable"));
+    let events = scene.call("caller", 50, 20);
+    scene.expect_all_ended(&events, 20);
+    let share = Story::new(&events, &Default::default()).share(0.0, f64::MAX);
+    assert_eq!((share.get("pbx1"), share.get("pbx2")), (None, Some(&20)));
+    // Who calls over IPv4 is told that nobody is there.
+    let mut caller = Sipp::caller("caller", 10, 5).start(&scene.lab, "ipv4").unwrap();
+    let events = caller.finish().unwrap();
+    assert_eq!(count(&events, Word::Refused), 5, "{events:?}");
+    scene.end();
+
+    let mut scene = Scene::with(settings.clone(), "pbx-hangs-up");
+    let events = scene.call("caller-waits", 50, 30);
+    scene.expect_all_ended(&events, 30);
+    scene.end();
+
+    let mut scene = Scene::with(settings, "pbx-rings");
+    let events = scene.call("caller-cancels", 50, 30);
+    scene.expect_all_ended(&events, 30);
+    scene.expect_pbxs_ended(30);
+    scene.end();
+}
+
 /// `auto` takes the best that works, which in the lab is native.
 #[test]
 fn auto_is_native_where_native_works() {
@@ -313,6 +369,7 @@ impl Scene {
         let lab = Lab::new().unwrap();
         let pbx = |place: Place| {
             let pbx = Sipp::pbx(place, pbx).talk(Duration::from_millis(300));
+            let pbx = if settings.ipv6 { pbx.ipv6() } else { pbx };
             pbx.start(&lab, place.name()).unwrap()
         };
         let (pbx1, pbx2) = (pbx(Place::Pbx1), pbx(Place::Pbx2));
@@ -331,7 +388,9 @@ impl Scene {
     }
 
     fn start_calls(&self, scenario: &str, rate: u32, calls: u32, talk: Duration) -> Running {
-        Sipp::caller(scenario, rate, calls).talk(talk).start(&self.lab, "callers").unwrap()
+        let caller = Sipp::caller(scenario, rate, calls).talk(talk);
+        let caller = if self.settings.ipv6 { caller.ipv6() } else { caller };
+        caller.start(&self.lab, "callers").unwrap()
     }
 
     fn expect_all_ended(&self, events: &[Event], calls: usize) {
@@ -387,6 +446,9 @@ impl Scene {
             let snmp = self.lab.run(place, "cat", &["/proc/net/snmp"]).unwrap();
             let wrong = udp_counter(&snmp, "InCsumErrors");
             assert_eq!(wrong, 0, "datagrams with a wrong checksum reached {}", place.name());
+            let snmp6 = self.lab.run(place, "cat", &["/proc/net/snmp6"]).unwrap();
+            let wrong = snmp6.lines().find_map(|line| line.strip_prefix("Udp6InCsumErrors"));
+            assert_eq!(wrong.map(str::trim), Some("0"), "over IPv6, at {}", place.name());
         }
         let status = self.daemon.terminate().unwrap();
         assert!(status.success(), "{status}: {}", self.daemon.process.last_words());

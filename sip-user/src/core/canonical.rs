@@ -9,10 +9,12 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use sip_ebpf::cookie::COOKIE_DIGITS;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{self, Address, Message, Param, Scheme, Uri, Via};
 use sip_ebpf::scan::{Kind, Method};
+
+use super::cookie;
+use super::family::Family;
 
 /// Max-Forwards for a request that has none: the seed's 10, and the hop that we take off.
 const DEFAULT_HOPS: u8 = 10 + 1;
@@ -173,7 +175,7 @@ pub fn our_cookie<'a>(uri: &Uri<'a>, locals: &[SocketAddr]) -> Option<(SocketAdd
     let ours = uri.scheme == Scheme::Sip
         && uri.user.is_none()
         && locals.contains(&address)
-        && digits.len() == COOKIE_DIGITS as usize;
+        && digits.len() == cookie::digits(Family::of(address));
     ours.then_some((address, digits))
 }
 

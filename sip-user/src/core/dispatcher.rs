@@ -3,7 +3,9 @@
 //! State in, commands out. Call any `handle_*` or operator method, then take commands with
 //! [`Dispatcher::poll_command`] until there are none, and call [`Dispatcher::handle_timeout`] when
 //! [`Dispatcher::poll_timeout`] says. The commands are the only way anything leaves: probes to send, and
-//! the kernel's tables `PBXS` and `SCHEDULE`, which mirror what is decided here.
+//! the kernel's tables `PBXS` and `SCHEDULE`, which mirror what is decided here. These have room for IPv4
+//! only: PBXs with IPv6 addresses share the numbering of slots, but are unused there, and have turns of
+//! their own.
 //!
 //! A PBX has two sides. Its owner's will ([`AdminState`]) comes from the configuration or from the
 //! control command. Its health comes from probes and from ICMP. What it is used for ([`PbxState`]) follows
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sip_ebpf::tables::{Endpoint, MAX_PBX, Pbx, PbxState, SCHEDULE_SLOTS, Schedule};
 
+use super::family::{ByFamily, Family};
 use super::probe::{self, Token};
 use crate::config::{self, AdminState, PbxConfig, Probe};
 
@@ -186,7 +189,8 @@ pub struct View<'a> {
 /// The PBXs. See the module.
 #[derive(Debug)]
 pub struct Dispatcher {
-    local: Option<SocketAddr>,
+    /// The address of each family that probes leave from.
+    locals: ByFamily<Option<SocketAddr>>,
     rules: Probe,
     slots: Vec<Option<Entry>>,
     /// When each slot was left empty, as a count of removals; a slot is taken again as late as possible,
@@ -194,11 +198,17 @@ pub struct Dispatcher {
     left: Vec<u64>,
     removals: u64,
     accepting: bool,
-    schedule: Schedule,
-    turn: usize,
+    turns: ByFamily<Turns>,
     tokens: RandomState,
     probes: u64,
     commands: VecDeque<Command>,
+}
+
+/// Whose turn it is among the PBXs of one family.
+#[derive(Debug, Default)]
+struct Turns {
+    schedule: Schedule,
+    turn: usize,
 }
 
 #[derive(Debug)]
@@ -240,33 +250,25 @@ impl Entry {
         }
     }
 
+    /// As the kernel has it, which knows nothing of IPv6: there such a slot is unused.
     fn table(&self) -> Pbx {
-        let Endpoint { addr, port, .. } = endpoint(self.address);
+        let SocketAddr::V4(v4) = self.address else { return Pbx::default() };
+        let Endpoint { addr, port, .. } = Endpoint::new(v4.ip().octets(), v4.port());
         Pbx { addr, port, state: self.state as u8, pad: 0 }
     }
 }
 
-/// An IPv4 address and port as the tables hold it. PBXs have no other: the configuration and
-/// [`Dispatcher::add`] refuse them.
-fn endpoint(address: SocketAddr) -> Endpoint {
-    match address {
-        SocketAddr::V4(v4) => Endpoint::new(v4.ip().octets(), v4.port()),
-        SocketAddr::V6(_) => Endpoint::default(),
-    }
-}
-
 impl Dispatcher {
-    /// None yet. `local` is the address that probes leave from: without one there are no probes.
-    pub fn new(local: Option<SocketAddr>, rules: Probe) -> Self {
+    /// None yet. `locals` are our addresses: probes leave from the first one of the PBX's family.
+    pub fn new(locals: &[SocketAddr], rules: Probe) -> Self {
         Self {
-            local,
+            locals: ByFamily::first(locals),
             rules,
             slots: (0..MAX_PBX).map(|_| None).collect(),
             left: vec![0; MAX_PBX as usize],
             removals: 0,
             accepting: true,
-            schedule: Schedule::default(),
-            turn: 0,
+            turns: ByFamily::default(),
             tokens: RandomState::new(),
             probes: 0,
             commands: VecDeque::new(),
@@ -316,6 +318,7 @@ impl Dispatcher {
 
     /// Why [`Dispatcher::reload`] would be refused, if so.
     pub fn reload_fault(&self, pbxs: &[PbxConfig]) -> Result<(), Refusal> {
+        pbxs.iter().try_for_each(|pbx| self.within_reach(pbx.address))?;
         let by_hand = self.entries().filter(|(_, e)| e.file.is_none());
         let mut stay = 0;
         for (_, entry) in by_hand {
@@ -391,7 +394,7 @@ impl Dispatcher {
             .filter(|(_, entry)| entry.admin != AdminState::Disabled)
             .filter_map(|(_, entry)| match &entry.probe {
                 Some(probe) => Some(probe.deadline.min(probe.repeat)),
-                None => self.local.map(|_| entry.next_probe),
+                None => self.local_for(entry.address).map(|_| entry.next_probe),
             })
             .min()
     }
@@ -411,6 +414,7 @@ impl Dispatcher {
         if let Some(fault) = config::pbx_address_fault(pbx.address) {
             return Err(Refusal::BadAddress { address: pbx.address, fault });
         }
+        self.within_reach(pbx.address)?;
         if !config::WEIGHTS.contains(&pbx.weight) {
             return Err(Refusal::BadWeight(pbx.weight));
         }
@@ -444,7 +448,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Whether new calls are taken at all; `false` empties the schedule, for a stop in good order.
+    /// Whether new calls are taken at all; `false` empties the schedules, for a stop in good order.
     pub fn set_accepting(&mut self, accepting: bool) {
         self.accepting = accepting;
         self.reschedule();
@@ -452,24 +456,36 @@ impl Dispatcher {
 
     // ---- What there is --------------------------------------------------------------------------
 
-    /// The slot whose turn it is, for a new call that the daemon places.
-    pub fn next_slot(&mut self) -> Option<u32> {
-        let len = self.schedule.len as usize;
+    /// The slot whose turn it is among the PBXs of a family, for a new call that the daemon places.
+    pub fn next_slot(&mut self, family: Family) -> Option<u32> {
+        let Turns { schedule, turn } = self.turns.get_mut(family);
+        let len = schedule.len as usize;
         if len == 0 {
             return None;
         }
-        self.turn = (self.turn + 1) % len;
-        self.schedule.slots.get(self.turn).map(|slot| u32::from(*slot))
+        *turn = (*turn + 1) % len;
+        schedule.slots.get(*turn).map(|slot| u32::from(*slot))
     }
 
     /// Whose turn it is, as the kernel has it.
     pub fn schedule(&self) -> &Schedule {
-        &self.schedule
+        &self.turns.v4.schedule
     }
 
-    /// One slot as the kernel has it.
+    /// One slot as the kernel has it: unused if it is empty or its PBX has an IPv6 address.
     pub fn pbx(&self, slot: u32) -> Pbx {
         self.entry(slot).map_or_else(Pbx::default, Entry::table)
+    }
+
+    /// The PBX in a slot, if it has an address of this family: where it listens and what it is used for.
+    pub fn pbx_of(&self, slot: u32, family: Family) -> Option<(SocketAddr, PbxState)> {
+        let entry = self.entry(slot)?;
+        (Family::of(entry.address) == family).then_some((entry.address, entry.state))
+    }
+
+    /// Whether any PBX, dead or alive, has an address of this family.
+    pub fn has(&self, family: Family) -> bool {
+        self.entries().any(|(_, entry)| Family::of(entry.address) == family)
     }
 
     /// The slot of the PBX that listens at `address`.
@@ -506,7 +522,7 @@ impl Dispatcher {
     // ---- Health ---------------------------------------------------------------------------------
 
     fn probe_timeout(&mut self, now: Instant, slot: u32) {
-        let local = self.local;
+        let local = self.entry(slot).and_then(|entry| self.local_for(entry.address));
         let Some(entry) = self.entry_mut(slot) else {
             return;
         };
@@ -532,7 +548,8 @@ impl Dispatcher {
     }
 
     fn probe_start(&mut self, now: Instant, slot: u32) {
-        let Some(from) = self.local else { return };
+        let local = self.entry(slot).and_then(|entry| self.local_for(entry.address));
+        let Some(from) = local else { return };
         let (interval, timeout) = (self.rules.interval, self.rules.timeout);
         let token = Token(self.tokens.hash_one((self.probes, slot)));
         let Some(entry) = self.entry_mut(slot) else {
@@ -701,21 +718,48 @@ impl Dispatcher {
     }
 
     fn reschedule(&mut self) {
-        let mut weights = Vec::new();
-        if self.accepting {
-            weights.extend(
-                self.entries()
-                    .filter(|(_, entry)| entry.state == PbxState::Active)
-                    .map(|(slot, entry)| (slot as u8, u32::from(entry.weight))),
-            );
+        for family in [Family::V4, Family::V6] {
+            let mut weights = Vec::new();
+            if self.accepting {
+                let of_family = self.entries().filter(|(_, entry)| {
+                    entry.state == PbxState::Active && Family::of(entry.address) == family
+                });
+                weights.extend(of_family.map(|(slot, e)| (slot as u8, u32::from(e.weight))));
+            }
+            let (len, slots) = interleave(&weights);
+            let schedule = &mut self.turns.get_mut(family).schedule;
+            if (len, slots) == (schedule.len, schedule.slots) {
+                continue;
+            }
+            let generation = schedule.generation.wrapping_add(1);
+            *schedule = Schedule { len, generation, slots };
+            if family == Family::V4 {
+                let schedule = Box::new(*schedule);
+                self.commands.push_back(Command::Schedule(schedule));
+            }
         }
-        let (len, slots) = interleave(&weights);
-        if (len, slots) == (self.schedule.len, self.schedule.slots) {
-            return;
+    }
+
+    /// The address of ours that a PBX is reached from.
+    fn local_for(&self, pbx: SocketAddr) -> Option<SocketAddr> {
+        *self.locals.get(Family::of(pbx))
+    }
+
+    fn within_reach(&self, address: SocketAddr) -> Result<(), Refusal> {
+        match self.local_for(address) {
+            Some(_) => Ok(()),
+            None => {
+                let fault = match Family::of(address) {
+                    Family::V4 => {
+                        "we listen on no IPv4 address: sip.listen needs one, and a restart"
+                    }
+                    Family::V6 => {
+                        "we listen on no IPv6 address: sip.listen needs one, and a restart"
+                    }
+                };
+                Err(Refusal::BadAddress { address, fault })
+            }
         }
-        let generation = self.schedule.generation.wrapping_add(1);
-        self.schedule = Schedule { len, generation, slots };
-        self.commands.push_back(Command::Schedule(Box::new(self.schedule)));
     }
 
     /// A slot for a new PBX: the one that its id points at, or the next free one, so that after a restart
@@ -823,6 +867,19 @@ mod tests {
         SocketAddr::from(([10, 0, 0, 254], 5060))
     }
 
+    fn local6() -> SocketAddr {
+        "[2001:db8::fe]:5060".parse().unwrap()
+    }
+
+    fn address6(n: u8) -> SocketAddr {
+        format!("[2001:db8::{n}]:5060").parse().unwrap()
+    }
+
+    /// A PBX with an IPv6 address.
+    fn pbx6(n: u8) -> PbxConfig {
+        PbxConfig { address: address6(n), ..pbx(n) }
+    }
+
     /// A dispatcher in a world where time passes only when a test says so.
     struct World {
         dispatcher: Dispatcher,
@@ -840,7 +897,7 @@ mod tests {
         fn new(rules: Probe, pbxs: &[PbxConfig]) -> Self {
             let start = Instant::now();
             let mut world = Self {
-                dispatcher: Dispatcher::new(Some(local()), rules.clone()),
+                dispatcher: Dispatcher::new(&[local(), local6()], rules.clone()),
                 now: start,
                 start,
                 sent: Vec::new(),
@@ -859,7 +916,7 @@ mod tests {
             while let Some(command) = self.dispatcher.poll_command() {
                 match command {
                     Command::Send { from, to, datagram } => {
-                        assert_eq!(from, local());
+                        assert_eq!(from, if to.is_ipv4() { local() } else { local6() });
                         let text = String::from_utf8(datagram).unwrap();
                         let at = text.find("branch=").unwrap() + 7;
                         let token = Token::from_branch(&text.as_bytes()[at..at + 26]).unwrap();
@@ -1124,8 +1181,8 @@ mod tests {
             Refusal::BadId("a b".into())
         );
         assert_eq!(refused(&mut world, PbxConfig { weight: 17, ..pbx(3) }), Refusal::BadWeight(17));
-        let v6 = PbxConfig { address: "[::1]:5060".parse().unwrap(), ..pbx(3) };
-        assert!(matches!(refused(&mut world, v6), Refusal::BadAddress { .. }));
+        let nowhere = PbxConfig { address: "[fe80::1]:5060".parse().unwrap(), ..pbx(3) };
+        assert!(matches!(refused(&mut world, nowhere), Refusal::BadAddress { .. }));
         world.dispatcher.remove("pbx2").unwrap();
         world.settle();
         assert_eq!(world.turns(), [world.slot(1)]);
@@ -1235,10 +1292,10 @@ mod tests {
     #[test]
     fn nobody_new_while_stopping() {
         let mut world = World::new(rules(), &[pbx(1)]);
-        assert!(world.dispatcher.next_slot().is_some());
+        assert!(world.dispatcher.next_slot(Family::V4).is_some());
         world.dispatcher.set_accepting(false);
         world.settle();
-        assert_eq!(world.dispatcher.next_slot(), None);
+        assert_eq!(world.dispatcher.next_slot(Family::V4), None);
         assert_eq!(world.state(1), PbxState::Active, "its calls go on");
     }
 
@@ -1247,10 +1304,81 @@ mod tests {
         let mut world = World::new(rules(), &[pbx(1), PbxConfig { weight: 2, ..pbx(2) }]);
         let mut count = [0; MAX_PBX as usize];
         for _ in 0..300 {
-            count[world.dispatcher.next_slot().unwrap() as usize] += 1;
+            count[world.dispatcher.next_slot(Family::V4).unwrap() as usize] += 1;
         }
         assert_eq!(count[world.slot(1) as usize], 100);
         assert_eq!(count[world.slot(2) as usize], 200);
+    }
+
+    #[test]
+    fn each_family_has_its_turns_and_the_kernel_those_of_ipv4() {
+        // Settling checks that the kernel has what is decided.
+        let mut world = World::new(rules(), &[pbx(1), pbx6(2), pbx6(3)]);
+        world.pass(SECOND);
+        assert_eq!(world.sent.len(), 3, "all are probed, each from our address of its family");
+        let slot = |world: &World, n| world.dispatcher.slot_at(address6(n)).unwrap();
+        let (two, three) = (slot(&world, 2), slot(&world, 3));
+        let turns = |world: &mut World, family| {
+            let mut turns: Vec<_> =
+                (0..4).filter_map(|_| world.dispatcher.next_slot(family)).collect();
+            turns.sort_unstable();
+            turns
+        };
+        let one = u32::from(world.slot(1));
+        assert_eq!(turns(&mut world, Family::V4), [one; 4]);
+        let mut both = [two, two, three, three];
+        both.sort_unstable();
+        assert_eq!(turns(&mut world, Family::V6), both);
+        // The kernel: one PBX, one turn.
+        assert_eq!(world.turns(), [world.slot(1)]);
+        let used = world.pbxs.iter().filter(|pbx| **pbx != Pbx::default()).count();
+        assert_eq!(used, 1);
+        let (v4, v6) = (Family::V4, Family::V6);
+        assert_eq!(world.dispatcher.pbx_of(two, v6), Some((address6(2), PbxState::Active)));
+        assert_eq!(world.dispatcher.pbx_of(two, v4), None);
+        assert_eq!(world.dispatcher.pbx_of(one, v6), None);
+        // ICMPv6 counts at once, and for its family.
+        world.alive.retain(|(a, _)| *a != address6(2));
+        world.dispatcher.handle_unreachable(world.now, address6(2), Unreachable::Port);
+        world.settle();
+        assert_eq!(world.state(2), PbxState::Inactive);
+        assert_eq!(turns(&mut world, Family::V6), [three; 4]);
+        world.dispatcher.set_admin(world.now, "pbx3", AdminState::Draining).unwrap();
+        world.settle();
+        assert_eq!(turns(&mut world, Family::V6), [0; 0]);
+        assert_eq!(turns(&mut world, Family::V4), [one; 4]);
+        assert!(world.dispatcher.has(Family::V6));
+    }
+
+    #[test]
+    fn a_pbx_that_moves_to_ipv6_leaves_the_kernel() {
+        let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
+        let slot = world.slot(1);
+        world.dispatcher.reload(world.now, &[pbx6(1), pbx(2)], rules()).unwrap();
+        world.settle();
+        assert_eq!(world.dispatcher.slot_at(address6(1)), Some(u32::from(slot)));
+        assert_eq!(world.pbxs[usize::from(slot)], Pbx::default());
+        assert_eq!(world.turns(), [world.slot(2)]);
+        assert_eq!(world.dispatcher.next_slot(Family::V6), Some(u32::from(slot)));
+        world.dispatcher.reload(world.now, &[pbx(1), pbx(2)], rules()).unwrap();
+        world.settle();
+        assert_eq!(world.turns().len(), 2);
+        assert!(!world.dispatcher.has(Family::V6));
+    }
+
+    #[test]
+    fn a_pbx_needs_an_address_of_ours_in_its_family() {
+        let mut dispatcher = Dispatcher::new(&[local()], rules());
+        let refused = |refusal: Refusal| {
+            let text = refusal.to_string();
+            assert!(text.contains("[2001:db8::1]:5060") && text.contains("IPv6"), "{text}");
+        };
+        let now = Instant::now();
+        refused(dispatcher.add(now, &pbx6(1)).unwrap_err());
+        refused(dispatcher.reload(now, &[pbx6(1)], rules()).unwrap_err());
+        assert!(dispatcher.views().is_empty());
+        assert_eq!(dispatcher.poll_command(), None);
+        dispatcher.add(now, &pbx(1)).unwrap();
     }
 
     #[test]

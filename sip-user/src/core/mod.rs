@@ -1,9 +1,14 @@
 //! What the proxy decides, without sockets and without a clock: bytes and an `Instant` in, commands out.
 
 pub mod canonical;
+pub mod cookie;
 pub mod counters;
+pub mod decision;
 pub mod dispatcher;
+pub mod family;
+pub mod ipv6;
 pub mod probe;
 pub mod proxy;
 pub mod reply;
 pub mod sources;
+mod view;

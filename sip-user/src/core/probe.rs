@@ -1,6 +1,6 @@
 //! The OPTIONS that asks a PBX whether it is alive.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use rsip::headers::{CallId, ContentLength, MaxForwards, UserAgent};
 use rsip::{Header, Headers, Host, HostWithPort, Method, Param, Request, Scheme, Uri, Version};
@@ -37,7 +37,7 @@ pub fn options(local: SocketAddr, pbx: SocketAddr, token: Token) -> Vec<u8> {
         scheme: Some(Scheme::Sip),
         auth: user.map(|user| (user, Option::<String>::None).into()),
         host_with_port: HostWithPort {
-            host: Host::IpAddr(address.ip()),
+            host: host(address.ip()),
             port: Some(address.port().into()),
         },
         ..Uri::default()
@@ -87,6 +87,14 @@ pub fn options(local: SocketAddr, pbx: SocketAddr, token: Token) -> Vec<u8> {
     request.to_string().into_bytes()
 }
 
+/// An IPv6 address stands in brackets (RFC 3261 25.1), which rsip leaves out.
+fn host(address: IpAddr) -> Host {
+    match address {
+        IpAddr::V4(_) => Host::IpAddr(address),
+        IpAddr::V6(v6) => Host::Domain(format!("[{v6}]").into()),
+    }
+}
+
 /// A Via has a host and port where other headers have a URI; rsip takes the one for the other.
 fn uri_without_scheme(uri: Uri) -> Uri {
     Uri { scheme: None, ..uri }
@@ -95,6 +103,8 @@ fn uri_without_scheme(uri: Uri) -> Uri {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sip_ebpf::message::Message;
+    use sip_ebpf::scan::Index;
 
     #[test]
     fn the_request_is_whole() {
@@ -118,6 +128,25 @@ mod tests {
             "",
         ];
         assert_eq!(text, want.join("\r\n"));
+    }
+
+    #[test]
+    fn ipv6_stands_in_brackets() {
+        let (local, pbx) = ("[2001:db8::1]:5060", "[2001:db8::2]:5070");
+        let text = options(local.parse().unwrap(), pbx.parse().unwrap(), Token(1));
+        let text = String::from_utf8(text).unwrap();
+        for line in [
+            "OPTIONS sip:[2001:db8::2]:5070 SIP/2.0",
+            "Via: SIP/2.0/UDP [2001:db8::1]:5060;branch=z9hG4bKsld0000000000000001",
+            "From: <sip:sipline@[2001:db8::1]:5060>;tag=00000001",
+            "To: <sip:[2001:db8::2]:5070>",
+            "Call-ID: 0000000100000000@2001:db8::1",
+            "Contact: <sip:sipline@[2001:db8::1]:5060>",
+        ] {
+            assert!(text.split("\r\n").any(|has| has == line), "{line} in {text}");
+        }
+        let mut index = Index::new();
+        Message::parse(text.as_bytes(), &mut index).unwrap().check_all().unwrap();
     }
 
     #[test]

@@ -3,29 +3,38 @@
 //! The decision is [`mod@sip_ebpf::route`]'s, the same code as in the kernel, and so are the bytes. What it
 //! declines comes in three kinds: rare forms, which are written anew ([`super::canonical`]) and routed
 //! again; requests of a PBX that start something, which go where their Request-URI says; and everything
-//! that is answered here or ends here.
+//! that is answered here or ends here. Over IPv6 the decision is finished, and the bytes are made, by
+//! [`super::ipv6`].
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use sip_ebpf::cookie::{self, Cookie};
+use sip_ebpf::cookie;
 use sip_ebpf::edit::{self, Front, Sink};
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
-use sip_ebpf::route::{self, Packet, Plan, Tables};
+use sip_ebpf::route::{self, Packet, Plan};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
-use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, Pbx, PbxState, source};
-use sip_ebpf::{Reason, calls, insert};
+use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, source};
+use sip_ebpf::text::literal;
+use sip_ebpf::{Reason, insert};
 
 use super::canonical::{self, Canonical, Fault};
+use super::cookie::Cookie;
 use super::counters::{Counters, Event};
+use super::decision::Decision;
 use super::dispatcher::Dispatcher;
+use super::family::Family;
+use super::ipv6;
 use super::probe::Token;
 use super::reply::{self, Answer};
 use super::sources::Sources;
+use super::view::{View, address, endpoint};
 use crate::config::NoDestination;
+
+pub use super::view::KernelCalls;
 
 /// How long a caller waits before the next try when no PBX takes calls, in seconds.
 const RETRY_AFTER: u32 = 5;
@@ -57,19 +66,6 @@ pub struct Transmit {
     pub bytes: Vec<u8>,
 }
 
-/// The calls that the kernel has steered.
-pub trait KernelCalls {
-    /// The slot that a call went to, by the keyed hash of its Call-ID.
-    fn find(&self, hash: u64) -> Option<u32>;
-}
-
-/// No kernel half.
-impl KernelCalls for () {
-    fn find(&self, _hash: u64) -> Option<u32> {
-        None
-    }
-}
-
 /// What the proxy needs of a configuration and can change while it runs.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -83,8 +79,8 @@ pub struct Policy {
 pub struct Proxy {
     key: [u64; 2],
     locals: Vec<SocketAddr>,
-    /// For each of `locals` that is IPv4.
-    lines: Vec<Option<(Endpoint, Local)>>,
+    /// For each of `locals`.
+    lines: Vec<Line>,
     policy: Policy,
     calls: RefCell<Vec<CallBucket>>,
     /// When the clock of the call table starts.
@@ -96,6 +92,13 @@ pub struct Proxy {
     index: Option<Box<Index>>,
     text: Vec<u8>,
     front: Vec<u8>,
+}
+
+/// One of our addresses, with what the proxy writes for it.
+#[allow(clippy::large_enum_variant, reason = "there is one for each address of ours")]
+enum Line {
+    V4(Endpoint, Local),
+    V6(ipv6::Line),
 }
 
 /// What is known about the message at hand besides its bytes.
@@ -115,14 +118,19 @@ impl Proxy {
         policy: Policy,
         now: Instant,
     ) -> Self {
-        let lines = locals.iter().map(|local| {
-            let endpoint = endpoint(*local)?;
-            Some((endpoint, insert::local(endpoint)))
+        let lines = locals.iter().map(|local| match local {
+            SocketAddr::V4(v4) => {
+                let endpoint = Endpoint::new(v4.ip().octets(), v4.port());
+                Line::V4(endpoint, insert::local(endpoint))
+            }
+            SocketAddr::V6(v6) => Line::V6(ipv6::Line::new(*v6)),
         });
+        // As messages name them: without zones.
+        let named = locals.iter().map(|local| SocketAddr::new(local.ip(), local.port()));
         let buckets = call_buckets.next_power_of_two() as usize;
         Self {
             key,
-            locals: locals.to_vec(),
+            locals: named.collect(),
             lines: lines.collect(),
             policy,
             calls: RefCell::new(vec![CallBucket::default(); buckets]),
@@ -147,7 +155,11 @@ impl Proxy {
 
     /// Our IPv4 addresses with their lines, for the kernel.
     pub fn locals(&self) -> Vec<(Endpoint, Local)> {
-        self.lines.iter().flatten().copied().collect()
+        let of_ipv4 = |line: &Line| match line {
+            Line::V4(endpoint, local) => Some((*endpoint, *local)),
+            Line::V6(_) => None,
+        };
+        self.lines.iter().filter_map(of_ipv4).collect()
     }
 
     /// What happened so far.
@@ -219,18 +231,9 @@ impl Proxy {
             self.counters.reason(Reason::Malformed);
             return self.malformed(arrival, bytes, index, error, out);
         }
-        let line = self.lines.get(arrival.local).copied().flatten();
-        let (Some((dst, line)), Some(src)) = (line, endpoint(arrival.from)) else {
-            return self.over_ipv6(arrival, bytes, index, out);
-        };
-        let mut decision = Decision {
-            packet: Packet { src, dst },
-            line,
-            plan: Plan::default(),
-            reason: Reason::Malformed,
-        };
+        let mut decision = Decision::default();
         self.decide(arrival, dispatcher, bytes, index, &mut decision);
-        if !self.is_rare(&decision, dispatcher, bytes, index) {
+        if !self.is_rare(arrival, &decision, dispatcher, bytes, index) {
             return self.act(arrival, dispatcher, bytes, index, decision, out);
         }
         let Some(canonical) = self.rewrite(arrival, bytes, index, out) else { return };
@@ -255,23 +258,39 @@ impl Proxy {
         index: &Index,
         decision: &mut Decision,
     ) {
+        *decision = Decision::default();
+        let Some(line) = self.lines.get(arrival.local) else { return };
         let clock = arrival.now.saturating_duration_since(self.start).as_nanos();
         let view = View {
             key: self.key,
+            from: arrival.from,
             sources: &self.policy.sources,
-            dispatcher: RefCell::new(dispatcher),
+            dispatcher: RefCell::new(&mut *dispatcher),
             calls: &self.calls,
             kernel: arrival.kernel,
             clock: u64::try_from(clock).unwrap_or(u64::MAX),
         };
-        let Decision { packet, line, plan, .. } = decision;
-        *plan = Plan::default();
-        decision.reason = route::route(bytes, index, *packet, line, &view, plan);
+        let (packet, local) = match (line, endpoint(arrival.from)) {
+            (Line::V4(dst, local), Some(src)) => (Packet { src, dst: *dst }, local),
+            (Line::V6(line), None) => line.stand_in(),
+            // No socket receives what is not of its family.
+            _ => return,
+        };
+        let plan = &mut decision.plan;
+        decision.reason = route::route(bytes, index, packet, local, &view, plan);
+        match line {
+            Line::V4(..) => decision.next = address(plan.next),
+            Line::V6(line) => {
+                let asked = ipv6::Asked { bytes, index, from: arrival.from, key: self.key };
+                line.decide(&asked, dispatcher, decision);
+            }
+        }
     }
 
     /// Whether the usual form of the message might be decided otherwise.
     fn is_rare(
         &self,
+        arrival: &Arrival<'_>,
         decision: &Decision,
         dispatcher: &Dispatcher,
         bytes: &[u8],
@@ -290,8 +309,8 @@ impl Proxy {
             Reason::Required => method == Method::Ack as u32 || method == Method::Cancel as u32,
             // A PBX asks somebody behind us: to be relayed, OPTIONS needs what other requests need.
             Reason::OptionsNotForUs => {
-                let address = address(decision.packet.src);
-                dispatcher.slot_at(address).is_some() && !self.is_ours(&request_uri(bytes, index))
+                let from_pbx = dispatcher.slot_at(arrival.from).is_some();
+                from_pbx && !self.is_ours(&request_uri(bytes, index))
             }
             _ => false,
         }
@@ -339,7 +358,9 @@ impl Proxy {
         out: &mut Vec<Transmit>,
     ) {
         self.counters.reason(decision.reason);
-        if decision.reason.way() == Way::Sent {
+        // Over IPv6 by the long way, which makes the same answer.
+        let long_way = decision.reason == Reason::OptionsAnswered && arrival.from.is_ipv6();
+        if decision.reason.way() == Way::Sent && !long_way {
             if decision.reason == Reason::InviteSteered
                 && let Some(placed) = self.placed.get_mut(decision.plan.slot as usize)
             {
@@ -357,7 +378,7 @@ impl Proxy {
         }
     }
 
-    /// Makes the bytes as the kernel makes them, and sends them to `plan.next`.
+    /// Makes the bytes as the kernel makes them, and sends them to `decision.next`.
     fn send(
         &mut self,
         arrival: &Arrival<'_>,
@@ -366,33 +387,50 @@ impl Proxy {
         decision: &Decision,
         out: &mut Vec<Transmit>,
     ) {
-        let Decision { packet, line, plan, reason } = decision;
+        let Decision { plan, reason, next, .. } = decision;
         self.text.clear();
         self.text.extend_from_slice(bytes);
-        self.front.clear();
-        let mut sink = Growing(&mut self.front);
-        let mut to = address(plan.next);
-        let Front { old, new } = match reason {
-            Reason::OptionsAnswered => {
-                self.counters.reply(200);
-                to = answer_port(bytes, plan, arrival.from);
-                edit::options_answer(bytes, index, *packet, plan, &mut sink)
+        if !matches!(reason, Reason::OptionsAnswered | Reason::ResponseForwarded) {
+            let digits = edit::hops(plan).to_le_bytes();
+            let (at, len) = (plan.hops_at as usize, plan.hops_len as usize);
+            if let (Some(place), Some(digits)) =
+                (self.text.get_mut(at..at + len), digits.get(..len))
+            {
+                place.copy_from_slice(digits);
             }
-            Reason::ResponseForwarded => edit::response(bytes, plan, &mut sink),
-            _ => {
-                let digits = edit::hops(plan).to_le_bytes();
-                let (at, len) = (plan.hops_at as usize, plan.hops_len as usize);
-                if let (Some(place), Some(digits)) =
-                    (self.text.get_mut(at..at + len), digits.get(..len))
-                {
-                    place.copy_from_slice(digits);
-                }
-                edit::request(&self.text[..], index, *packet, line, plan, &mut sink)
+        }
+        let (to, bytes) = match self.lines.get(arrival.local) {
+            Some(Line::V4(dst, local)) => {
+                let Some(src) = endpoint(arrival.from) else { return };
+                let packet = Packet { src, dst: *dst };
+                self.front.clear();
+                let mut sink = Growing(&mut self.front);
+                let mut to = *next;
+                let Front { old, new } = match reason {
+                    Reason::OptionsAnswered => {
+                        self.counters.reply(200);
+                        to = answer_port(bytes, plan, arrival.from);
+                        edit::options_answer(bytes, index, packet, plan, &mut sink)
+                    }
+                    Reason::ResponseForwarded => edit::response(bytes, plan, &mut sink),
+                    _ => edit::request(&self.text[..], index, packet, local, plan, &mut sink),
+                };
+                let rest = self.text.get(old as usize..).unwrap_or_default();
+                let front = self.front.get(..new as usize).unwrap_or_default();
+                (to, [front, rest].concat())
             }
+            Some(Line::V6(line)) => {
+                let (from, key) = (arrival.from, self.key);
+                let asked = ipv6::Asked { bytes: &self.text, index, from, key };
+                let bytes = match reason {
+                    Reason::ResponseForwarded => ipv6::response(bytes, plan),
+                    _ => line.request(&asked, decision),
+                };
+                (line.reach(*next), bytes)
+            }
+            None => return,
         };
-        let rest = self.text.get(old as usize..).unwrap_or_default();
-        let front = self.front.get(..new as usize).unwrap_or_default();
-        out.push(Transmit { local: arrival.local, to, bytes: [front, rest].concat() });
+        out.push(Transmit { local: arrival.local, to, bytes });
     }
 
     // ---- Requests that the shared decision leaves to the daemon -----------------------------------
@@ -409,7 +447,7 @@ impl Proxy {
         let from_pbx = dispatcher.slot_at(arrival.from);
         let refusal = match decision.reason {
             Reason::OddRoute | Reason::WrongSide | Reason::BadCookie => {
-                if self.follow_routes(dispatcher, message, decision).is_some() {
+                if self.follow_routes(arrival, dispatcher, message, decision).is_some() {
                     return self.send(arrival, message.bytes(), message.index(), decision, out);
                 }
                 Refusal::new(404, "Not Here")
@@ -418,7 +456,7 @@ impl Proxy {
                 if from_pbx.is_some()
                     && (decision.reason == Reason::FromPbx || !self.asks_us(message)) =>
             {
-                match self.relay(message, from_pbx.unwrap_or_default(), decision) {
+                match self.relay(arrival, message, from_pbx.unwrap_or_default(), decision) {
                     Ok(()) => {
                         self.counters.event(Event::RelayedFromPbx);
                         return self.send(arrival, message.bytes(), message.index(), decision, out);
@@ -426,11 +464,11 @@ impl Proxy {
                     Err(refusal) => refusal,
                 }
             }
-            Reason::OptionsNotForUs => self.options(message),
+            Reason::OptionsNotForUs | Reason::OptionsAnswered => self.options(message),
             Reason::Untrusted => Refusal::new(403, "Not Relaying"),
             // A dialog whose PBX is gone is gone too (12.2.1.2).
             Reason::NoPbx if in_dialog => Refusal::new(481, "Call/Transaction Does Not Exist"),
-            Reason::NoPbx => self.no_destination(),
+            Reason::NoPbx => self.no_destination(Family::of(arrival.from), dispatcher),
             Reason::UnknownCall => Refusal::new(481, "Call/Transaction Does Not Exist"),
             Reason::Required => unsupported(message.proxy_requires()),
             Reason::Method if in_dialog => Refusal::new(404, "Not Here"),
@@ -446,32 +484,35 @@ impl Proxy {
     /// below it, or both ends are PBXs. `None` if the request must not go on.
     fn follow_routes(
         &mut self,
+        arrival: &Arrival<'_>,
         dispatcher: &Dispatcher,
         message: &Message<'_>,
         decision: &mut Decision,
     ) -> Option<()> {
-        let Decision { packet, plan, .. } = decision;
+        let plan = &mut decision.plan;
+        let family = Family::of(arrival.from);
         let first = message.routes().next()?.ok()?;
-        let (_, digits) = canonical::our_cookie(&first.uri, &self.locals)?;
-        let (cookie, signature) = Cookie::read(digits.as_bytes(), 0)?;
+        let (local, digits) = canonical::our_cookie(&first.uri, &self.locals)?;
+        if Family::of(local) != family {
+            return None;
+        }
+        let (cookie, signature) = Cookie::read(digits.as_bytes())?;
         if !cookie.signed(signature, self.key, plan.call) {
             return None;
         }
         // To the PBX goes what the other side says.
-        let from_pbx = dispatcher.slot_at(address(packet.src));
+        let from_pbx = dispatcher.slot_at(arrival.from);
         let to_pbx = from_pbx != Some(cookie.slot);
         let between = from_pbx.is_some() && to_pbx;
-        plan.next = if to_pbx {
-            let pbx = dispatcher.pbx(cookie.slot);
+        if to_pbx {
             // A PBX that is not this dialog's speaks only as its other side.
-            let stranger = between && packet.src != cookie.flow;
-            if stranger || pbx.state == PbxState::Unused as u8 {
+            if between && arrival.from != cookie.flow {
                 return None;
             }
-            pbx.endpoint()
+            (decision.next, _) = dispatcher.pbx_of(cookie.slot, family)?;
         } else {
-            cookie.flow
-        };
+            decision.next = cookie.flow;
+        }
         if between {
             self.counters.event(Event::DialogBetweenPbxs);
         }
@@ -486,6 +527,7 @@ impl Proxy {
     /// one, or the ACK of its failure. All go where the Request-URI says (16.5), which is the same for them.
     fn relay(
         &self,
+        arrival: &Arrival<'_>,
         message: &Message<'_>,
         slot: u32,
         decision: &mut Decision,
@@ -503,9 +545,11 @@ impl Proxy {
         if uri.scheme != Scheme::Sip {
             return Err(Refusal::new(416, "Unsupported URI Scheme"));
         }
-        // There is no registrar and no name service yet: an IPv4 address, and not one of ours.
+        // There is no registrar and no name service yet: an address, not one of ours, and of the family that
+        // the PBX speaks in.
+        let family = Family::of(arrival.from);
         let next = canonical::target(&uri).filter(|to| !self.locals.contains(to));
-        let next = next.filter(is_one_machine).and_then(endpoint);
+        let next = next.filter(|to| is_one_machine(to) && Family::of(*to) == family);
         let Some(next) = next else { return Err(Refusal::new(404, "Not Found")) };
         if method == Method::Register {
             return Err(Refusal::with(405, "Method Not Allowed", ALLOW_PBX));
@@ -527,18 +571,29 @@ impl Proxy {
         }
         // What makes a dialog (12.1, RFC 6665 4.1, RFC 3515 3).
         let makes = matches!(method, Method::Invite | Method::Subscribe | Method::Refer);
-        plan.next = next;
         plan.slot = slot;
         plan.cut = Span::default();
         plan.record = u32::from(makes && !in_dialog);
         if plan.record != 0 {
-            plan.cookie = Cookie { flow: next, slot }.write(self.key, plan.call);
+            let digits = Cookie { flow: next, slot }.write(self.key, plan.call);
+            // Over IPv4, in the words of the shared edit.
+            for (word, eight) in plan.cookie.iter_mut().zip(digits.as_bytes().chunks(8)) {
+                *word = literal(eight);
+            }
+            decision.cookie = digits;
         }
+        decision.next = next;
         decision.reason = Reason::DialogToPhone;
         Ok(())
     }
 
-    fn no_destination(&self) -> Refusal {
+    /// No PBX takes the call, or none of them could: the addresses of media are of the caller's family, and
+    /// nothing here carries media from one to the other.
+    fn no_destination(&self, family: Family, dispatcher: &Dispatcher) -> Refusal {
+        if !dispatcher.has(family) && (family == Family::V6 || dispatcher.has(Family::V6)) {
+            let warning = format!("Warning: 301 sipline \"No PBX has an {family} address\"\r\n");
+            return Refusal::with(488, "Not Acceptable Here", &warning);
+        }
         match self.policy.no_destination {
             NoDestination::Unavailable => Refusal::with(
                 503,
@@ -578,45 +633,6 @@ impl Proxy {
         let port = uri.port.unwrap_or(5060);
         uri.scheme == Scheme::Sip
             && host.is_some_and(|ip| self.locals.contains(&SocketAddr::new(ip, port)))
-    }
-
-    /// What came over IPv6: keepalives and OPTIONS are answered; calls are not carried, because the cookie
-    /// has no room for the address.
-    fn over_ipv6(
-        &mut self,
-        arrival: &Arrival<'_>,
-        bytes: &[u8],
-        index: &mut Index,
-        out: &mut Vec<Transmit>,
-    ) {
-        let mut unfolded = bytes.to_vec();
-        let Ok(message) = Message::parse_folded(&mut unfolded, index) else {
-            return self.counters.event(Event::DroppedMalformed);
-        };
-        if !message.is_request() {
-            self.counters.reason(Reason::NotOurResponse);
-            return self.counters.event(Event::DroppedResponse);
-        }
-        if let Err(fault) = canonical::request(&message, &self.locals) {
-            self.counters.reason(Reason::Malformed);
-            return self.refuse(arrival, &message, &fault, out);
-        }
-        let trusted = self.policy.sources.lookup(arrival.from.ip()) & source::TRUSTED != 0;
-        let refusal = match message.method() {
-            _ if message.index().seen(Kind::ProxyRequire) != 0 => {
-                unsupported(message.proxy_requires())
-            }
-            Method::Options => self.options(&message),
-            Method::Invite if trusted => Refusal::with(
-                488,
-                "Not Acceptable Here",
-                "Warning: 301 sipline \"Calls over IPv6 are not carried yet\"\r\n",
-            ),
-            Method::Invite => Refusal::new(403, "Not Relaying"),
-            Method::Bye | Method::Cancel => Refusal::new(481, "Call/Transaction Does Not Exist"),
-            _ => Refusal::with(405, "Method Not Allowed", ALLOW),
-        };
-        self.answer(arrival, &message, &refusal, out);
     }
 
     // ---- Responses that the shared decision leaves to the daemon ----------------------------------
@@ -707,14 +723,6 @@ impl Proxy {
     }
 }
 
-/// What was read, and what is done with it.
-struct Decision {
-    packet: Packet,
-    line: Local,
-    plan: Plan,
-    reason: Reason,
-}
-
 /// An answer of our own, most of them refusals.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Refusal {
@@ -780,67 +788,6 @@ fn is_one_machine(address: &SocketAddr) -> bool {
     }
 }
 
-/// The tables as the daemon has them.
-struct View<'a> {
-    key: [u64; 2],
-    sources: &'a Sources,
-    dispatcher: RefCell<&'a mut Dispatcher>,
-    calls: &'a RefCell<Vec<CallBucket>>,
-    kernel: &'a dyn KernelCalls,
-    clock: u64,
-}
-
-impl View<'_> {
-    fn bucket(&self, hash: u64) -> usize {
-        let mask = self.calls.borrow().len() - 1;
-        calls::bucket(hash, u32::try_from(mask).unwrap_or(0)) as usize
-    }
-}
-
-impl Tables for View<'_> {
-    fn key(&self) -> [u64; 2] {
-        self.key
-    }
-
-    fn alive(&self) -> bool {
-        true
-    }
-
-    fn trusted(&self, src: Endpoint) -> bool {
-        let addr = IpAddr::from(src.addr.to_ne_bytes());
-        self.sources.lookup(addr) & source::TRUSTED != 0
-    }
-
-    fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
-        self.dispatcher.borrow().slot_at(address(endpoint))
-    }
-
-    fn pbx(&self, slot: u32) -> Option<Pbx> {
-        let pbx = self.dispatcher.borrow().pbx(slot);
-        (pbx.state != PbxState::Unused as u8).then_some(pbx)
-    }
-
-    fn turn(&self) -> Option<u32> {
-        self.dispatcher.borrow_mut().next_slot()
-    }
-
-    /// The kernel's table first: later copies of the message will be routed by that one.
-    fn call(&self, hash: u64) -> Option<u32> {
-        self.kernel.find(hash).or_else(|| {
-            let at = self.bucket(hash);
-            let buckets = self.calls.borrow();
-            calls::find(&buckets.get(at)?.words, hash, self.clock)
-        })
-    }
-
-    fn remember(&self, hash: u64, slot: u32) {
-        let at = self.bucket(hash);
-        if let Some(bucket) = self.calls.borrow_mut().get_mut(at) {
-            calls::put(&mut bucket.words, hash, self.clock, slot);
-        }
-    }
-}
-
 /// A front that grows as it is written.
 struct Growing<'a>(&'a mut Vec<u8>);
 
@@ -854,17 +801,6 @@ impl Sink for Growing<'_> {
             place.copy_from_slice(&word.to_le_bytes());
         }
     }
-}
-
-fn endpoint(address: SocketAddr) -> Option<Endpoint> {
-    match address {
-        SocketAddr::V4(v4) => Some(Endpoint::new(v4.ip().octets(), v4.port())),
-        SocketAddr::V6(_) => None,
-    }
-}
-
-fn address(endpoint: Endpoint) -> SocketAddr {
-    SocketAddr::from((endpoint.octets(), endpoint.port_number()))
 }
 
 #[cfg(test)]
@@ -916,7 +852,7 @@ mod tests {
                 "[2001:db8::1]:5060".parse().unwrap(),
             ];
             let rules = Probe { accept: Accept::default(), ..Probe::default() };
-            let mut dispatcher = Dispatcher::new(Some(locals[0]), rules.clone());
+            let mut dispatcher = Dispatcher::new(&locals, rules.clone());
             let pbxs = [("pbx1", PBX1), ("pbx2", PBX2)].map(|(id, address)| PbxConfig {
                 id: id.into(),
                 address: address.parse().unwrap(),

@@ -380,7 +380,7 @@ fn unreachable(error: &libc::sock_extended_err) -> Option<Unreachable> {
         },
         (libc::SO_EE_ORIGIN_ICMP6, 1, code) => match code {
             0 => Some(Unreachable::Network),
-            1 => Some(Unreachable::Prohibited),
+            1 | 5 | 6 => Some(Unreachable::Prohibited),
             3 => Some(Unreachable::Host),
             4 => Some(Unreachable::Port),
             _ => None,

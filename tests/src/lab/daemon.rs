@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{INTERFACES, Lab, PORT, PROXY, Place, Process, output};
+use super::{INTERFACES, Lab, PORT, PROXY, PROXY_IPV6, Place, Process, output};
 
 /// How the kernel half is attached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,12 +69,21 @@ pub struct Settings {
     pub probe: Duration,
     /// `[probe] fall`
     pub fall: u32,
+    /// Whether the PBXs are reached over IPv6; the proxy listens on both addresses in any case.
+    pub ipv6: bool,
 }
 
 impl Settings {
     /// Probes each second; two failures take a PBX out, one success brings it back.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, loops: "auto".into(), keep: false, probe: Duration::from_secs(1), fall: 2 }
+        Self {
+            mode,
+            loops: "auto".into(),
+            keep: false,
+            probe: Duration::from_secs(1),
+            fall: 2,
+            ipv6: false,
+        }
     }
 
     fn toml(&self, lab: &Lab) -> String {
@@ -84,11 +93,11 @@ impl Settings {
         let _ = write!(
             text,
             r#"[sip]
-listen = ["{PROXY}:{PORT}"]
+listen = ["{PROXY}:{PORT}", "[{PROXY_IPV6}]:{PORT}"]
 key = "000102030405060708090a0b0c0d0e0f"
 
 [trust]
-networks = ["10.10.1.0/24"]
+networks = ["10.10.1.0/24", "fd10:10:1::/64"]
 
 [probe]
 interval = "{milliseconds}ms"
@@ -118,12 +127,12 @@ level = "info"
             socket = socket(lab).display(),
         );
         for place in [Place::Pbx1, Place::Pbx2] {
-            let _ = write!(
-                text,
-                "\n[[pbx]]\nid = \"{}\"\naddress = \"{}:{PORT}\"\n",
-                place.name(),
-                place.address(),
-            );
+            let address = match self.ipv6 {
+                true => format!("[{}]:{PORT}", place.address_ipv6()),
+                false => format!("{}:{PORT}", place.address()),
+            };
+            let _ =
+                write!(text, "\n[[pbx]]\nid = \"{}\"\naddress = \"{address}\"\n", place.name(),);
         }
         text
     }

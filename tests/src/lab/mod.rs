@@ -6,8 +6,8 @@
 //!             (10.10.1.1)   ┘ 10.10.0.1 └ p2 ──── 10.10.3.2 pbx2
 //! ```
 //!
-//! Every link is a veth pair with a network of its own. The proxy's address, which phones and PBXs talk
-//! to, is on its `lo`. Nothing leaves these namespaces, and nothing is left of them: a [`Lab`] takes
+//! Every link is a veth pair with a network of its own, over IPv4 and over IPv6 alike: 10.10.N.M is
+//! fd10:10:N::M too. The proxy's addresses, which phones and PBXs talk to, are on its `lo`. Nothing leaves these namespaces, and nothing is left of them: a [`Lab`] takes
 //! everything down when it is dropped, on a panic, and on SIGINT, SIGTERM and SIGHUP; what a killed run
 //! left behind goes when the next one starts.
 
@@ -39,6 +39,8 @@ use crate::kernel;
 
 /// The proxy's address: what phones and PBXs talk to.
 pub const PROXY: &str = "10.10.0.1";
+/// The same over IPv6.
+pub const PROXY_IPV6: &str = "fd10:10:0::1";
 /// The port that everybody uses for SIP.
 pub const PORT: u16 = 5060;
 
@@ -80,13 +82,23 @@ impl Place {
             Self::Pbx2 => "10.10.3.2",
         }
     }
+
+    /// The address that SIP uses there over IPv6.
+    pub const fn address_ipv6(self) -> &'static str {
+        match self {
+            Self::Phones => "fd10:10:1::2",
+            Self::Proxy => PROXY_IPV6,
+            Self::Pbx1 => "fd10:10:2::2",
+            Self::Pbx2 => "fd10:10:3::2",
+        }
+    }
 }
 
-/// The links: the proxy's end and its address, and who is at the other end.
-const LINKS: [(&str, &str, Place); 3] = [
-    ("ph", "10.10.1.1", Place::Phones),
-    ("p1", "10.10.2.1", Place::Pbx1),
-    ("p2", "10.10.3.1", Place::Pbx2),
+/// The links: the proxy's end and its addresses, and who is at the other end.
+const LINKS: [(&str, &str, &str, Place); 3] = [
+    ("ph", "10.10.1.1", "fd10:10:1::1", Place::Phones),
+    ("p1", "10.10.2.1", "fd10:10:2::1", Place::Pbx1),
+    ("p2", "10.10.3.1", "fd10:10:3::1", Place::Pbx2),
 ];
 
 /// The proxy's interfaces, where XDP goes.
@@ -186,23 +198,31 @@ impl Lab {
         for place in Place::ALL {
             ip(&["netns", "add", &namespace(&self.name, place)])?;
             self.run(place, "ip", &["link", "set", "lo", "up"])?;
+            // Without the search for another owner, which keeps a new address, and neighbours behind its
+            // interface, from use for a second or two.
+            let accept_dad = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad";
+            self.run(place, "sh", &["-c", accept_dad])?;
         }
         let proxy = namespace(&self.name, Place::Proxy);
         self.run(Place::Proxy, "ip", &["address", "add", &format!("{PROXY}/32"), "dev", "lo"])?;
-        for (end, address, peer) in LINKS {
+        self.run(
+            Place::Proxy,
+            "ip",
+            &["address", "add", &format!("{PROXY_IPV6}/128"), "dev", "lo"],
+        )?;
+        for (end, address, address_ipv6, peer) in LINKS {
             let far = namespace(&self.name, peer);
             ip(&[
                 "link", "add", end, "netns", &proxy, "type", "veth", "peer", "name", "eth0",
                 "netns", &far,
             ])?;
-            for (place, interface, address) in
-                [(Place::Proxy, end, address), (peer, "eth0", peer.address())]
-            {
-                self.run(
-                    place,
-                    "ip",
-                    &["address", "add", &format!("{address}/24"), "dev", interface],
-                )?;
+            for (place, interface, address, address_ipv6) in [
+                (Place::Proxy, end, address, address_ipv6),
+                (peer, "eth0", peer.address(), peer.address_ipv6()),
+            ] {
+                for address in [format!("{address}/24"), format!("{address_ipv6}/64")] {
+                    self.run(place, "ip", &["address", "add", &address, "dev", interface])?;
+                }
                 // Checksums must be real: a program that edits a packet cannot finish a partial one.
                 // GRO switches on the receive path that takes frames sent by XDP.
                 self.run(place, "ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
@@ -210,6 +230,7 @@ impl Lab {
             }
             self._passers.push(kernel::pass_everything(&self.namespace_file(peer), "eth0")?);
             self.add_default_route(peer)?;
+            self.run(peer, "ip", &["-6", "route", "add", "default", "via", address_ipv6])?;
         }
         Ok(())
     }
@@ -217,8 +238,8 @@ impl Lab {
     fn add_default_route(&self, peer: Place) -> Result<()> {
         let gateway = LINKS
             .iter()
-            .find(|(_, _, at)| *at == peer)
-            .map(|(_, address, _)| *address)
+            .find(|(_, _, _, at)| *at == peer)
+            .map(|(_, address, _, _)| *address)
             .context("the proxy has no default route")?;
         self.run(peer, "ip", &["route", "replace", "default", "via", gateway]).map(drop)
     }

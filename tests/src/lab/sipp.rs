@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Lab, PORT, PROXY, Place, Process};
+use super::{Lab, PORT, PROXY, PROXY_IPV6, Place, Process};
 
 /// A SIPp to be started.
 #[derive(Clone, Debug)]
@@ -23,6 +23,7 @@ pub struct Sipp {
     /// How long it may run at most.
     limit: Duration,
     target: String,
+    ipv6: bool,
 }
 
 impl Sipp {
@@ -36,6 +37,7 @@ impl Sipp {
             talk: Duration::from_millis(500),
             limit: Duration::from_secs(600),
             target: PROXY.to_owned(),
+            ipv6: false,
         }
     }
 
@@ -69,6 +71,12 @@ impl Sipp {
         Self { target: address.to_owned(), ..self }
     }
 
+    /// Uses the IPv6 addresses of its place and of the proxy.
+    #[must_use]
+    pub fn ipv6(self) -> Self {
+        Self { ipv6: true, target: format!("[{PROXY_IPV6}]"), ..self }
+    }
+
     /// Starts it, and waits until it listens. `name` names its files in the lab's directory.
     pub fn start(&self, lab: &Lab, name: &str) -> Result<Running> {
         let log = lab.dir().join(format!("{name}.calls"));
@@ -79,7 +87,11 @@ impl Sipp {
         let mut command = lab.command(self.place, "sipp");
         command.current_dir(lab.dir());
         command.arg("-sf").arg(scenario);
-        command.args(["-i", self.place.address(), "-p", &self.port.to_string()]);
+        let address = match self.ipv6 {
+            true => format!("[{}]", self.place.address_ipv6()),
+            false => self.place.address().to_owned(),
+        };
+        command.args(["-i", &address, "-p", &self.port.to_string()]);
         command.args(["-key", "pbx", self.place.name()]);
         command.args(["-d", &self.talk.as_millis().to_string()]);
         command.args(["-timeout", &format!("{}s", self.limit.as_secs())]);
@@ -101,8 +113,12 @@ impl Sipp {
 
 impl Sipp {
     fn wait_until_it_listens(&self, lab: &Lab, running: &mut Running) -> Result<()> {
-        // As it stands in /proc/net/udp: the port in hexadecimal, behind the local address.
-        let port = format!(":{:04X} 00000000:0000", self.port);
+        // As it stands there: the port in hexadecimal, behind the local address.
+        let (sockets, nobody) = match self.ipv6 {
+            true => ("/proc/net/udp6", "0".repeat(32)),
+            false => ("/proc/net/udp", "0".repeat(8)),
+        };
+        let port = format!(":{:04X} {nobody}:0000", self.port);
         let start = Instant::now();
         loop {
             // Callers may be through already.
@@ -113,7 +129,7 @@ impl Sipp {
                     bail!("SIPp ended at once ({status}): {}", running.process.last_words())
                 };
             }
-            if lab.run(self.place, "cat", &["/proc/net/udp"])?.contains(&port) {
+            if lab.run(self.place, "cat", &[sockets])?.contains(&port) {
                 return Ok(());
             }
             if start.elapsed() > Duration::from_secs(10) {

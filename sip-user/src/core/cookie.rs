@@ -1,0 +1,163 @@
+//! The cookie of our Record-Route, in either family.
+//!
+//! That of IPv4 is [`sip_ebpf::cookie::Cookie`], which the kernel writes and reads too. An IPv6 address does
+//! not fit in there, so a dialog over IPv6 has a longer one, of hexadecimal digits:
+//!
+//! | digits | |
+//! | --- | --- |
+//! | 0..32 | address of the flow |
+//! | 32..36 | its port |
+//! | 36..38 | slot of the PBX |
+//! | 38..40 | zeros |
+//! | 40..56 | signature: SipHash of the address, port and slot with the call's key |
+
+use std::net::{SocketAddr, SocketAddrV6};
+
+use sip_ebpf::cookie::{COOKIE_DIGITS, Cookie as CookieV4, cookie_key};
+use sip_ebpf::siphash::siphash;
+use sip_ebpf::tables::Endpoint;
+use sip_ebpf::text::{Text, unhex8};
+
+use super::family::Family;
+
+/// Hexadecimal digits of a cookie with an IPv6 address.
+const DIGITS_V6: usize = 56;
+
+/// What a Record-Route of ours carries: enough to route a request of its dialog without memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cookie {
+    /// Where the other side of the PBX really is: the source of its packets (as RFC 5626 5.2).
+    pub flow: SocketAddr,
+    /// Slot of the PBX.
+    pub slot: u32,
+}
+
+/// How many digits a cookie has that stands beside an address of this family.
+pub const fn digits(family: Family) -> usize {
+    match family {
+        Family::V4 => COOKIE_DIGITS as usize,
+        Family::V6 => DIGITS_V6,
+    }
+}
+
+impl Cookie {
+    /// Its digits, signed with the key for a call, whose hash is [`sip_ebpf::cookie::call`].
+    pub fn write(self, key: [u64; 2], call: u64) -> String {
+        match self.in_family() {
+            Ok(v4) => {
+                let words = v4.write(key, call);
+                words.iter().flat_map(|word| word.to_le_bytes()).map(char::from).collect()
+            }
+            Err(flow) => {
+                let (bits, slot) = (flow.ip().to_bits(), self.slot & 0xff);
+                let signature = self.sign(flow, key, call);
+                format!("{bits:032x}{:04x}{slot:02x}00{signature:016x}", flow.port())
+            }
+        }
+    }
+
+    /// Reads digits, of which family their number tells; gives the signature too, for
+    /// [`Cookie::signed`].
+    pub fn read(digits: &[u8]) -> Option<(Self, u64)> {
+        if digits.len() == self::digits(Family::V4) {
+            let (v4, signature) = CookieV4::read(digits, 0)?;
+            let flow = SocketAddr::from((v4.flow.octets(), v4.flow.port_number()));
+            return Some((Self { flow, slot: v4.slot }, signature));
+        }
+        if digits.len() != DIGITS_V6 {
+            return None;
+        }
+        let mut words = [0; 7];
+        for (word, at) in words.iter_mut().zip((0..).step_by(8)) {
+            *word = unhex8(digits.word(at))?;
+        }
+        let [a, b, c, d, rest, high, low] = words;
+        if rest & 0xff != 0 {
+            return None;
+        }
+        let ip = [a, b, c, d].iter().fold(0, |bits, word| bits << 32 | u128::from(*word));
+        let cookie = Self {
+            flow: SocketAddrV6::new(ip.into(), (rest >> 16) as u16, 0, 0).into(),
+            slot: rest >> 8 & 0xff,
+        };
+        Some((cookie, u64::from(high) << 32 | u64::from(low)))
+    }
+
+    /// Whether we signed it for this call.
+    pub fn signed(self, signature: u64, key: [u64; 2], call: u64) -> bool {
+        match self.in_family() {
+            Ok(v4) => v4.signed(signature, key, call),
+            Err(flow) => self.sign(flow, key, call) == signature,
+        }
+    }
+
+    /// As the kernel has it, or the IPv6 address for which it has no room.
+    fn in_family(self) -> Result<CookieV4, SocketAddrV6> {
+        match self.flow {
+            SocketAddr::V4(v4) => {
+                Ok(CookieV4 { flow: Endpoint::new(v4.ip().octets(), v4.port()), slot: self.slot })
+            }
+            SocketAddr::V6(v6) => Err(v6),
+        }
+    }
+
+    fn sign(self, flow: SocketAddrV6, key: [u64; 2], call: u64) -> u64 {
+        let mut text = Vec::with_capacity(19);
+        text.extend_from_slice(&flow.ip().octets());
+        text.extend_from_slice(&flow.port().to_be_bytes());
+        text.push((self.slot & 0xff) as u8);
+        siphash(cookie_key(key, call), &text[..], 0, Text::len(&text[..])).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: [u64; 2] = [3, 4];
+
+    fn cookie(flow: &str) -> Cookie {
+        Cookie { flow: flow.parse().unwrap(), slot: 0x2a }
+    }
+
+    #[test]
+    fn a_cookie_is_ours_for_its_call_only() {
+        for flow in ["[2001:db8::1:2]:5062", "10.10.1.2:5062"] {
+            let cookie = cookie(flow);
+            let text = cookie.write(KEY, 99);
+            assert_eq!(text.len(), digits(Family::of(cookie.flow)));
+            let (read, signature) = Cookie::read(text.as_bytes()).unwrap();
+            assert_eq!(read, cookie);
+            assert!(read.signed(signature, KEY, 99));
+            assert!(!read.signed(signature, KEY, 98));
+            assert!(!read.signed(signature, [3, 5], 99));
+            let upper = text.to_uppercase();
+            assert_eq!(Cookie::read(upper.as_bytes()), Some((cookie, signature)));
+            assert_eq!(Cookie::read(&text.as_bytes()[1..]), None);
+        }
+    }
+
+    #[test]
+    fn every_digit_counts() {
+        let text = cookie("[2001:db8::1:2]:5062").write(KEY, 99);
+        assert!(text.starts_with("20010db8000000000000000000010002"), "{text}");
+        assert!(text[32..].starts_with("13c62a00"), "{text}");
+        for at in 0..text.len() {
+            let mut forged = text.clone().into_bytes();
+            forged[at] = if forged[at] == b'0' { b'1' } else { b'0' };
+            let ours = Cookie::read(&forged)
+                .is_some_and(|(cookie, signature)| cookie.signed(signature, KEY, 99));
+            assert!(!ours, "digit {at}");
+            forged[at] = b'g';
+            assert_eq!(Cookie::read(&forged), None);
+        }
+    }
+
+    #[test]
+    fn the_kernels_cookie_is_read_and_written_as_the_kernel_does() {
+        let v4 = CookieV4 { flow: Endpoint::new([10, 10, 1, 2], 5062), slot: 42 };
+        let words = v4.write(KEY, 99);
+        let text: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(cookie("10.10.1.2:5062").write(KEY, 99).as_bytes(), text);
+    }
+}

@@ -1,0 +1,30 @@
+//! What was read of a message, and what is done with it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use sip_ebpf::Reason;
+use sip_ebpf::route::Plan;
+
+/// The shared decision with what it has no room for.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// What was read. Its `next` is of use to IPv4 alone, and only until [`Decision::next`] is set.
+    pub plan: Plan,
+    /// What is done, or why nothing is.
+    pub reason: Reason,
+    /// Where it goes, if it is sent.
+    pub next: SocketAddr,
+    /// Digits of the cookie, if a Record-Route goes in over IPv6; over IPv4 the plan has them.
+    pub cookie: String,
+}
+
+impl Default for Decision {
+    fn default() -> Self {
+        Self {
+            plan: Plan::default(),
+            reason: Reason::Malformed,
+            next: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            cookie: String::new(),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The tables that the shared decision asks, as the daemon has them.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+
+use sip_ebpf::calls;
+use sip_ebpf::route::Tables;
+use sip_ebpf::tables::{CallBucket, Endpoint, Pbx, source};
+
+use super::dispatcher::Dispatcher;
+use super::family::Family;
+use super::sources::Sources;
+
+/// The calls that the kernel has steered.
+pub trait KernelCalls {
+    /// The slot that a call went to, by the keyed hash of its Call-ID.
+    fn find(&self, hash: u64) -> Option<u32>;
+}
+
+/// No kernel half.
+impl KernelCalls for () {
+    fn find(&self, _hash: u64) -> Option<u32> {
+        None
+    }
+}
+
+/// The tables as the daemon has them, for a message from one address.
+///
+/// The shared decision knows addresses of IPv4 only. Over IPv6 it has a stand-in for the sender's, so what it
+/// asks about that is answered by `from`.
+pub(super) struct View<'a> {
+    pub(super) key: [u64; 2],
+    pub(super) from: SocketAddr,
+    pub(super) sources: &'a Sources,
+    pub(super) dispatcher: RefCell<&'a mut Dispatcher>,
+    pub(super) calls: &'a RefCell<Vec<CallBucket>>,
+    pub(super) kernel: &'a dyn KernelCalls,
+    pub(super) clock: u64,
+}
+
+impl View<'_> {
+    fn bucket(&self, hash: u64) -> usize {
+        let mask = self.calls.borrow().len() - 1;
+        calls::bucket(hash, u32::try_from(mask).unwrap_or(0)) as usize
+    }
+
+    fn family(&self) -> Family {
+        Family::of(self.from)
+    }
+}
+
+impl Tables for View<'_> {
+    fn key(&self) -> [u64; 2] {
+        self.key
+    }
+
+    fn alive(&self) -> bool {
+        true
+    }
+
+    fn trusted(&self, _src: Endpoint) -> bool {
+        self.sources.lookup(self.from.ip()) & source::TRUSTED != 0
+    }
+
+    fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
+        let asked = match self.family() {
+            Family::V4 => address(endpoint),
+            Family::V6 => self.from,
+        };
+        self.dispatcher.borrow().slot_at(asked)
+    }
+
+    /// None for a PBX of the other family, so that no call goes there whatever a table or cookie says.
+    fn pbx(&self, slot: u32) -> Option<Pbx> {
+        let dispatcher = self.dispatcher.borrow();
+        let (_, state) = dispatcher.pbx_of(slot, self.family())?;
+        Some(Pbx { state: state as u8, ..dispatcher.pbx(slot) })
+    }
+
+    fn turn(&self) -> Option<u32> {
+        self.dispatcher.borrow_mut().next_slot(self.family())
+    }
+
+    /// The kernel's table first: later copies of the message will be routed by that one. It has no calls
+    /// over IPv6.
+    fn call(&self, hash: u64) -> Option<u32> {
+        let steered = match self.family() {
+            Family::V4 => self.kernel.find(hash),
+            Family::V6 => None,
+        };
+        steered.or_else(|| {
+            let at = self.bucket(hash);
+            let buckets = self.calls.borrow();
+            calls::find(&buckets.get(at)?.words, hash, self.clock)
+        })
+    }
+
+    fn remember(&self, hash: u64, slot: u32) {
+        let at = self.bucket(hash);
+        if let Some(bucket) = self.calls.borrow_mut().get_mut(at) {
+            calls::put(&mut bucket.words, hash, self.clock, slot);
+        }
+    }
+}
+
+/// An IPv4 address as the tables have it.
+pub(super) fn endpoint(address: SocketAddr) -> Option<Endpoint> {
+    match address {
+        SocketAddr::V4(v4) => Some(Endpoint::new(v4.ip().octets(), v4.port())),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+/// An address of the tables as others have it.
+pub(super) fn address(endpoint: Endpoint) -> SocketAddr {
+    SocketAddr::from((endpoint.octets(), endpoint.port_number()))
+}
