@@ -325,7 +325,7 @@ pub fn scan<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     }
     start_line(t, index)?;
     let mut state = (t, &mut *index);
-    repeat(MAX_LINES + 2, &mut state, |(t, index)| header_line(*t, index));
+    repeat(MAX_LINES * 8, &mut state, |(t, index)| header_line(*t, index));
     if index.error != 0 {
         return Err(error(index.error));
     }

@@ -463,7 +463,8 @@ fn call(invite: &[u8], phone: Endpoint, hops: u8, comes_back: bool) -> Result<()
     // With another Call-ID the cookie is not ours: it belongs to one call.
     let text = String::from_utf8(hangs_up).unwrap();
     let call_id = before.call_id().unwrap();
-    let other = text.replace(&format!(": {call_id}\r\n"), &format!(": {call_id}x\r\n"));
+    let other =
+        text.replace(&format!("Call-ID: {call_id}\r\n"), &format!("Call-ID: {call_id}x\r\n"));
     prop_assert_ne!(&other, &text);
     let (reason, _, _) = invariants::forward(other.as_bytes(), pbx, &local, &tables);
     prop_assert_eq!(reason, Reason::BadCookie);
@@ -475,7 +476,8 @@ fn call(invite: &[u8], phone: Endpoint, hops: u8, comes_back: bool) -> Result<()
 /// Known deviations of rsip 0.4.0, for which a value is not compared:
 /// - it has no folding, no comma lists (7.3.1): the first Via of a line is read with what follows;
 /// - white space around `/`, `:`, `;` and `=` is refused or becomes part of a name or value;
-/// - a display name in quotes keeps them, and `>` or `;` in quotes ends it;
+/// - a display name in quotes keeps them, and `>` or `;` in quotes ends it; an `@` in a quoted parameter
+///   makes a user of all before it;
 /// - unknown methods, transports and schemes are errors or `Other` in capitals;
 /// - status codes that it does not know are errors of their own kind;
 /// - a `;` in the user of a URI starts its parameters.
@@ -495,15 +497,26 @@ fn same_as_rsip(bytes: &[u8]) -> Result<(), TestCaseError> {
     if let Ok(cseq) = theirs.cseq_header().and_then(|cseq| cseq.typed()) {
         prop_assert_eq!(ours.cseq().unwrap().number, cseq.seq);
     }
-    if let Ok(from) = theirs.from_header().and_then(|from| from.typed()) {
+    // See above: what a quoted string does to a parameter is rsip's own affair.
+    let plain = |value: &str| !value.contains('"');
+    if let Ok(from) = theirs.from_header()
+        && plain(from.value())
+        && let Ok(from) = from.typed()
+    {
         let tag = from.tag().map(|tag| tag.value().to_owned());
         prop_assert_eq!(ours.from().unwrap().tag(), tag.as_deref());
     }
-    if let Ok(to) = theirs.to_header().and_then(|to| to.typed()) {
+    if let Ok(to) = theirs.to_header()
+        && plain(to.value())
+        && let Ok(to) = to.typed()
+    {
         let tag = to.tag().map(|tag| tag.value().to_owned());
         prop_assert_eq!(ours.to().unwrap().tag(), tag.as_deref());
     }
-    if let Ok(via) = theirs.via_header().and_then(|via| via.typed()) {
+    if let Ok(via) = theirs.via_header()
+        && plain(via.value())
+        && let Ok(via) = via.typed()
+    {
         let branch = via.branch().map(|branch| branch.value().to_owned());
         prop_assert_eq!(ours.top_via().unwrap().branch, branch.as_deref());
     }
