@@ -377,19 +377,16 @@ fn control<T: Text>(t: T, at: u32) -> Error {
 fn find_control<T: Text>(t: T, at: u32) -> u32 {
     let mut state = (t, at);
     repeat(MAX_TEXT / 32 + 2, &mut state, |(t, at)| {
-        // Four words a round, looked at together: a byte below space borrows, and so has its highest
-        // bit set. So have many bytes of UTF-8: which it was is told below.
-        let [a, b, c, d] = t.four(*at);
-        let borrows = |word: u64| word.wrapping_sub(LOWER);
-        if (borrows(a) | borrows(b) | borrows(c) | borrows(d)) & HIGHS == 0 {
+        // Four words a round, looked at together; which byte it is comes after.
+        if t.borrows_four(*at) & HIGHS == 0 {
             step(at, 32);
             return true;
         }
-        // As `below`, in the order of the words: written out, for the compiler computes all at once
-        // what it may.
-        for word in [a, b, c, d] {
-            if borrows(word) & !word & HIGHS != 0 {
-                step(at, first(borrows(word) & !word & HIGHS));
+        // Written out, for the compiler computes at once for all four words what it may.
+        for word in t.four(*at) {
+            let marks = below(word, b' ');
+            if marks != 0 {
+                step(at, first(marks));
                 return false;
             }
             step(at, 8);

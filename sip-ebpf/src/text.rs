@@ -35,6 +35,18 @@ pub trait Text: Copy {
         [self.word(at), self.word(at + 8), self.word(at + 16), self.word(at + 24)]
     }
 
+    /// Not zero if one of the 32 bytes from `at` on is a control character; bytes from 0xa0 on may
+    /// give that too, and lower ones do not. Only the highest bits of bytes tell.
+    #[inline(always)]
+    fn borrows_four(self, at: u32) -> u64 {
+        let [a, b, c, d] = self.four(at);
+        // A byte below space borrows, and so has its highest bit set.
+        a.wrapping_sub(LOWER)
+            | b.wrapping_sub(LOWER)
+            | c.wrapping_sub(LOWER)
+            | d.wrapping_sub(LOWER)
+    }
+
     /// `value`, in a way that hides from the BPF verifier what is known of it. Loops need it:
     /// without it the verifier walks them once for each value. Nothing on the host.
     fn fresh(self, value: u32) -> u32 {

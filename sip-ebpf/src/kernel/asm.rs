@@ -99,6 +99,34 @@ pub(super) unsafe fn load_four(from: *const u8) -> [u64; 4] {
     unsafe { [load::<0>(from), load::<8>(from), load::<16>(from), load::<24>(from)] }
 }
 
+/// 32 bytes in words, each less `by`, ored together: in two registers.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(super) unsafe fn less_four(from: *const u8, by: u64) -> u64 {
+    let all;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{all} = *(u64 *)({from} + 0)",
+            "{all} -= {by}",
+            "{one} = *(u64 *)({from} + 8)",
+            "{one} -= {by}",
+            "{all} |= {one}",
+            "{one} = *(u64 *)({from} + 16)",
+            "{one} -= {by}",
+            "{all} |= {one}",
+            "{one} = *(u64 *)({from} + 24)",
+            "{one} -= {by}",
+            "{all} |= {one}",
+            all = out(reg) all, one = out(reg) _, from = in(reg) from, by = in(reg) by,
+            options(pure, readonly, nostack)
+        );
+    }
+    all
+}
+
 /// Puts four bytes, maybe unaligned.
 ///
 /// # Safety

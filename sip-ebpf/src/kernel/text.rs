@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::repeat::{repeat, step};
-use sip_ebpf::text::{SLACK, Text};
+use sip_ebpf::text::{LOWER, SLACK, Text};
 
 use super::asm;
 use super::frame::IP_UDP;
@@ -166,6 +166,12 @@ impl Text for Bytes<'_> {
     fn four(self, at: u32) -> [u64; 4] {
         // SAFETY: `at` keeps the read in the text and the zeros behind it.
         unsafe { asm::load_four(self.at(at)) }
+    }
+
+    #[inline(always)]
+    fn borrows_four(self, at: u32) -> u64 {
+        // SAFETY: `at` keeps the read in the text and the zeros behind it.
+        unsafe { asm::less_four(self.at(at), LOWER) }
     }
 
     #[inline(always)]
