@@ -124,6 +124,8 @@ reasons! {
     BadBranch = "bad_branch", Up;
     /// Neither route nor neighbour is known for the next hop; the stack finds them.
     NoNeighbour = "no_neighbour", Up;
+    /// The way to the next hop leaves by an interface that the program is not attached to.
+    OtherPort = "other_port", Up;
     /// What would leave is longer than the MTU of the way out.
     Mtu = "mtu", Up;
     /// The frame's buffer has no room for the longer head.

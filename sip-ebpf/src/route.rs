@@ -132,8 +132,11 @@ fn request<T: Text, W: Tables>(
     if index.seen(Kind::ProxyRequire) != 0 {
         return Reason::Required;
     }
-    if header::once_each(t, index).is_err() {
+    if header::once_each(index).is_err() {
         return Reason::OddHeader;
+    }
+    if header::length_fits(t, index).is_err() {
+        return Reason::ContentLength;
     }
     let (Some(to), Some(call_id)) = (index.first(Kind::To), index.first(Kind::CallId)) else {
         return Reason::OddHeader;
@@ -227,26 +230,18 @@ fn options<T: Text, W: Tables>(
 /// parameters. The port may be missing where it is 5060.
 #[inline(always)]
 fn for_us<T: Text>(t: T, index: &Index, local: &Local) -> bool {
-    let mut differs = [0; URI_WORDS];
+    let (mut port, mut host) = (0, u64::from(local.host_len == 0));
     for i in 0..URI_WORDS {
         // Letters of the scheme in any case; digits and dots have that bit already.
-        differs[i] = (t.word(index.uri + 8 * i as u32) | LOWER) ^ local.uri[i];
+        let differs = (t.word(index.uri + 8 * i as u32) | LOWER) ^ local.uri[i];
+        port |= differs & local.uri_mask[i];
+        host |= differs & local.host_mask[i];
     }
-    let mut port = 0;
-    for i in 0..URI_WORDS {
-        port |= differs[i] & local.uri_mask[i];
-    }
-    let mut at = index.uri + local.uri_len;
-    if port != 0 {
-        let mut host = u64::from(local.host_len == 0);
-        for i in 0..URI_WORDS {
-            host |= differs[i] & local.host_mask[i];
-        }
-        if host != 0 {
-            return false;
-        }
-        at = index.uri + local.host_len;
-    }
+    let at = match (port, host) {
+        (0, _) => index.uri + local.uri_len,
+        (_, 0) => index.uri + local.host_len,
+        _ => return false,
+    };
     at == index.uri_end || (at < index.uri_end && t.byte(at) == b';')
 }
 
@@ -408,8 +403,11 @@ fn response<T: Text, W: Tables>(
     if header::via(t, next, next_end, &mut plan.next_via).is_err() {
         return Reason::OddVia;
     }
-    if header::once_each(t, index).is_err() {
+    if header::once_each(index).is_err() {
         return Reason::OddHeader;
+    }
+    if header::length_fits(t, index).is_err() {
+        return Reason::ContentLength;
     }
     let Some(call_id) = index.first(Kind::CallId) else {
         return Reason::OddHeader;

@@ -13,7 +13,7 @@
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
 //! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
 //! | `CALLS` | array of [`Config::calls_mask`] + 1 | bucket | [`CallBucket`] | kernel (the daemon reads) |
-//! | `VLANS` | hash | `u32`: interface index of a VLAN device | [`VlanPort`] | daemon |
+//! | `VLANS` | hash | `u32`: interface index of a port with the program, or of a VLAN device above one | [`VlanPort`] | daemon |
 //! | `STEERED` | per-CPU array of [`MAX_PBX`] | slot | `u64`: calls steered there | kernel |
 //! | `TURN` | array of 1 | 0 | `u64`: whose turn it was | kernel |
 //! | `SCRATCH`, `HOPS`, `KNOWN` | per-CPU arrays | | working memory | kernel |

@@ -222,7 +222,8 @@ fn headers_that_must_be_there_once() {
         let text = format!("INVITE sip:a SIP/2.0\r\n{headers}\r\nbody");
         let mut index = Index::new();
         scan(text.as_bytes(), &mut index).expect("a message");
-        once_each(text.as_bytes(), &index)
+        once_each(&index)?;
+        length_fits(text.as_bytes(), &index)
     };
     let all = "From: a\r\nTo: b\r\nCall-ID: c\r\nCSeq: d\r\n";
     assert_eq!(read(all), Ok(()));

@@ -94,13 +94,14 @@ fn ask(ctx: &XdpContext, addr: u32, hop: &mut Hop) -> Result<(), Reason> {
     ];
     // SAFETY: the helper writes this member of the union on success.
     hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result } as u32;
-    hop.port = params.ifindex;
-    hop.tags = 0;
+    // A port without the program may not take redirected frames, and then loses them in silence; a
+    // bridge or a bond is no port at all.
     // SAFETY: copied at once.
-    if let Some(vlan) = unsafe { VLANS.get(params.ifindex) } {
-        hop.port = vlan.port;
-        hop.tags = vlan.tags;
-        hop.tag = vlan.tag;
-    }
+    let Some(port) = (unsafe { VLANS.get(params.ifindex) }) else {
+        return Err(Reason::OtherPort);
+    };
+    hop.port = port.port;
+    hop.tags = port.tags;
+    hop.tag = port.tag;
     Ok(())
 }

@@ -206,7 +206,7 @@ fn what_goes_the_long_way() {
         ("Call-ID: one", "Call-ID: one two", Reason::OddHeader),
         ("Call-ID: one", "Call-ID:", Reason::OddHeader),
         ("Call-ID: one", "X: one", Reason::OddHeader),
-        ("Content-Length: 0", "Content-Length: 1", Reason::OddHeader),
+        ("Content-Length: 0", "Content-Length: 1", Reason::ContentLength),
         ("Content-Length: 0", "Proxy-Require: x", Reason::Required),
         ("Max-Forwards: 70", "Max-Forwards: 0", Reason::MaxForwards),
         ("Max-Forwards: 70", "Max-Forwards: 71", Reason::MaxForwards),
