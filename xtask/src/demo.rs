@@ -138,8 +138,9 @@ fn play(args: &Args) -> Result<Report> {
             if args.death == "host" {
                 lab.revive(VICTIM)?;
             }
-            dead = Some(std::mem::replace(&mut pbx1, pbx(VICTIM).start(&lab, "pbx1-again")?));
+            // Before it is: it may answer a probe while it starts.
             restarted = now();
+            dead = Some(std::mem::replace(&mut pbx1, pbx(VICTIM).start(&lab, "pbx1-again")?));
             note = format!("   <- {} started again", VICTIM.name());
         }
         say(&format!(
