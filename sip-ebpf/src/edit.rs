@@ -195,7 +195,7 @@ pub fn options_answer<T: Text, S: Sink>(
     at = join(t, &mut run, Span { at: start(Kind::To), end: end(Kind::To) }, out, at);
     at = copy(t, run.at, run.end, out, at);
     out.put(at, literal(b";tag="));
-    out.put(at + 5, plan.call);
+    out.put(at + 5, plan.tag);
     out.put(at + 13, literal(b"\r\n"));
     at = out.fresh(at + 15);
     run = Span { at: start(Kind::CallId), end: end(Kind::CallId) + 2 };

@@ -61,8 +61,10 @@ pub struct Plan {
     pub to_tag: Span,
     /// Of a request inside a dialog: the Route line that goes, with its CR LF.
     pub cut: Span,
-    /// Keyed hash of the Call-ID; of an OPTIONS that asks us: digits of the tag that goes into To.
+    /// Keyed hash of the Call-ID; zero of an OPTIONS outside a dialog.
     pub call: u64,
+    /// Of such an OPTIONS: digits of the tag that goes into To.
+    pub tag: u64,
     /// Digits of our branch.
     pub branch: u64,
     /// Digits of our cookie, if a Record-Route goes in.
@@ -154,21 +156,25 @@ fn request<T: Text, W: Tables>(
     let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
     let in_dialog = !plan.to_tag.is_empty();
     let options = index.method == Method::Options as u32 && !in_dialog;
-    // Of a question to us nothing is remembered: its Call-ID makes the answer's tag alone.
-    let (hash, marks) =
-        if options { cookie::to_tag(key, t, span) } else { cookie::call(key, t, span) };
+    if options {
+        // Nothing is remembered of it: its Call-ID makes the answer's tag alone.
+        let (tag, marks) = cookie::to_tag(key, t, span);
+        if marks != 0 {
+            return Reason::OddHeader;
+        }
+        plan.tag = tag;
+        return self::options(t, index, packet, local, tables, plan);
+    }
+    let (call, marks) = cookie::call(key, t, span);
     if marks != 0 {
         return Reason::OddHeader;
     }
-    plan.call = hash;
-    if options {
-        return self::options(t, index, packet, local, tables, plan);
-    }
+    plan.call = call;
     let hops = max_forwards(t, index, plan);
     if hops.is_err() {
         return Reason::MaxForwards;
     }
-    plan.branch = cookie::branch(key, hash, t, plan.via.branch);
+    plan.branch = cookie::branch(key, call, t, plan.via.branch);
     let from_pbx = tables.pbx_at(packet.src);
     if index.seen(Kind::Route) != 0 {
         if !in_dialog {

@@ -198,8 +198,6 @@ pub struct Index {
     pub len: u32,
     /// Of use to the scan alone: the start of the line being read.
     line: u32,
-    /// Always zero.
-    pad: [u32; 2],
     /// By kind, [`Kind::Other`] excepted: number of the first line, plus one, in the lowest byte; of the last line, plus one,
     /// in the next; how many there are in the third.
     pub kinds: [u32; KINDS],
@@ -229,7 +227,6 @@ impl Index {
             error: 0,
             len: 0,
             line: 0,
-            pad: [0; 2],
             kinds: [0; KINDS],
             lines: [Line { start: 0, value: 0, end: 0, kind: 0, flags: 0 }; MAX_LINES as usize],
         }
@@ -291,7 +288,7 @@ impl Index {
         // Volatile, or the compiler makes a call of it that BPF does not have.
         let words = (&raw mut self.kinds).cast::<u64>();
         for i in 0..KINDS / 2 {
-            // SAFETY: 16 entries of four bytes, 8-aligned by their place behind 14 such entries.
+            // SAFETY: 16 entries of four bytes, 8-aligned by their place behind 12 such entries.
             unsafe { words.add(i).write_volatile(0) };
         }
     }
@@ -527,7 +524,7 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
                 index.error = Error::HeaderName as u32;
                 return false;
             };
-            (kind as u32, colon + 1)
+            (kind, colon + 1)
         }
     };
     let value = skip_blank(t, colon_end);
@@ -701,7 +698,7 @@ const SUPPORTE: u64 = literal(b"supporte");
 /// Which header it is, and where its colon stands. Names are tokens, in any case, maybe with white
 /// space before the colon (25.1, HCOLON).
 #[inline(always)]
-fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
+fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(u32, u32)> {
     let marks = equal(word, b':');
     let colon = if marks != 0 { start + first(marks) } else { find_byte(t, start + 8, end, b':') };
     if colon >= end || colon == start {
@@ -720,60 +717,33 @@ fn name<T: Text>(t: T, word: u64, start: u32, end: u32) -> Option<(Kind, u32)> {
     }
     Some((kind(t, word | LOWER, start, name_end - start)?, colon))
 }
-/// The header of a name shorter than eight bytes, in small letters.
-#[inline(always)]
-fn short(name: u64) -> Kind {
-    const V: u64 = literal(b"v");
-    const F: u64 = literal(b"f");
-    const T_: u64 = literal(b"t");
-    const I: u64 = literal(b"i");
-    const M: u64 = literal(b"m");
-    const L: u64 = literal(b"l");
-    const VIA: u64 = literal(b"via");
-    const FROM: u64 = literal(b"from");
-    const TO: u64 = literal(b"to");
-    const CALL_ID: u64 = literal(b"call-id");
-    const CSEQ: u64 = literal(b"cseq");
-    const ROUTE: u64 = literal(b"route");
-    const CONTACT: u64 = literal(b"contact");
-    const EXPIRES: u64 = literal(b"expires");
-    const REQUIRE: u64 = literal(b"require");
-    match name {
-        V | VIA => Kind::Via,
-        F | FROM => Kind::From,
-        T_ | TO => Kind::To,
-        I | CALL_ID => Kind::CallId,
-        CSEQ => Kind::CSeq,
-        ROUTE => Kind::Route,
-        M | CONTACT => Kind::Contact,
-        L => Kind::ContentLength,
-        EXPIRES => Kind::Expires,
-        REQUIRE => Kind::Require,
-        _ => Kind::Other,
-    }
-}
 
 /// The header of a name `len` bytes long; none when a blank stands in the name.
 #[inline(always)]
-fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<Kind> {
+fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<u32> {
+    const COLON: u64 = b':' as u64;
     if len < 8 {
         let name = head(word, len);
         // White space inside a name: what stands before it is no header's name.
         if below(name | !head(u64::MAX, len), 0x21) != 0 {
             return None;
         }
-        return Some(short(name));
+        let found = known(name | COLON << (8 * len), 0);
+        return Some(found.map_or(Kind::Other as u32, |(kind, _)| kind));
     }
     if below(word, 0x21) != 0 {
         return None;
     }
     let more = t.word(start + 8) | LOWER;
     let rest = len - 8;
+    if rest > 0
+        && rest < 8
+        && let Some((kind, _)) = known(word, head(more, rest) | COLON << (8 * rest))
+    {
+        return Some(kind);
+    }
     let is = |want: &'static [u8]| rest == want.len() as u32 && head(more, rest) == literal(want);
     let kind = match word {
-        MAX_FORW if is(b"ards") => Kind::MaxForwards,
-        RECORD_R if is(b"oute") => Kind::RecordRoute,
-        CONTENT_ if is(b"length") => Kind::ContentLength,
         PROXY_RE if is(b"quire") => Kind::ProxyRequire,
         AUTHORIZ if is(b"ation") => Kind::Authorization,
         PROXY_AU
@@ -788,7 +758,7 @@ fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<Kind> {
     if matches!(kind, Kind::Other) && find_byte(t, start + 8, start + len, b' ') < start + len {
         return None;
     }
-    Some(kind)
+    Some(kind as u32)
 }
 
 /// The first byte at or behind `at` that is neither space nor tab.

@@ -156,7 +156,7 @@ fn an_options_is_answered() {
     let got = edited(
         text,
         PHONE,
-        |_, plan| plan.call = literal(b"12cdef90"),
+        |_, plan| plan.tag = literal(b"12cdef90"),
         |t, index, packet, _, plan, out| options_answer(t, index, packet, plan, out),
     );
     let about = std::str::from_utf8(ABOUT_US).expect("text");
