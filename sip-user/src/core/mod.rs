@@ -11,4 +11,6 @@ pub mod probe;
 pub mod proxy;
 pub mod reply;
 pub mod sources;
+#[cfg(test)]
+mod testing;
 mod view;

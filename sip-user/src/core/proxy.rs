@@ -806,9 +806,9 @@ impl Sink for Growing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Accept, AdminState, PbxConfig, Probe, Trust};
+    use crate::config::AdminState;
     use crate::core::dispatcher::Command;
-    use std::cell::Cell;
+    use crate::core::testing::{Setup, World, damaged, damages, header, response};
     use std::time::Duration;
 
     const US: &str = "10.10.0.1:5060";
@@ -817,108 +817,19 @@ mod tests {
     const PBX1: &str = "10.10.2.2:5060";
     const PBX2: &str = "10.10.3.2:5060";
 
-    /// A proxy with two PBXs, and a kernel that knows what a test tells it.
-    struct World {
-        proxy: Proxy,
-        dispatcher: Dispatcher,
-        kernel: Knows,
-        now: Instant,
+    /// A proxy with two PBXs.
+    fn world() -> World {
+        world_with(NoDestination::Unavailable)
     }
 
-    #[derive(Default)]
-    struct Knows(Cell<Option<u32>>);
-
-    impl KernelCalls for Knows {
-        fn find(&self, _hash: u64) -> Option<u32> {
-            self.0.get()
-        }
-    }
-
-    impl World {
-        fn new() -> Self {
-            Self::with(NoDestination::Unavailable)
-        }
-
-        fn with(no_destination: NoDestination) -> Self {
-            let now = Instant::now();
-            let trust = Trust {
-                networks: vec!["10.10.1.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
-                deny: vec!["198.51.100.0/24".parse().unwrap()],
-            };
-            let policy = Policy { sources: Sources::new(&trust), no_destination };
-            let locals = [
-                US.parse().unwrap(),
-                "10.10.0.9:5080".parse().unwrap(),
-                "[2001:db8::1]:5060".parse().unwrap(),
-            ];
-            let rules = Probe { accept: Accept::default(), ..Probe::default() };
-            let mut dispatcher = Dispatcher::new(&locals, rules.clone());
-            let pbxs = [("pbx1", PBX1), ("pbx2", PBX2)].map(|(id, address)| PbxConfig {
-                id: id.into(),
-                address: address.parse().unwrap(),
-                weight: 1,
-                state: AdminState::Active,
-            });
-            dispatcher.reload(now, &pbxs, rules).unwrap();
-            while dispatcher.poll_command().is_some() {}
-            Self {
-                proxy: Proxy::new([7, 9], &locals, 64, policy, now),
-                dispatcher,
-                kernel: Knows::default(),
-                now,
-            }
-        }
-
-        fn hear(&mut self, from: &str, local: usize, bytes: &[u8]) -> Vec<Transmit> {
-            let mut out = Vec::new();
-            let from = from.parse().unwrap();
-            let datagram = Datagram { local, from, bytes };
-            self.proxy.handle(self.now, &mut self.dispatcher, &self.kernel, datagram, &mut out);
-            for transmit in &out {
-                assert_eq!(transmit.local, local, "it leaves from where it came to");
-            }
-            out
-        }
-
-        /// The one datagram that follows from one.
-        #[track_caller]
-        fn say(&mut self, from: &str, text: &str) -> (String, String) {
-            let mut out = self.hear(from, 0, text.as_bytes());
-            assert_eq!(out.len(), 1, "{out:?}");
-            let transmit = out.remove(0);
-            (transmit.to.to_string(), String::from_utf8(transmit.bytes).unwrap())
-        }
-
-        #[track_caller]
-        fn silence(&mut self, from: &str, text: &str) {
-            assert_eq!(self.hear(from, 0, text.as_bytes()), []);
-        }
-
-        /// Says something and reads the first line of the answer, which goes to `from`.
-        #[track_caller]
-        fn status(&mut self, from: &str, text: &str) -> String {
-            let (to, answer) = self.say(from, text);
-            assert_eq!(to, from);
-            answer.lines().next().unwrap().to_owned()
-        }
-
-        fn event(&self, event: Event) -> u64 {
-            self.proxy.counters().of_event(event)
-        }
-
-        fn disable(&mut self, id: &str) {
-            self.dispatcher.set_admin(self.now, id, AdminState::Disabled).unwrap();
-        }
-    }
-
-    fn header<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
-        let prefix = format!("{name}: ");
-        text.split("\r\n\r\n")
-            .next()
-            .unwrap()
-            .lines()
-            .filter_map(|l| l.strip_prefix(&prefix))
-            .collect()
+    fn world_with(no_destination: NoDestination) -> World {
+        World::new(&Setup {
+            locals: &[US, "10.10.0.9:5080", "[2001:db8::1]:5060"],
+            trusted: &["10.10.1.0/24", "2001:db8::/32"],
+            denied: &["198.51.100.0/24"],
+            pbxs: &[("pbx1", PBX1), ("pbx2", PBX2)],
+            no_destination,
+        })
     }
 
     /// A request of the phone; `extra` are header lines.
@@ -940,26 +851,11 @@ mod tests {
         )
     }
 
-    /// A response to a request as its receiver got it.
-    fn response(request: &str, status: &str, tag: &str) -> String {
-        let mut text = format!("SIP/2.0 {status}\r\n");
-        for line in request.split("\r\n\r\n").next().unwrap().lines() {
-            let name = line.split(':').next().unwrap();
-            if ["Via", "From", "Call-ID", "CSeq", "Record-Route"].contains(&name) {
-                text += &format!("{line}\r\n");
-            } else if name == "To" {
-                let tag = if line.contains("tag=") { String::new() } else { format!(";tag={tag}") };
-                text += &format!("{line}{tag}\r\n");
-            }
-        }
-        text + "Content-Length: 0\r\n\r\n"
-    }
-
     // ---- Calls ---------------------------------------------------------------------------------
 
     #[test]
     fn a_whole_call() {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, sent) = w.say(PHONE, &invite());
         assert!([PBX1, PBX2].contains(&pbx.as_str()));
         assert_eq!(header(&sent, "Max-Forwards"), ["69"]);
@@ -997,7 +893,7 @@ mod tests {
 
     #[test]
     fn the_pbx_hangs_up() {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, sent) = w.say(PHONE, &invite());
         let route = header(&sent, "Record-Route")[0].to_owned();
         let bye = format!(
@@ -1020,7 +916,7 @@ mod tests {
 
     #[test]
     fn calls_go_around_and_failures_are_acknowledged_where_the_invite_went() {
-        let mut w = World::new();
+        let mut w = world();
         let mut count = std::collections::BTreeMap::new();
         for i in 0..10 {
             let invite = invite().replace("call-1", &format!("call-{i}"));
@@ -1041,9 +937,9 @@ mod tests {
 
     #[test]
     fn what_the_kernel_steered_is_followed() {
-        let mut w = World::new();
+        let mut w = world();
         let slot = w.dispatcher.slot_at(PBX2.parse().unwrap());
-        w.kernel.0.set(slot);
+        w.steered.set(slot);
         for _ in 0..4 {
             assert_eq!(w.say(PHONE, &invite()).0, PBX2);
         }
@@ -1052,7 +948,7 @@ mod tests {
 
     #[test]
     fn a_dead_pbx_gets_no_copy_of_an_invite() {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, _) = w.say(PHONE, &invite());
         let what = crate::core::dispatcher::Unreachable::Port;
         w.dispatcher.handle_unreachable(w.now, pbx.parse().unwrap(), what);
@@ -1062,23 +958,23 @@ mod tests {
 
     #[test]
     fn nobody_takes_calls() {
-        let mut w = World::new();
-        w.disable("pbx1");
-        w.disable("pbx2");
+        let mut w = world();
+        w.order("pbx1", AdminState::Disabled);
+        w.order("pbx2", AdminState::Disabled);
         let (to, answer) = w.say(PHONE, &invite());
         assert_eq!(to, PHONE);
         assert!(answer.starts_with("SIP/2.0 503 Service Unavailable\r\n"), "{answer}");
         assert_eq!(header(&answer, "Retry-After"), ["5"]);
         // The ACK of our own answer ends here.
         w.silence(PHONE, &request("ACK", "sip:bob@10.10.0.1", "<sip:bob@10.10.0.1>;tag=x", ""));
-        let mut w = World::with(NoDestination::NotFound);
+        let mut w = world_with(NoDestination::NotFound);
         w.dispatcher.set_accepting(false);
         assert_eq!(w.status(PHONE, &invite()), "SIP/2.0 404 No destination");
     }
 
     #[test]
     fn a_dialog_whose_pbx_is_gone_ends() {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, sent) = w.say(PHONE, &invite());
         let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
         w.dispatcher.remove(if pbx == PBX1 { "pbx1" } else { "pbx2" }).unwrap();
@@ -1099,7 +995,7 @@ mod tests {
 
     #[test]
     fn a_pbx_calls_a_phone() {
-        let mut w = World::new();
+        let mut w = world();
         let (to, sent) =
             w.say(PBX1, &from_pbx("INVITE", "sip:alice@10.10.1.2:5062;ob", "<sip:alice@x>"));
         assert_eq!(to, PHONE);
@@ -1128,7 +1024,7 @@ mod tests {
 
     #[test]
     fn where_a_pbx_cannot_call() {
-        let mut w = World::new();
+        let mut w = world();
         for (uri, status) in [
             ("sip:alice@10.10.0.1", "404 Not Found"),
             ("sip:alice@phone.example", "404 Not Found"),
@@ -1149,7 +1045,7 @@ mod tests {
 
     #[test]
     fn a_pbx_asks_a_phone_through_us() {
-        let mut w = World::new();
+        let mut w = world();
         let options = from_pbx("OPTIONS", "sip:alice@10.10.1.2:5062", "<sip:a@b>");
         let (to, sent) = w.say(PBX1, &options);
         assert_eq!(to, PHONE);
@@ -1160,7 +1056,7 @@ mod tests {
 
     #[test]
     fn one_pbx_calls_the_other() {
-        let mut w = World::new();
+        let mut w = world();
         let (to, sent) = w.say(PBX1, &from_pbx("INVITE", "sip:x@10.10.3.2", "<sip:x@10.10.3.2>"));
         assert_eq!(to, PBX2);
         let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
@@ -1179,7 +1075,7 @@ mod tests {
 
     #[test]
     fn rare_forms_are_routed_like_the_usual_one() {
-        let usual = World::new().say(PHONE, &invite());
+        let usual = world().say(PHONE, &invite());
         let via = "Via: SIP/2.0/UDP 10.10.1.2:5062;rport;branch=z9hG4bKp1";
         let mut rewritten = 0;
         for (old, new) in [
@@ -1195,7 +1091,7 @@ mod tests {
         ] {
             let rare = invite().replace(old, new);
             assert_ne!(rare, invite(), "{new}");
-            let mut w = World::new();
+            let mut w = world();
             let (to, sent) = w.say(PHONE, &rare);
             assert_eq!(to, usual.0, "{new}");
             rewritten += w.event(Event::Rewritten);
@@ -1218,21 +1114,21 @@ mod tests {
     /// RFC 3261 16.3: a proxy refuses nothing for a header that it does not need.
     #[test]
     fn from_is_the_business_of_the_other_end() {
-        let usual = World::new().say(PHONE, &invite());
+        let usual = world().say(PHONE, &invite());
         for (old, new) in [
             (";tag=alice", ""),
             (";tag=alice", ";tag="),
             (";tag=alice", " ; tag = alice "),
             ("\"Alice\"", "\"Alice"),
         ] {
-            let (to, sent) = World::new().say(PHONE, &invite().replace(old, new));
+            let (to, sent) = world().say(PHONE, &invite().replace(old, new));
             assert_eq!((to, sent), (usual.0.clone(), usual.1.replace(old, new)), "{new}");
         }
     }
 
     #[test]
     fn quoted_strings_among_parameters_are_kept() {
-        let mut w = World::new();
+        let mut w = world();
         let text = invite()
             .replace(";tag=alice", ";mood=\"a;tag=\\\"b, c\";tag=alice")
             .replace("branch=z9hG4bKp1", "branch=z9hG4bKp1;who=\"me, <you>\"");
@@ -1255,14 +1151,14 @@ mod tests {
 
     #[test]
     fn a_missing_max_forwards_is_ten() {
-        let mut w = World::new();
+        let mut w = world();
         let (_, sent) = w.say(PHONE, &invite().replace("Max-Forwards: 70\r\n", ""));
         assert_eq!(header(&sent, "Max-Forwards"), ["10"]);
     }
 
     #[test]
     fn vias_joined_by_commas() {
-        let mut w = World::new();
+        let mut w = world();
         let joined = invite().replace(
             "branch=z9hG4bKp1\r\n",
             "branch=z9hG4bKp1, SIP/2.0/TCP far.example;branch=z9hG4bKfar\r\n",
@@ -1281,7 +1177,7 @@ mod tests {
 
     #[test]
     fn an_old_branch_makes_transactions_of_its_own() {
-        let mut w = World::new();
+        let mut w = world();
         let old = invite().replace(";branch=z9hG4bKp1", "");
         let (pbx, first) = w.say(PHONE, &old);
         assert_eq!(w.say(PHONE, &old).1, first, "the same for a repetition");
@@ -1295,7 +1191,7 @@ mod tests {
 
     #[test]
     fn more_routes_and_other_writings_of_ours() {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, sent) = w.say(PHONE, &invite());
         let ours = header(&sent, "Record-Route")[0].to_owned();
         let cookie = ours.split("sl=").nth(1).unwrap().trim_end_matches('>').to_owned();
@@ -1336,7 +1232,7 @@ mod tests {
 
     #[test]
     fn a_strict_router_is_undone() {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, sent) = w.say(PHONE, &invite());
         let uri = header(&sent, "Record-Route")[0].trim_matches(['<', '>']).to_owned();
         let route = "Route: <sip:bob@10.10.2.2:5060>\r\n";
@@ -1349,7 +1245,7 @@ mod tests {
 
     #[test]
     fn the_body_stays_as_it_is() {
-        let mut w = World::new();
+        let mut w = world();
         let body = "v=0\r\n folded: \r\n\r\nVia: no header\r\n\0\u{7f}";
         let with = |headers: &str| {
             invite().replace("Content-Length: 0\r\n\r\n", &format!("{headers}\r\n{body}"))
@@ -1368,7 +1264,7 @@ mod tests {
 
     #[test]
     fn strangers_are_not_relayed() {
-        let mut w = World::new();
+        let mut w = world();
         let invite = invite().replace("10.10.1.2:5062", STRANGER);
         assert_eq!(w.status(STRANGER, &invite), "SIP/2.0 403 Not Relaying");
         let ack = request("ACK", "sip:bob@10.10.0.1", "<sip:b@c>;tag=x", "");
@@ -1379,7 +1275,7 @@ mod tests {
 
     #[test]
     fn denied_networks_hear_nothing() {
-        let mut w = World::new();
+        let mut w = world();
         w.silence("198.51.100.7:5060", &invite());
         assert_eq!(w.hear("198.51.100.7:5060", 0, b"\r\n\r\n"), []);
         assert_eq!(w.proxy.counters().of_reason(Reason::Denied), 2);
@@ -1387,7 +1283,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_words() {
-        let mut w = World::new();
+        let mut w = world();
         let mut refused = |old: &str, new: &str, status: &str| {
             let text = invite().replace(old, new);
             assert_ne!(text, invite(), "{new}");
@@ -1429,7 +1325,7 @@ mod tests {
 
     #[test]
     fn an_unknown_extension_is_named() {
-        let mut w = World::new();
+        let mut w = world();
         let text =
             invite().replace("Contact", "Proxy-Require: foo\r\nProxy-Require: bar\r\nContact");
         let (_, answer) = w.say(PHONE, &text);
@@ -1444,7 +1340,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_answered_is_dropped() {
-        let mut w = World::new();
+        let mut w = world();
         for name in ["Via", "From", "To", "Call-ID", "CSeq"] {
             let text = invite().replace(&format!("\r\n{name}:"), "\r\nX-Gone:");
             assert_ne!(text, invite());
@@ -1468,7 +1364,7 @@ mod tests {
 
     #[test]
     fn methods_that_are_not_served_yet() {
-        let mut w = World::new();
+        let mut w = world();
         for method in ["REGISTER", "SUBSCRIBE", "MESSAGE", "PUBLISH", "FROBNICATE"] {
             let (_, answer) = w.say(PHONE, &request(method, "sip:10.10.0.1", "<sip:b@c>", ""));
             assert!(answer.starts_with("SIP/2.0 405 Method Not Allowed\r\n"), "{method}");
@@ -1480,7 +1376,7 @@ mod tests {
 
     #[test]
     fn options_for_us() {
-        let mut w = World::new();
+        let mut w = world();
         let (to, answer) = w.say(PHONE, &request("OPTIONS", "sip:10.10.0.1", "<sip:b@c>", ""));
         assert_eq!(to, PHONE);
         assert!(answer.starts_with("SIP/2.0 200 OK\r\n"), "{answer}");
@@ -1501,7 +1397,7 @@ mod tests {
 
     #[test]
     fn options_for_others() {
-        let mut w = World::new();
+        let mut w = world();
         let mut status =
             |uri: &str, extra: &str| w.status(PHONE, &request("OPTIONS", uri, "<sip:b@c>", extra));
         assert_eq!(status("sip:bob@10.10.0.1", ""), "SIP/2.0 404 Not Found");
@@ -1511,7 +1407,7 @@ mod tests {
 
     #[test]
     fn keepalives_that_are_no_sip() {
-        let mut w = World::new();
+        let mut w = world();
         let out = w.hear(PHONE, 0, b"\r\n\r\n");
         assert_eq!(out.len(), 1);
         assert_eq!((out[0].to.to_string().as_str(), &out[0].bytes[..]), (PHONE, &b"\r\n"[..]));
@@ -1527,7 +1423,7 @@ mod tests {
 
     #[test]
     fn responses_that_are_not_ours_end_here() {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, sent) = w.say(PHONE, &invite());
         let good = response(&sent, "200 OK", "bob");
         let top = header(&good, "Via")[0].to_owned();
@@ -1553,7 +1449,7 @@ mod tests {
 
     #[test]
     fn answers_to_probes_reach_the_dispatcher() {
-        let mut w = World::new();
+        let mut w = world();
         w.dispatcher.handle_timeout(w.now + Duration::from_secs(1));
         let mut probes = Vec::new();
         while let Some(command) = w.dispatcher.poll_command() {
@@ -1576,7 +1472,7 @@ mod tests {
 
     #[test]
     fn ipv6_is_answered_but_not_steered() {
-        let mut w = World::new();
+        let mut w = world();
         let phone = "[2001:db8::2]:5062";
         let mut say = |text: &str| {
             let text = text.replace("10.10.1.2:5062", phone);
@@ -1599,7 +1495,7 @@ mod tests {
 
     /// Messages that reach every part of the proxy.
     fn seeds() -> Vec<(&'static str, String)> {
-        let mut w = World::new();
+        let mut w = world();
         let (pbx, sent) = w.say(PHONE, &invite());
         let pbx = if pbx == PBX1 { PBX1 } else { PBX2 };
         let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
@@ -1629,20 +1525,11 @@ mod tests {
         #[test]
         fn nothing_is_amplified(
             seed in 0..9usize,
-            edits in proptest::collection::vec((0..2000usize, 0..4usize, proptest::prelude::any::<u8>()), 0..12),
+            edits in damages(),
         ) {
             let (from, text) = seeds().swap_remove(seed);
-            let mut bytes = text.into_bytes();
-            for (at, kind, byte) in edits {
-                let at = at % (bytes.len() + 1);
-                match kind {
-                    0 if at < bytes.len() => bytes[at] = byte,
-                    1 => bytes.insert(at, b" \t\r\n,;<>\""[usize::from(byte) % 9]),
-                    2 if at < bytes.len() => { bytes.remove(at); }
-                    _ => { let end = bytes.len().min(at + usize::from(byte)); bytes.drain(at..end); }
-                }
-            }
-            let mut w = World::new();
+            let bytes = damaged(text, &edits);
+            let mut w = world();
             let out = w.hear(from, 0, &bytes);
             proptest::prop_assert!(out.len() <= 1);
             if let Some(transmit) = out.first() {

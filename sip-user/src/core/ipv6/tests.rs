@@ -1,14 +1,13 @@
 //! Calls over IPv6 through the whole proxy, on virtual time.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
-use crate::config::{Accept, AdminState, NoDestination, PbxConfig, Probe, Trust};
+use crate::config::{AdminState, NoDestination};
 use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Unreachable};
-use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
-use crate::core::sources::Sources;
+use crate::core::testing::{Setup, World, damaged, damages, header, response};
 
 const PHONE: &str = "[2001:db8:1::2]:5062";
 const PHONE4: &str = "10.10.1.2:5062";
@@ -22,104 +21,22 @@ const US4: usize = 0;
 const US6: usize = 1;
 
 /// Our IPv4 address, our IPv6 address and a link-local one; two PBXs with IPv6 and one with IPv4.
-struct World {
-    proxy: Proxy,
-    dispatcher: Dispatcher,
-    now: Instant,
+fn world() -> World {
+    world_with(&[("pbx1", PBX1), ("pbx2", PBX2), ("pbx4", PBX4)])
 }
 
-/// A kernel that has steered every call to one slot: it has no calls over IPv6, and is not asked.
-struct Steered(u32);
-
-impl KernelCalls for Steered {
-    fn find(&self, _hash: u64) -> Option<u32> {
-        Some(self.0)
-    }
-}
-
-impl World {
-    fn new() -> Self {
-        Self::with(&[("pbx1", PBX1), ("pbx2", PBX2), ("pbx4", PBX4)])
-    }
-
-    fn with(pbxs: &[(&str, &str)]) -> Self {
-        let now = Instant::now();
-        let parse = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
-        let trust = Trust {
-            networks: parse(&["2001:db8:1::/48", "fe80::/64", "10.10.1.0/24"]),
-            deny: parse(&["2001:db8:bad::/48"]),
-        };
-        let locals = ["10.10.0.1:5060", "[2001:db8::1]:5060", "[fe80::1%3]:5060"];
-        let locals = locals.map(|local| local.parse().unwrap());
-        let rules = Probe { accept: Accept::default(), ..Probe::default() };
-        let mut dispatcher = Dispatcher::new(&locals, rules.clone());
-        let pbxs: Vec<_> = pbxs
-            .iter()
-            .map(|(id, address)| PbxConfig {
-                id: (*id).into(),
-                address: address.parse().unwrap(),
-                weight: 1,
-                state: AdminState::Active,
-            })
-            .collect();
-        dispatcher.reload(now, &pbxs, rules).unwrap();
-        while dispatcher.poll_command().is_some() {}
-        let no_destination = NoDestination::Unavailable;
-        let policy = Policy { sources: Sources::new(&trust), no_destination };
-        Self { proxy: Proxy::new([7, 9], &locals, 64, policy, now), dispatcher, now }
-    }
-
-    fn hear(&mut self, from: &str, local: usize, bytes: &[u8]) -> Vec<Transmit> {
-        let mut out = Vec::new();
-        let datagram = Datagram { local, from: from.parse().unwrap(), bytes };
-        // Slot 64 is no slot, so over IPv4 the daemon decides alone.
-        self.proxy.handle(self.now, &mut self.dispatcher, &Steered(64), datagram, &mut out);
-        for transmit in &out {
-            assert_eq!(transmit.local, local, "it leaves from where it came to");
-        }
-        out
-    }
-
-    /// The one datagram that follows from one.
-    #[track_caller]
-    fn say(&mut self, from: &str, text: &str) -> (String, String) {
-        let local = if from.starts_with('[') { US6 } else { US4 };
-        let mut out = self.hear(from, local, text.as_bytes());
-        assert_eq!(out.len(), 1, "{out:?}");
-        let transmit = out.remove(0);
-        (transmit.to.to_string(), String::from_utf8(transmit.bytes).unwrap())
-    }
-
-    #[track_caller]
-    fn silence(&mut self, from: &str, text: &str) {
-        assert_eq!(self.hear(from, US6, text.as_bytes()), []);
-    }
-
-    /// The first line of an answer, which goes to `from`.
-    #[track_caller]
-    fn status(&mut self, from: &str, text: &str) -> String {
-        let (to, answer) = self.say(from, text);
-        assert_eq!(to, from);
-        answer.lines().next().unwrap().to_owned()
-    }
-
-    fn reason(&self, reason: Reason) -> u64 {
-        self.proxy.counters().of_reason(reason)
-    }
-
-    fn event(&self, event: Event) -> u64 {
-        self.proxy.counters().of_event(event)
-    }
-
-    fn order(&mut self, id: &str, admin: AdminState) {
-        self.dispatcher.set_admin(self.now, id, admin).unwrap();
-    }
-}
-
-fn header<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
-    let head = text.split("\r\n\r\n").next().unwrap();
-    let prefix = format!("{name}: ");
-    head.lines().filter_map(|line| line.strip_prefix(&prefix)).collect()
+fn world_with(pbxs: &[(&str, &str)]) -> World {
+    let world = World::new(&Setup {
+        locals: &["10.10.0.1:5060", "[2001:db8::1]:5060", "[fe80::1%3]:5060"],
+        trusted: &["2001:db8:1::/48", "fe80::/64", "10.10.1.0/24"],
+        denied: &["2001:db8:bad::/48"],
+        pbxs,
+        no_destination: NoDestination::Unavailable,
+    });
+    // The kernel has no calls over IPv6, and is not asked. This is no slot, so over IPv4 the daemon
+    // decides alone.
+    world.steered.set(Some(64));
+    world
 }
 
 /// A request of the phone; `extra` are header lines.
@@ -149,21 +66,6 @@ fn from_pbx(pbx: &str, method: &str, uri: &str, to: &str, extra: &str) -> String
     )
 }
 
-/// A response to a request as its receiver got it.
-fn response(request: &str, status: &str, tag: &str) -> String {
-    let mut text = format!("SIP/2.0 {status}\r\n");
-    for line in request.split("\r\n\r\n").next().unwrap().lines() {
-        match line.split(':').next().unwrap() {
-            "Via" | "From" | "Call-ID" | "CSeq" | "Record-Route" => text += line,
-            "To" if line.contains("tag=") => text += line,
-            "To" => text += &format!("{line};tag={tag}"),
-            _ => continue,
-        }
-        text += "\r\n";
-    }
-    text + "Content-Length: 0\r\n\r\n"
-}
-
 fn other(pbx: &str) -> &'static str {
     if pbx == PBX1 { PBX2 } else { PBX1 }
 }
@@ -172,7 +74,7 @@ fn other(pbx: &str) -> &'static str {
 
 #[test]
 fn an_invite_line_by_line() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     assert!([PBX1, PBX2].contains(&pbx.as_str()), "{pbx}");
     let lines: Vec<_> = sent.split("\r\n").collect();
@@ -211,7 +113,7 @@ fn an_invite_line_by_line() {
 fn a_via_without_rport_has_received_where_it_is_another() {
     let via = |said: &str, from: &str| {
         let text = invite().replace(&format!("{PHONE};rport"), said);
-        header(&World::new().say(from, &text).1, "Via")[1].to_owned()
+        header(&world().say(from, &text).1, "Via")[1].to_owned()
     };
     let same = via("[2001:DB8:1:0::2]:5062", PHONE);
     assert_eq!(same, "SIP/2.0/UDP [2001:DB8:1:0::2]:5062;branch=z9hG4bKp1");
@@ -221,7 +123,7 @@ fn a_via_without_rport_has_received_where_it_is_another() {
         assert_eq!(other, want);
     }
     // A response then goes to the port that the sender says (18.2.2).
-    let mut w = World::new();
+    let mut w = world();
     let text = invite().replace(&format!("{PHONE};rport"), "[2001:db8:1::3]:5070");
     let (pbx, sent) = w.say(PHONE, &text);
     let (to, _) = w.say(&pbx, &response(&sent, "200 OK", "bob"));
@@ -230,7 +132,7 @@ fn a_via_without_rport_has_received_where_it_is_another() {
 
 #[test]
 fn repetitions_cancel_and_ack_follow_their_invite() {
-    let mut w = World::new();
+    let mut w = world();
     let mut count = BTreeMap::new();
     for i in 0..10 {
         let of_call = |text: String| text.replace("call-1", &format!("call-{i}"));
@@ -266,7 +168,7 @@ fn repetitions_cancel_and_ack_follow_their_invite() {
 
 #[test]
 fn a_dialog_from_both_sides() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     let route = header(&sent, "Record-Route")[0].to_owned();
     let (to, answer) = w.say(&pbx, &response(&sent, "200 OK", "bob"));
@@ -303,7 +205,7 @@ fn a_dialog_from_both_sides() {
 
 #[test]
 fn a_tampered_cookie_is_refused() {
-    let mut w = World::new();
+    let mut w = world();
     let (_, sent) = w.say(PHONE, &invite());
     let route = header(&sent, "Record-Route")[0].to_owned();
     let start = route.find("sl=").unwrap() + 3;
@@ -333,7 +235,7 @@ fn a_tampered_cookie_is_refused() {
 
 #[test]
 fn a_cookie_serves_its_family_only() {
-    let mut w = World::new();
+    let mut w = world();
     let over_ipv4 = invite().replace(PHONE, PHONE4);
     let (pbx, sent4) = w.say(PHONE4, &over_ipv4);
     assert_eq!(pbx, PBX4);
@@ -350,7 +252,7 @@ fn a_cookie_serves_its_family_only() {
 
 #[test]
 fn a_call_stays_in_its_family() {
-    let mut w = World::new();
+    let mut w = world();
     // The same Call-ID over both: the table's slot is of no use to the other family.
     for _ in 0..3 {
         assert_ne!(w.say(PHONE, &invite()).0, PBX4);
@@ -377,7 +279,7 @@ fn a_call_stays_in_its_family() {
 
 #[test]
 fn no_pbx_with_ipv6() {
-    let mut w = World::with(&[("pbx4", PBX4)]);
+    let mut w = world_with(&[("pbx4", PBX4)]);
     let (to, answer) = w.say(PHONE, &invite());
     assert_eq!(to, PHONE);
     assert!(answer.starts_with("SIP/2.0 488 Not Acceptable Here\r\n"), "{answer}");
@@ -385,18 +287,18 @@ fn no_pbx_with_ipv6() {
     w.silence(PHONE, &request("ACK", "sip:b@c", "<sip:b@c>;tag=x", ""));
     assert_eq!(w.reason(Reason::NoPbx), 1);
     // The other way around.
-    let mut w = World::with(&[("pbx1", PBX1)]);
+    let mut w = world_with(&[("pbx1", PBX1)]);
     let (_, answer) = w.say(PHONE4, &invite().replace(PHONE, PHONE4));
     assert_eq!(header(&answer, "Warning"), ["301 sipline \"No PBX has an IPv4 address\""]);
     // Without any PBX nobody is told so over IPv4.
-    let mut w = World::with(&[]);
+    let mut w = world_with(&[]);
     let over_ipv4 = invite().replace(PHONE, PHONE4);
     assert_eq!(w.status(PHONE4, &over_ipv4), "SIP/2.0 503 Service Unavailable");
 }
 
 #[test]
 fn a_dead_pbx_gets_no_copy_and_none_is_503() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, _) = w.say(PHONE, &invite());
     w.dispatcher.handle_unreachable(w.now, pbx.parse().unwrap(), Unreachable::Port);
     let (second, _) = w.say(PHONE, &invite());
@@ -409,7 +311,7 @@ fn a_dead_pbx_gets_no_copy_and_none_is_503() {
 
 #[test]
 fn a_drained_pbx_keeps_its_calls() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
     w.order(if pbx == PBX1 { "pbx1" } else { "pbx2" }, AdminState::Draining);
@@ -432,7 +334,7 @@ fn a_drained_pbx_keeps_its_calls() {
 
 #[test]
 fn answers_to_probes_reach_the_dispatcher() {
-    let mut w = World::new();
+    let mut w = world();
     w.dispatcher.handle_timeout(w.now + Duration::from_secs(1));
     let mut asked = 0;
     while let Some(command) = w.dispatcher.poll_command() {
@@ -452,7 +354,7 @@ fn answers_to_probes_reach_the_dispatcher() {
 
 #[test]
 fn a_pbx_calls_a_phone() {
-    let mut w = World::new();
+    let mut w = world();
     let uri = format!("sip:alice@{PHONE};ob");
     let (to, sent) = w.say(PBX1, &from_pbx(PBX1, "INVITE", &uri, "<sip:alice@x>", ""));
     assert_eq!(to, PHONE);
@@ -482,7 +384,7 @@ fn a_pbx_calls_a_phone() {
 
 #[test]
 fn where_a_pbx_cannot_call() {
-    let mut w = World::new();
+    let mut w = world();
     for (uri, status) in [
         ("sip:alice@[2001:db8::1]", "404 Not Found"),
         ("sip:alice@10.10.1.2", "404 Not Found"),
@@ -501,7 +403,7 @@ fn where_a_pbx_cannot_call() {
 
 #[test]
 fn one_pbx_calls_the_other() {
-    let mut w = World::new();
+    let mut w = world();
     let invite = from_pbx(PBX1, "INVITE", &format!("sip:x@{PBX2}"), "<sip:x@y>", "");
     let (to, sent) = w.say(PBX1, &invite);
     assert_eq!(to, PBX2);
@@ -517,7 +419,7 @@ fn one_pbx_calls_the_other() {
 
 #[test]
 fn rare_forms_are_routed_like_the_usual_one() {
-    let usual = World::new().say(PHONE, &invite());
+    let usual = world().say(PHONE, &invite());
     let via = format!("Via: SIP/2.0/UDP {PHONE};rport;branch=z9hG4bKp1");
     for (old, new) in [
         ("To: <sip:bob", "To:\r\n <sip:bob"),
@@ -532,7 +434,7 @@ fn rare_forms_are_routed_like_the_usual_one() {
     ] {
         let rare = invite().replace(old, new);
         assert_ne!(rare, invite(), "{new}");
-        let mut w = World::new();
+        let mut w = world();
         let (to, sent) = w.say(PHONE, &rare);
         assert_eq!(to, usual.0, "{new}");
         assert_eq!(w.event(Event::Rewritten), 1, "{new}");
@@ -542,14 +444,14 @@ fn rare_forms_are_routed_like_the_usual_one() {
         assert_eq!(header(&sent, "Route"), [""; 0], "{new}");
     }
     let quoted = invite().replace(";tag=alice", ";mood=\"a;tag=b\";tag=alice");
-    let sent = World::new().say(PHONE, &quoted).1;
+    let sent = world().say(PHONE, &quoted).1;
     assert_eq!(header(&sent, "Record-Route"), header(&usual.1, "Record-Route"));
     assert!(header(&sent, "From")[0].ends_with(";mood=\"a;tag=b\";tag=alice"), "{sent}");
 }
 
 #[test]
 fn more_routes_and_other_writings_of_ours() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     let ours = header(&sent, "Record-Route")[0].to_owned();
     let cookie = ours.split("sl=").nth(1).unwrap().trim_end_matches('>').to_owned();
@@ -575,7 +477,7 @@ fn more_routes_and_other_writings_of_ours() {
 
 #[test]
 fn a_route_may_stand_before_the_via() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
     let text = bye("").replace("Via: ", &format!("Subject: x\r\n{route}Via: "));
@@ -589,7 +491,7 @@ fn a_route_may_stand_before_the_via() {
 
 #[test]
 fn vias_joined_by_commas() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     let answer = response(&sent, "200 OK", "bob");
     let vias = header(&answer, "Via").join(", ");
@@ -601,7 +503,7 @@ fn vias_joined_by_commas() {
 
 #[test]
 fn responses_that_are_not_ours_end_here() {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     let good = response(&sent, "200 OK", "bob");
     let top = header(&good, "Via")[0].to_owned();
@@ -637,7 +539,7 @@ fn responses_that_are_not_ours_end_here() {
 
 #[test]
 fn what_is_refused_as_over_ipv4() {
-    let mut w = World::new();
+    let mut w = world();
     let stranger = invite().replace(PHONE, STRANGER);
     assert_eq!(w.status(STRANGER, &stranger), "SIP/2.0 403 Not Relaying");
     assert_eq!(w.reason(Reason::Untrusted), 1);
@@ -660,7 +562,7 @@ fn what_is_refused_as_over_ipv4() {
 
 #[test]
 fn keepalives() {
-    let mut w = World::new();
+    let mut w = world();
     let options = |uri: &str| request("OPTIONS", uri, "<sip:b@c>", "");
     let (to, answer) = w.say(PHONE, &options("sip:[2001:db8::1]"));
     assert_eq!(to, PHONE);
@@ -692,7 +594,7 @@ fn keepalives() {
 #[test]
 fn a_link_local_phone_is_answered_in_our_zone() {
     let phone = "[fe80::2%3]:5062";
-    let mut w = World::new();
+    let mut w = world();
     let link = 2;
     let text = invite().replace(PHONE, "[fe80::2]:5062");
     let sent = w.hear(phone, link, text.as_bytes()).remove(0);
@@ -709,7 +611,7 @@ fn a_link_local_phone_is_answered_in_our_zone() {
 
 /// Messages that reach every part.
 fn seeds() -> Vec<(&'static str, String)> {
-    let mut w = World::new();
+    let mut w = world();
     let (pbx, sent) = w.say(PHONE, &invite());
     let pbx = other(other(&pbx));
     let route = format!("Route: {}\r\n", header(&sent, "Record-Route")[0]);
@@ -739,20 +641,11 @@ proptest::proptest! {
     #[test]
     fn nothing_is_amplified(
         seed in 0..8usize,
-        edits in proptest::collection::vec((0..2000usize, 0..4usize, proptest::prelude::any::<u8>()), 0..12),
+        edits in damages(),
     ) {
         let (from, text) = seeds().swap_remove(seed);
-        let mut bytes = text.into_bytes();
-        for (at, kind, byte) in edits {
-            let at = at % (bytes.len() + 1);
-            match kind {
-                0 if at < bytes.len() => bytes[at] = byte,
-                1 => bytes.insert(at, b" \t\r\n,;<>[]:"[usize::from(byte) % 11]),
-                2 if at < bytes.len() => { bytes.remove(at); }
-                _ => { let end = bytes.len().min(at + usize::from(byte)); bytes.drain(at..end); }
-            }
-        }
-        let mut w = World::new();
+        let bytes = damaged(text, &edits);
+        let mut w = world();
         let out = w.hear(from, US6, &bytes);
         proptest::prop_assert!(out.len() <= 1);
         if let Some(transmit) = out.first() {
