@@ -4,13 +4,18 @@ pub mod canonical;
 pub mod cookie;
 pub mod counters;
 pub mod decision;
+pub mod digest;
 pub mod dispatcher;
 pub mod family;
+pub mod forking;
 pub mod ipv6;
 pub mod probe;
 pub mod proxy;
+pub mod registrar;
 pub mod reply;
 pub mod sources;
 #[cfg(test)]
 mod testing;
+mod timers;
+pub mod transaction;
 mod view;
