@@ -1,6 +1,7 @@
 //! What the proxy decides, without sockets and without a clock: bytes and an `Instant` in, commands out.
 
 pub mod canonical;
+pub mod context;
 pub mod cookie;
 pub mod counters;
 pub mod decision;
