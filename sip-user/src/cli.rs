@@ -89,6 +89,12 @@ enum Backends {
         /// Start it without new calls.
         #[arg(long)]
         draining: bool,
+        /// Calls at a time; 0 is no limit.
+        #[arg(long, default_value_t = 0)]
+        max_calls: u32,
+        /// New calls in a second; 0 is no limit.
+        #[arg(long, default_value_t = 0)]
+        calls_per_second: u32,
     },
     /// Remove a PBX.
     Remove {
@@ -175,9 +181,9 @@ fn backends(order: Backends) -> Request {
         Backends::Drain { id } => Request::Drain { id },
         Backends::Enable { id } => Request::Enable { id },
         Backends::Disable { id } => Request::Disable { id },
-        Backends::Add { id, address, weight, draining } => {
+        Backends::Add { id, address, weight, draining, max_calls, calls_per_second } => {
             let state = if draining { AdminState::Draining } else { AdminState::Active };
-            Request::Add { id, address, weight, state }
+            Request::Add { id, address, weight, state, max_calls, calls_per_second }
         }
         Backends::Remove { id } => Request::Remove { id },
     }
@@ -254,6 +260,7 @@ mod tests {
             "stats --json",
             "reload",
             "detach --config x",
+            "backends add pbx3 192.0.2.13:5060 --max-calls 30 --calls-per-second 5",
         ] {
             let words = std::iter::once("sipline").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -25,6 +25,7 @@ use slab::Slab;
 
 pub use cdr::{Cdr, Disposition, Ending};
 
+use super::dispatcher::Ticket;
 use super::timers::Timers;
 use cdr::{Texts, channel};
 
@@ -187,6 +188,8 @@ struct Call {
     callee: Option<SocketAddr>,
     from_pbx: bool,
     pbx: Option<Box<str>>,
+    /// Dropped with the call.
+    place: Option<Ticket>,
     texts: Box<Texts>,
 }
 
@@ -296,6 +299,7 @@ impl Accounting {
             callee: None,
             from_pbx: invite.pbx.is_some(),
             pbx: invite.pbx.map(channel),
+            place: None,
             texts: Box::new(Texts::of(message, invite.account)),
         };
         let slot = self.calls.insert(call);
@@ -315,6 +319,13 @@ impl Accounting {
         call.callee = Some(address);
         if !call.from_pbx {
             call.pbx = pbx.map(channel);
+        }
+    }
+
+    /// The call has this place at a PBX until it is over. One that has no record gives it up at once.
+    pub fn hold(&mut self, token: Token, place: Ticket) {
+        if let Some(call) = self.call(token) {
+            call.place = Some(place);
         }
     }
 

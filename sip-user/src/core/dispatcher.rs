@@ -7,28 +7,39 @@
 //! only: PBXs with IPv6 addresses share the numbering of slots, but are unused there, and have turns of
 //! their own.
 //!
-//! A PBX has two sides. Its owner's will ([`AdminState`]) comes from the configuration or from the
-//! control command. Its health comes from probes and from ICMP. What it is used for ([`PbxState`]) follows
-//! from both.
+//! A PBX has three sides. Its owner's will ([`AdminState`]) comes from the configuration or from the
+//! control command. Its health comes from probes and from ICMP, its standing from its answers to calls: one
+//! that refuses them may answer each OPTIONS. What it is used for ([`PbxState`]) follows from all three.
+//!
+//! Calls are placed in two ways. [`Dispatcher::next_slot`] is for the stateless proxy, which forgets them at
+//! once, as the kernel does. [`Dispatcher::place`] is for who sees what becomes of a call: limits and trials
+//! count those alone, and a PBX on trial has no others while there is another PBX.
 
+mod calls;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod types;
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sip_ebpf::tables::{Endpoint, MAX_PBX, Pbx, PbxState, Schedule};
 
-pub use types::{Command, Fault, Origin, Refusal, Unreachable, View};
+pub use types::{
+    Command, Fault, NoPbx, Origin, Placed, Refusal, Shortage, Ticket, Tried, Unreachable, View,
+};
 
+use super::admission::Rate;
 use super::family::{ByFamily, Family};
 use super::probe::{self, Token};
-use crate::config::{self, AdminState, PbxConfig, Probe};
+use crate::config::{self, AdminState, Dispatch, PbxConfig, PbxLimits, Probe};
 use schedule::interleave;
+use trial::Standing;
 
 /// T1 of RFC 3261 17.1.2.1: how long until a request is repeated over UDP; doubled with each repetition.
 const T1: Duration = Duration::from_millis(500);
@@ -46,6 +57,7 @@ pub struct Dispatcher {
     /// The address of each family that probes leave from.
     locals: ByFamily<Option<SocketAddr>>,
     rules: Probe,
+    call_rules: Dispatch,
     slots: Vec<Option<Entry>>,
     /// When each slot was left empty, as a count of removals; a slot is taken again as late as possible,
     /// because cookies of calls in progress name it.
@@ -63,6 +75,8 @@ pub struct Dispatcher {
 struct Turns {
     schedule: Schedule,
     turn: usize,
+    /// Whether the last call went to a PBX on trial.
+    was_trial: bool,
 }
 
 #[derive(Debug)]
@@ -74,6 +88,11 @@ struct Entry {
     /// What the file last said, so that a reload changes only what somebody changed in the file.
     file: Option<AdminState>,
     dead: Option<Fault>,
+    standing: Standing,
+    limits: PbxLimits,
+    rate: Rate,
+    /// Held by each call that is there.
+    seats: Arc<()>,
     state: PbxState,
     since: Instant,
     failures: u32,
@@ -96,12 +115,16 @@ struct Outstanding {
 
 impl Entry {
     fn used_for(&self) -> PbxState {
-        match (self.admin, &self.dead) {
-            (AdminState::Disabled, _) => PbxState::Disabled,
-            (_, Some(_)) => PbxState::Inactive,
-            (AdminState::Draining, None) => PbxState::Draining,
-            (AdminState::Active, None) => PbxState::Active,
+        match self.admin {
+            AdminState::Disabled => PbxState::Disabled,
+            _ if self.dead.is_some() || self.standing.is_out() => PbxState::Inactive,
+            AdminState::Draining => PbxState::Draining,
+            AdminState::Active => PbxState::Active,
         }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.admin == AdminState::Active
     }
 
     /// As the kernel has it, which knows nothing of IPv6: there such a slot is unused.
@@ -118,6 +141,7 @@ impl Dispatcher {
         Self {
             locals: ByFamily::first(locals),
             rules,
+            call_rules: Dispatch::default(),
             slots: (0..MAX_PBX).map(|_| None).collect(),
             left: vec![0; MAX_PBX as usize],
             removals: 0,
@@ -238,19 +262,23 @@ impl Dispatcher {
     pub fn handle_timeout(&mut self, now: Instant) {
         for slot in 0..MAX_PBX {
             self.probe_timeout(now, slot);
+            self.standing_timeout(now, slot);
             self.probe_start(now, slot);
         }
     }
 
     /// When [`Dispatcher::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.entries()
-            .filter(|(_, entry)| entry.admin != AdminState::Disabled)
-            .filter_map(|(_, entry)| match &entry.probe {
+        let used = self.entries().filter(|(_, entry)| entry.admin != AdminState::Disabled);
+        used.flat_map(|(_, entry)| {
+            let probe = match &entry.probe {
                 Some(probe) => Some(probe.deadline.min(probe.repeat)),
                 None => self.local_for(entry.address).map(|_| entry.next_probe),
-            })
-            .min()
+            };
+            let out = entry.standing.out().map(|(until, _)| until);
+            [probe, out].into_iter().flatten()
+        })
+        .min()
     }
 
     /// What to do next.
@@ -310,12 +338,12 @@ impl Dispatcher {
 
     // ---- What there is --------------------------------------------------------------------------
 
-    /// The slot whose turn it is among the PBXs of a family, for a new call that the daemon places.
+    /// The slot whose turn it is among the PBXs of a family, for a new call that nobody remembers.
     pub fn next_slot(&mut self, family: Family) -> Option<u32> {
-        let Turns { schedule, turn } = self.turns.get_mut(family);
+        let Turns { schedule, turn, .. } = self.turns.get_mut(family);
         let len = schedule.len as usize;
         if len == 0 {
-            return None;
+            return self.last_resort(family);
         }
         *turn = (*turn + 1) % len;
         schedule.slots.get(*turn).map(|slot| u32::from(*slot))
@@ -358,15 +386,19 @@ impl Dispatcher {
                 weight: e.weight,
                 state: e.state,
                 since: e.since,
-                reason: match (&e.dead, e.state) {
-                    (Some(fault), PbxState::Inactive) => Some(fault.to_string()),
+                reason: match e.state {
+                    PbxState::Inactive => e.dead.as_ref().or(e.standing.fault()),
+                    PbxState::Active => e.standing.fault(),
                     _ => None,
-                },
+                }
+                .map(Fault::to_string),
                 admin: e.admin,
                 origin: if e.file.is_some() { Origin::File } else { Origin::Hand },
                 failures: e.failures,
                 last_probe: e.last_probe.clone(),
                 round_trip: e.round_trip,
+                calls: e.calls(),
+                trial: e.standing.at_once().filter(|_| e.state == PbxState::Active),
             })
             .collect();
         views.sort_by(|a, b| a.id.cmp(b.id));
@@ -482,6 +514,10 @@ impl Dispatcher {
             admin: pbx.state,
             file,
             dead: None,
+            standing: Standing::new(now),
+            limits: pbx.limits,
+            rate: Rate::default(),
+            seats: Arc::default(),
             state: PbxState::Unused,
             since: now,
             failures: 0,
@@ -503,11 +539,14 @@ impl Dispatcher {
             return;
         };
         entry.weight = pbx.weight;
+        entry.limits = pbx.limits;
         let said_before = entry.file.replace(pbx.state);
         if entry.address != pbx.address {
             // Another machine, of which nothing is known.
             entry.address = pbx.address;
             entry.dead = None;
+            entry.standing = Standing::new(now);
+            entry.seats = Arc::default();
             entry.probe = None;
             entry.last_probe = None;
             entry.round_trip = None;
@@ -531,8 +570,11 @@ impl Dispatcher {
             // What was known when it was disabled is old: ask now.
             entry.next_probe = now;
         }
-        if admin == AdminState::Disabled {
-            entry.probe = None;
+        match admin {
+            AdminState::Disabled => entry.probe = None,
+            // Who orders this knows better than its calls did.
+            AdminState::Active => entry.standing = Standing::new(now),
+            AdminState::Draining => {}
         }
         entry.admin = admin;
         self.settle(now, slot, reason);
@@ -571,12 +613,24 @@ impl Dispatcher {
         self.commands.push_back(Command::Changed { id, from, to, reason: reason.to_owned() });
     }
 
+    /// A trial is over: new is only that the PBX is in the schedule.
+    fn passed(&mut self, slot: u32) {
+        let Some(entry) = self.entry(slot).filter(|entry| entry.state == PbxState::Active) else {
+            return;
+        };
+        let (id, from, to) = (entry.id.clone(), entry.state, entry.state);
+        let reason = "it has passed its trial".to_owned();
+        self.commands.push_back(Command::Changed { id, from, to, reason });
+    }
+
     fn reschedule(&mut self) {
         for family in [Family::V4, Family::V6] {
             let mut weights = Vec::new();
             if self.accepting {
                 let of_family = self.entries().filter(|(_, entry)| {
-                    entry.state == PbxState::Active && Family::of(entry.address) == family
+                    entry.state == PbxState::Active
+                        && !entry.standing.is_on_trial()
+                        && Family::of(entry.address) == family
                 });
                 weights.extend(of_family.map(|(slot, e)| (slot as u8, u32::from(e.weight))));
             }

@@ -348,6 +348,33 @@ fn a_stop_closes_all() {
 }
 
 #[test]
+fn a_call_keeps_its_place_at_the_pbx() {
+    use crate::config::{AdminState, PbxConfig, PbxLimits, Probe};
+    use crate::core::dispatcher::{Dispatcher, Tried};
+    use crate::core::family::Family;
+
+    let mut world = World::new(Rules::default());
+    let local = "192.0.2.1:5060".parse().unwrap();
+    let mut dispatcher = Dispatcher::new(&[local], Probe::default());
+    let pbx = PbxConfig {
+        id: "pbx1".into(),
+        address: pbx_address(),
+        weight: 1,
+        state: AdminState::Active,
+        limits: PbxLimits { max_calls: 1, calls_per_second: 0 },
+    };
+    dispatcher.add(world.now, &pbx).unwrap();
+    let mut place = |now| dispatcher.place(now, Family::V4, &Tried::default());
+    let call = world.call();
+    world.accounting.hold(call, place(world.now).unwrap().ticket);
+    world.answered(call, "bob");
+    assert!(place(world.now).is_err());
+    world.bye("c1", "ann", "bob");
+    world.accounting.hold(call, place(world.now).unwrap().ticket);
+    assert!(place(world.now).is_ok(), "nobody is there to hold it");
+}
+
+#[test]
 fn no_room() {
     let mut world = World::new(Rules { max_calls: 1, ..Rules::default() });
     let call = world.call();

@@ -1,5 +1,7 @@
 //! The dispatcher on virtual time.
 
+mod calls;
+
 use super::*;
 use crate::config::Accept;
 
@@ -16,7 +18,13 @@ fn rules() -> Probe {
 }
 
 fn pbx(n: u8) -> PbxConfig {
-    PbxConfig { id: format!("pbx{n}"), address: address(n), weight: 1, state: AdminState::Active }
+    PbxConfig {
+        id: format!("pbx{n}"),
+        address: address(n),
+        weight: 1,
+        state: AdminState::Active,
+        limits: PbxLimits::default(),
+    }
 }
 
 fn address(n: u8) -> SocketAddr {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -52,6 +53,10 @@ pub enum Fault {
     Answer(u16),
     /// An ICMP error for a packet to it, or no route.
     Unreachable(Unreachable),
+    /// Calls were answered so.
+    Call(u16),
+    /// A call had no answer.
+    CallTimeout,
 }
 
 impl fmt::Display for Fault {
@@ -60,6 +65,8 @@ impl fmt::Display for Fault {
             Self::Timeout => f.write_str("no answer to OPTIONS"),
             Self::Answer(code) => write!(f, "OPTIONS answered with {code}"),
             Self::Unreachable(what) => write!(f, "{what} unreachable"),
+            Self::Call(code) => write!(f, "calls answered with {code}"),
+            Self::CallTimeout => f.write_str("no answer to a call"),
         }
     }
 }
@@ -159,4 +166,95 @@ pub struct View<'a> {
     pub last_probe: Option<Result<u16, Fault>>,
     /// How long the last answered probe took.
     pub round_trip: Option<Duration>,
+    /// Calls that go on there and that the daemon has placed with memory.
+    pub calls: usize,
+    /// How many calls at a time it may be setting up, if it is on trial. Its state is active then.
+    pub trial: Option<usize>,
+}
+
+/// Where a call is to go.
+#[derive(Debug)]
+pub struct Placed {
+    /// The slot of the PBX.
+    pub slot: u32,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The call's place there.
+    pub ticket: Ticket,
+}
+
+/// The place of one call at a PBX. Keep it while the call goes on there: dropped, the place is free.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket {
+    pub(super) slot: u32,
+    /// Held by each call of this PBX.
+    pub(super) seat: Arc<()>,
+    /// Held by each call of this trial that is not decided.
+    pub(super) trial: Option<Arc<()>>,
+    /// Whether the PBX has answered, or not in time.
+    pub(super) is_decided: bool,
+}
+
+impl Ticket {
+    /// The slot of the PBX.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    pub(super) fn decide(&mut self) -> Option<Arc<()>> {
+        self.is_decided = true;
+        self.trial.take()
+    }
+}
+
+/// PBXs that were tried for a call.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tried(u64);
+
+// A bit for each slot.
+const _: () = assert!(MAX_PBX <= u64::BITS);
+
+impl Tried {
+    /// One more.
+    pub fn insert(&mut self, slot: u32) {
+        self.0 |= 1u64.checked_shl(slot).unwrap_or(0);
+    }
+
+    /// Whether this one was.
+    pub fn has(&self, slot: u32) -> bool {
+        self.0 & 1u64.checked_shl(slot).unwrap_or(0) != 0
+    }
+
+    /// Whether none was.
+    pub fn is_empty(&self) -> bool {
+        self.0 == 0
+    }
+
+    /// How many.
+    pub fn len(&self) -> u32 {
+        self.0.count_ones()
+    }
+}
+
+/// There is no PBX for a call.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NoPbx {
+    /// Why.
+    pub why: Shortage,
+    /// When it may be otherwise: 1 to 60 seconds.
+    pub retry_after: Duration,
+}
+
+/// Why there is no PBX for a call.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shortage {
+    /// None is alive and wanted.
+    Down,
+    /// Some are alive, but have all the calls that they may have, or asked for a pause.
+    Busy,
+    /// All that there are were tried.
+    Tried,
+    /// We are about to end.
+    Stopping,
 }
