@@ -6,17 +6,19 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
-use crate::config::{AdminState, Config, ConfigError, DEFAULT_PATH, DEFAULT_SOCKET};
+use crate::config::{
+    AdminState, Config, ConfigError, DEFAULT_PATH, DEFAULT_SOCKET, PbxConfig, PbxLimits, Problem,
+};
 use crate::control::protocol::{Request, Response};
 use crate::control::{client, human};
-use crate::{fastpath, run};
+use crate::{fastpath, import, run};
 
 /// SIP proxy and load balancer with an XDP fast path.
 #[derive(Debug, Parser)]
@@ -49,6 +51,11 @@ enum Verb {
     Reload,
     /// Remove a program that a daemon left attached (xdp.keep).
     Detach(ConfigFile),
+    /// Take over what another proxy has.
+    Import {
+        #[command(subcommand)]
+        from: Import,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -56,6 +63,21 @@ struct ConfigFile {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Import {
+    /// The list of Kamailio's module dispatcher, as [[pbx]] sections for the configuration file.
+    KamailioDispatcher {
+        /// The list.
+        file: PathBuf,
+        /// Take the destinations of this set.
+        #[arg(long, allow_negative_numbers = true)]
+        set: Option<i64>,
+        /// Add them to the daemon that runs, until it ends.
+        #[arg(long)]
+        apply: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -111,6 +133,7 @@ pub fn main() -> ExitCode {
         Verb::Run(file) => return daemon(&file, json),
         Verb::Check(file) => check(&file, json),
         Verb::Detach(file) => detach(&file, json),
+        Verb::Import { from } => take_over(&cli.socket, from, json),
         Verb::Stats => ask(&cli.socket, &Request::Stats, json),
         Verb::Reload => ask(&cli.socket, &Request::Reload, json),
         Verb::Backends { order } => {
@@ -189,7 +212,63 @@ fn backends(order: Backends) -> Request {
     }
 }
 
-fn ask(socket: &std::path::Path, request: &Request, json: bool) -> Result<bool> {
+fn take_over(socket: &Path, from: Import, json: bool) -> Result<bool> {
+    let Import::KamailioDispatcher { file, set, apply } = from;
+    let imported = match std::fs::read_to_string(&file) {
+        Ok(text) => import::kamailio_dispatcher(&file, &text, set),
+        Err(error) => {
+            let reason = format!("cannot be read: {error}");
+            Err(ConfigError { file, problems: vec![Problem { line: 0, column: 0, reason }] })
+        }
+    };
+    let imported = match imported {
+        Ok(imported) => imported,
+        Err(error) => {
+            tell_problems(&error, json);
+            return Ok(false);
+        }
+    };
+    if apply {
+        return add_all(socket, imported, json);
+    }
+    if json {
+        let pbxs = imported.pbxs.iter().map(|pbx| {
+            json!({
+                "id": pbx.id,
+                "address": pbx.address,
+                "weight": pbx.weight,
+                "state": pbx.state,
+                "max_calls": pbx.limits.max_calls,
+            })
+        });
+        print(&json!({ "pbxs": pbxs.collect::<Vec<_>>(), "notes": imported.notes }));
+    } else {
+        say(&import::toml(&imported));
+    }
+    Ok(true)
+}
+
+/// One after another; the first that is refused ends it, and what was added stays.
+fn add_all(socket: &Path, imported: import::Imported, json: bool) -> Result<bool> {
+    let count = imported.pbxs.len();
+    for (done, pbx) in imported.pbxs.into_iter().enumerate() {
+        let PbxLimits { max_calls, calls_per_second } = pbx.limits;
+        let PbxConfig { id, address, weight, state, .. } = pbx;
+        let shown = id.clone();
+        let request = Request::Add { id, address, weight, state, max_calls, calls_per_second };
+        let so_far = || format!("{shown} at {address} (of {count} PBXs {done} were added)");
+        let response = client::ask(socket, &request).with_context(so_far)?;
+        if let Some(failure) = response.error {
+            anyhow::bail!("{}: {}", so_far(), failure.message);
+        }
+    }
+    for note in imported.notes {
+        eprintln!("sipline: {note}");
+    }
+    ask(socket, &Request::Backends, json)
+}
+
+fn ask(socket: &Path, request: &Request, json: bool) -> Result<bool> {
     let Response { result, error, .. } = client::ask(socket, request)?;
     if let Some(outcome) = result {
         if json {
@@ -260,12 +339,21 @@ mod tests {
             "stats --json",
             "reload",
             "detach --config x",
+            "import kamailio-dispatcher dispatcher.list",
+            "import kamailio-dispatcher x --set -1 --apply --json",
             "backends add pbx3 192.0.2.13:5060 --max-calls 30 --calls-per-second 5",
         ] {
             let words = std::iter::once("sipline").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
-        for line in ["", "backends add pbx3", "backends add a 1.2.3.4:5 --weight 17", "walk"] {
+        for line in [
+            "",
+            "backends add pbx3",
+            "backends add a 1.2.3.4:5 --weight 17",
+            "import kamailio-dispatcher",
+            "import x",
+            "walk",
+        ] {
             let words = std::iter::once("sipline").chain(line.split_terminator(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }
