@@ -171,7 +171,7 @@ fn lab(report: &mut Report) {
             Some(path) => report.ok(engine.program(), path.display().to_string()),
             None => report.missing(
                 engine.program(),
-                format!("package {}: `cargo xtask setup`", engine.package()),
+                format!("packages {}: `cargo xtask setup`", engine.packages().join(", ")),
             ),
         }
     }

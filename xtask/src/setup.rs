@@ -93,7 +93,7 @@ fn plan() -> Result<Plan> {
     }
     for engine in Engine::ALL {
         if engine.find().is_none() {
-            plan.packages.push(engine.package().into());
+            plan.packages.extend(engine.packages().iter().map(|package| (*package).into()));
         }
     }
 
@@ -165,7 +165,7 @@ fn install_packages(packages: &[String]) -> Result<()> {
             packages.join(" ")
         );
     }
-    if packages.iter().any(|package| package == Engine::Postgres.package()) {
+    if packages.iter().any(|package| Engine::Postgres.packages().contains(&package.as_str())) {
         no_database_at_boot()?;
     }
     if !lists_are_fresh() {

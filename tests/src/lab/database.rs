@@ -45,15 +45,17 @@ impl Engine {
         }
     }
 
-    /// The Debian package that brings it. That of MariaDB holds the programs only, and no service.
-    pub const fn package(self) -> &'static str {
+    /// The Debian packages that bring it, for apt-get. Those of MariaDB hold programs only, and no service;
+    /// what makes its first tables wants `my_print_defaults`, which is among the client's.
+    pub const fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::MariaDb => "mariadb-server-core",
-            Self::Postgres => "postgresql",
+            Self::MariaDb => &["mariadb-server-core", "mariadb-client-core"],
+            Self::Postgres => &["postgresql"],
         }
     }
 
-    /// Where the server's program is. Debian keeps PostgreSQL's versions apart: the newest one.
+    /// Where the server's program is, if all that it needs is there. Debian keeps PostgreSQL's versions
+    /// apart: the newest one.
     pub fn find(self) -> Option<PathBuf> {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut dirs: Vec<PathBuf> = match self {
@@ -62,7 +64,15 @@ impl Engine {
         };
         dirs.extend(env::split_paths(&path));
         dirs.extend(["/usr/sbin", "/usr/bin"].map(PathBuf::from));
-        dirs.into_iter().map(|dir| dir.join(self.program())).find(|file| file.is_file())
+        let find = |program: &str| dirs.iter().map(|dir| dir.join(program)).find(|f| f.is_file());
+        let all = match self {
+            Self::MariaDb => ["mariadb-install-db", "my_print_defaults"],
+            Self::Postgres => ["initdb", "postgres"],
+        };
+        if all.iter().any(|program| find(program).is_none()) {
+            return None;
+        }
+        find(self.program())
     }
 }
 
@@ -95,8 +105,8 @@ impl Database {
     /// Also when the server is not installed.
     pub fn start(engine: Engine) -> Result<Self> {
         let program = engine.find().with_context(|| {
-            let (program, package) = (engine.program(), engine.package());
-            format!("`{program}` (package {package}) is not there: run `cargo xtask setup`")
+            let (program, packages) = (engine.program(), engine.packages().join(", "));
+            format!("`{program}` (of {packages}) is not there: run `cargo xtask setup`")
         })?;
         remains::remove_stale();
         let dir = env::temp_dir().join(remains::next_name());
