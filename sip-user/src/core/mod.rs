@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod registrar;
 pub mod reply;
 pub mod sources;
+pub mod stateful;
 #[cfg(test)]
 mod testing;
 mod timers;
