@@ -12,3 +12,4 @@ pub mod fastpath;
 pub mod import;
 pub mod io;
 pub mod run;
+pub mod store;

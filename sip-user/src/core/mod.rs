@@ -2,7 +2,9 @@
 
 pub mod accounting;
 pub mod admission;
+pub mod authenticator;
 pub mod canonical;
+pub mod clock;
 pub mod context;
 pub mod cookie;
 pub mod counters;
@@ -17,6 +19,7 @@ pub mod proxy;
 pub mod registrar;
 pub mod reply;
 pub mod sources;
+pub mod stateful;
 #[cfg(test)]
 mod testing;
 mod timers;
