@@ -11,6 +11,7 @@ mod state;
 mod tests;
 mod types;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -20,10 +21,10 @@ use sip_ebpf::scan::{Index, Method};
 use slab::Slab;
 
 pub use types::{
-    Answer, BranchName, Command, ContextId, Failure, Hunt, Settings, Start, Target, Unavailable,
+    BranchName, Command, ContextId, Failure, Hunt, Settings, Start, Target, Unavailable,
 };
 
-use super::reply;
+use super::reply::{self, Response};
 use super::transaction::{
     self, ClientId, Expired, Flow, Limits, ServerId, TransactionId, Transactions,
 };
@@ -147,13 +148,13 @@ impl Contexts {
     }
 
     /// There are no more targets for a context that has asked for some: its sender is answered with the best
-    /// response, or with this one.
+    /// response, or with this one, whose status is 300 or above.
     pub fn finish(
         &mut self,
         now: Instant,
         transactions: &mut Transactions,
         context: ContextId,
-        answer: Option<Answer>,
+        answer: Option<Response>,
     ) {
         let Some(found) = self.context(context) else { return };
         found.more = false;
@@ -600,18 +601,18 @@ impl Contexts {
         context.settle();
         let (mut status, mut tag) = (480, None);
         let mut headers = String::new();
-        let mut phrase = "Temporarily Unavailable";
+        let mut phrase = Cow::Borrowed("Temporarily Unavailable");
         let mut bytes = None;
         if let Some(own) = answer {
             (status, phrase, headers) = (own.code, own.phrase, own.headers);
         } else if let Some(choice) = choice {
             (status, tag, bytes) = (choice.status, choice.tag, choice.bytes);
-            phrase = reply::phrase(status);
+            phrase = reply::phrase(status).into();
             if status == 503 {
                 (tag, bytes) = (None, None);
                 match unavailable {
                     Unavailable::InternalError => {
-                        (status, phrase) = (500, "Server Internal Error");
+                        (status, phrase) = (500, "Server Internal Error".into());
                     }
                     Unavailable::RetryAfter(seconds) => {
                         let seconds = choice.retry_after.unwrap_or(seconds);
@@ -627,7 +628,16 @@ impl Contexts {
                 Some(bytes) => _ = transactions.respond(now, server, bytes),
                 None => {
                     let headers = &headers;
-                    self.answer(now, transactions, server, &request, from, status, phrase, headers);
+                    self.answer(
+                        now,
+                        transactions,
+                        server,
+                        &request,
+                        from,
+                        status,
+                        &phrase,
+                        headers,
+                    );
                 }
             }
         }

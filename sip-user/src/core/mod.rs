@@ -18,6 +18,9 @@ pub mod probe;
 pub mod proxy;
 pub mod registrar;
 pub mod reply;
+pub mod router;
+#[cfg(test)]
+mod seed;
 pub mod sources;
 pub mod stateful;
 #[cfg(test)]

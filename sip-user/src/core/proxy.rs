@@ -163,6 +163,9 @@ impl Proxy {
     /// Gives it what needs memory. Without, REGISTER is refused.
     pub fn set_stateful(&mut self, stateful: Option<Stateful>) {
         self.stateful = stateful.map(Box::new);
+        if let Some(stateful) = &mut self.stateful {
+            stateful.set_cookie_key(self.key);
+        }
     }
 
     /// What needs memory. It gets its messages here; its commands and its time are the caller's to see to.
@@ -388,6 +391,11 @@ impl Proxy {
             {
                 *placed += 1;
             }
+            let ends = index.method == Method::Bye as u32
+                && matches!(decision.reason, Reason::DialogToPbx | Reason::DialogToPhone);
+            if ends {
+                self.note_bye(arrival, bytes, index);
+            }
             return self.send(arrival, bytes, index, &decision, out);
         }
         let Ok(message) = Message::parse(bytes, index) else {
@@ -397,6 +405,15 @@ impl Proxy {
             self.up_request(arrival, dispatcher, &message, &mut decision, out);
         } else {
             self.up_response(arrival, dispatcher, &message, &decision);
+        }
+    }
+
+    /// A BYE goes by: a call that has a record may be over.
+    fn note_bye(&mut self, arrival: &Arrival<'_>, bytes: &[u8], index: &mut Index) {
+        if let Some(stateful) = &mut self.stateful
+            && let Ok(message) = Message::parse(bytes, index)
+        {
+            stateful.handle_bye(arrival.now, &message);
         }
     }
 
@@ -460,7 +477,7 @@ impl Proxy {
     fn up_request(
         &mut self,
         arrival: &Arrival<'_>,
-        dispatcher: &Dispatcher,
+        dispatcher: &mut Dispatcher,
         message: &Message<'_>,
         decision: &mut Decision,
         out: &mut Vec<Transmit>,
@@ -468,10 +485,8 @@ impl Proxy {
         let in_dialog = !decision.plan.to_tag.is_empty();
         let from_pbx = dispatcher.slot_at(arrival.from);
         let refusal = match decision.reason {
-            Reason::Method | Reason::FromPbx
-                if self.stateful.is_some() && message.method() == Method::Register =>
-            {
-                match self.hand_over(arrival, message) {
+            reason if self.needs_memory(message, reason, from_pbx.is_some(), in_dialog) => {
+                match self.hand_over(arrival, dispatcher, message) {
                     Ok(()) => return,
                     Err(fault) => Refusal::from(&fault),
                 }
@@ -513,14 +528,50 @@ impl Proxy {
         self.answer(arrival, message, &refusal, out);
     }
 
+    /// Whether a request is one for [`Stateful`]: what starts something and is to be authenticated, or is for one of
+    /// our users, and what belongs to such a request (CANCEL, and the ACK of its failure).
+    fn needs_memory(
+        &self,
+        message: &Message<'_>,
+        reason: Reason,
+        from_pbx: bool,
+        in_dialog: bool,
+    ) -> bool {
+        let Some(stateful) = &self.stateful else { return false };
+        let method = message.method();
+        let register = method == Method::Register;
+        let uri = message.request_uri().ok();
+        let to_us = uri.as_ref().is_some_and(|uri| stateful.is_ours(uri));
+        match reason {
+            Reason::Untrusted | Reason::UnknownCall => true,
+            Reason::FromPbx => register || to_us && (!in_dialog || method == Method::Ack),
+            Reason::OptionsNotForUs => {
+                let user = uri.is_some_and(|uri| uri.user.is_some());
+                to_us && user && (from_pbx || message.index().seen(Kind::Require) == 0)
+            }
+            // These belong into a dialog, and with one of ours they would have our Route.
+            Reason::Method => match method {
+                Method::Bye | Method::Prack | Method::Update | Method::Info => false,
+                _ => register || !in_dialog,
+            },
+            _ => false,
+        }
+    }
+
     /// A request that needs memory.
-    fn hand_over(&mut self, arrival: &Arrival<'_>, message: &Message<'_>) -> Result<(), Fault> {
+    fn hand_over(
+        &mut self,
+        arrival: &Arrival<'_>,
+        dispatcher: &mut Dispatcher,
+        message: &Message<'_>,
+    ) -> Result<(), Fault> {
         // The shared decision has read what it needs, and no more.
         message.check()?;
         let flow = Flow { local: arrival.local, peer: arrival.from, reliable: false };
         if let Some(stateful) = &mut self.stateful {
             self.counters.event(Event::HandledStateful);
             stateful.handle_request(arrival.now, message, flow);
+            stateful.handle_calls(arrival.now, dispatcher);
         }
         Ok(())
     }
@@ -696,7 +747,11 @@ impl Proxy {
         if str::from_utf8(branch).ok().and_then(Branch::parse).is_some() {
             let checked = message.check().is_ok();
             let stateful = self.stateful.as_mut().filter(|_| checked);
-            let known = stateful.is_some_and(|s| s.handle_response(arrival.now, message));
+            let known = stateful.is_some_and(|stateful| {
+                let known = stateful.handle_response(arrival.now, message);
+                stateful.handle_calls(arrival.now, dispatcher);
+                known
+            });
             self.counters.event(if known {
                 Event::HandledStateful
             } else {
@@ -1442,6 +1497,7 @@ mod tests {
             registrar: Default::default(),
             forking: Default::default(),
             transactions: Default::default(),
+            calls: Default::default(),
             credentials: Default::default(),
             retry_after: 5,
         };
@@ -1466,10 +1522,10 @@ mod tests {
         assert_eq!(said(PHONE, &register("Subject: a\r\n b\r\n")), "SIP/2.0 403 Not Relaying");
         let of_pbx = from_pbx("REGISTER", "sip:10.10.0.1", "<sip:b@10.10.0.1>");
         assert_eq!(said(PBX1, &of_pbx), "SIP/2.0 200 OK");
-        // What is malformed is answered without it, and others are told what there is.
+        // What is malformed is answered without it.
         let bad = register("Contact: <sip:b@c>\r\nFrom: <sip:c@d>;tag=b\r\n");
         assert_eq!(w.status(PHONE, &bad), "SIP/2.0 400 Duplicate From");
-        let (_, other) = w.say(PHONE, &request("MESSAGE", "sip:10.10.0.1", "<sip:b@c>", ""));
+        let (_, other) = w.say(PHONE, &request("INFO", "sip:10.10.0.1", "<sip:b@c>", ""));
         assert_eq!(header(&other, "Allow"), ["INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER"]);
         // A response to a request that is none of ours.
         let stray = response(&register(""), "200 OK", "x");

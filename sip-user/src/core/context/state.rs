@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::best::Best;
-use super::{Answer, BranchName, ContextId, Hunt, Target, Unavailable};
+use super::{BranchName, ContextId, Hunt, Target, Unavailable};
+use crate::core::reply::Response;
 use crate::core::transaction::{ClientId, Flow, ServerId, Transactions};
 
 /// A response context (16.2).
@@ -33,7 +34,7 @@ pub(super) struct Context {
     /// The sender has its final response.
     pub(super) done: bool,
     /// The owner's final answer.
-    pub(super) answer: Option<Answer>,
+    pub(super) answer: Option<Response>,
     /// How many values of Record-Route the request came with.
     pub(super) above: u8,
     /// Max-Breadth (RFC 5393).

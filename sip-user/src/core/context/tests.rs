@@ -291,7 +291,7 @@ impl World {
         added
     }
 
-    fn no_more(&mut self, answer: Option<Answer>) {
+    fn no_more(&mut self, answer: Option<Response>) {
         let id = self.asked.unwrap();
         self.contexts.finish(self.now, &mut self.transactions, id, answer);
         self.drain();

@@ -104,17 +104,6 @@ pub struct Target {
     pub q: u16,
 }
 
-/// A final answer of the owner's own.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Answer {
-    /// Status code, 300 or above.
-    pub code: u16,
-    /// Reason phrase.
-    pub phrase: &'static str,
-    /// Header lines, each with its CR LF.
-    pub headers: String,
-}
-
 /// What has happened.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Command {

@@ -43,6 +43,7 @@ fn settings() -> Settings {
         registrar: registrar::Rules { jitter: 0, ..registrar::Rules::default() },
         forking: forking::Rules::default(),
         transactions: transaction::Config::default(),
+        calls: CallRules::default(),
         credentials: HashMap::new(),
         retry_after: 5,
     }
@@ -76,6 +77,7 @@ impl World {
     }
 
     fn collect(&mut self) {
+        self.stateful.handle_calls(self.now, &mut self.dispatcher);
         while let Some(command) = self.stateful.poll_command() {
             match command {
                 Command::Send(Transmit { local, to, bytes }) => {
@@ -88,6 +90,7 @@ impl World {
                 }
                 Command::Save(row) => self.written.push(Written::Saved(*row)),
                 Command::Remove(key) => self.written.push(Written::Removed(*key)),
+                Command::Cdr(_) => {}
             }
         }
     }
@@ -554,7 +557,7 @@ fn what_is_not_served() {
     let mut w = World::new(settings());
     let text = w.bare("").replace("REGISTER", "MESSAGE");
     w.hear_from(BELIEVED, &text);
-    assert_eq!(status(&w.one(BELIEVED)), "SIP/2.0 405 Method Not Allowed");
+    assert_eq!(status(&w.one(BELIEVED)), "SIP/2.0 484 Address Incomplete");
     let text = w.bare("").replace("REGISTER", "CANCEL");
     assert_eq!(status(&w.say(&text)[0]), "SIP/2.0 481 Call/Transaction Does Not Exist");
     let text = w.bare("").replace("REGISTER", "ACK");

@@ -136,7 +136,7 @@ fn the_owner_gives_one_after_another() {
     assert_eq!(w.take_of(1), ["INVITE"]);
     w.until(3_000);
     assert_eq!(w.take_events(), ["p1 failed: Answer+0", "exhausted"]);
-    let answer = Answer { code: 404, phrase: "No destination", headers: "X-Why: 1\r\n".into() };
+    let answer = Response::new(404, "No destination").with("X-Why: 1\r\n");
     w.no_more(Some(answer));
     assert_eq!(w.take(), ["100", "404"]);
     assert!(w.heard(404).starts_with("SIP/2.0 404 No destination\r\n"));
