@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use sip_ebpf::hash::Keys;
 use sip_ebpf::message::Message;
 use sip_ebpf::scan::{Index, Kind};
 
@@ -40,7 +41,7 @@ pub(super) fn trying(
     let timestamp = timestamp.and_then(|header| str::from_utf8(header.value).ok());
     let headers = timestamp.map(|value| format!("Timestamp: {value}\r\n")).unwrap_or_default();
     let answer = Answer { code: 100, phrase: "Trying", headers: &headers };
-    reply::build(&request, peer, key, answer).map(|(_, bytes)| bytes)
+    reply::build(&request, peer, &Keys::new(key), answer).map(|(_, bytes)| bytes)
 }
 
 /// A request of the same transaction: Request-URI, top Via, Route, From, Call-ID and the number of CSeq are
