@@ -10,3 +10,4 @@ pub mod core;
 pub mod fastpath;
 pub mod io;
 pub mod run;
+pub mod store;

@@ -3,7 +3,7 @@
 use std::{env, fs, path::Path};
 
 use anyhow::{Result, bail};
-use sipline_tests::kernel as probe;
+use sipline_tests::{kernel as probe, lab::Engine};
 
 use crate::{
     process::{find, is_root, output},
@@ -164,6 +164,15 @@ fn lab(report: &mut Report) {
         match find(program) {
             Some(path) => report.ok(program, path.display().to_string()),
             None => report.missing(program, format!("package {package}: `cargo xtask setup`")),
+        }
+    }
+    for engine in Engine::ALL {
+        match engine.find() {
+            Some(path) => report.ok(engine.program(), path.display().to_string()),
+            None => report.missing(
+                engine.program(),
+                format!("packages {}: `cargo xtask setup`", engine.packages().join(", ")),
+            ),
         }
     }
     match probe::veth_native() {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use sipline_tests::lab::Engine;
 
 use crate::{
     process::{self, find, is_root},
@@ -90,6 +91,11 @@ fn plan() -> Result<Plan> {
             plan.packages.push(package.into());
         }
     }
+    for engine in Engine::ALL {
+        if engine.find().is_none() {
+            plan.packages.extend(engine.packages().iter().map(|package| (*package).into()));
+        }
+    }
 
     let llvm = match toolchain::compiler()? {
         Some(compiler) => compiler.llvm,
@@ -159,6 +165,9 @@ fn install_packages(packages: &[String]) -> Result<()> {
             packages.join(" ")
         );
     }
+    if packages.iter().any(|package| Engine::Postgres.packages().contains(&package.as_str())) {
+        no_database_at_boot()?;
+    }
     if !lists_are_fresh() {
         process::run(apt().arg("update"))?;
     }
@@ -179,7 +188,27 @@ fn install_packages(packages: &[String]) -> Result<()> {
 fn apt() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // A file that was written before its package came stays as it is.
+    command.args(["-o", "Dpkg::Options::=--force-confold"]);
     command
+}
+
+/// The tests run database servers of their own, and a machine does not get one because of them. MariaDB's
+/// package has no service; PostgreSQL's makes a database that is started at every boot, unless it is told
+/// not to. What its owner has told it before stays.
+fn no_database_at_boot() -> Result<()> {
+    const FILE: &str = "/etc/postgresql-common/createcluster.conf";
+    const TEXT: &str = "# Written by sipline's `cargo xtask setup`, which needs the programs only.\n\
+                        create_main_cluster = false\n";
+
+    let path = Path::new(FILE);
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    fs::write(path, TEXT).with_context(|| format!("cannot write {FILE}"))
 }
 
 /// Whether apt's package lists are there and were read within a day.

@@ -12,6 +12,7 @@
 //! left behind goes when the next one starts.
 
 mod daemon;
+mod database;
 mod process;
 mod remains;
 mod sipp;
@@ -23,12 +24,12 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 pub use daemon::{Backend, Control, Daemon, Mode, Settings, Totals, binary};
+pub use database::{Database, Engine};
 pub use process::Process;
 pub use remains::remove_stale;
 pub use sipp::{Event, Running, Sipp, Word};
@@ -133,8 +134,7 @@ impl Lab {
         remove_stale();
         mount_bpffs()?;
 
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = remains::name(std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = remains::next_name();
         let dir = std::env::temp_dir().join(&name);
         // The guard first: whatever fails from here on is taken down again.
         let guard = remains::Guard::new(remains::Remains {

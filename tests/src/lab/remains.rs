@@ -6,7 +6,10 @@ use std::{
     io::Error,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{
+        Mutex, MutexGuard, Once, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -19,8 +22,14 @@ use signal_hook::{
 
 const PREFIX: &str = "sipline-lab-";
 
+/// A name for the next lab of this process.
+pub(super) fn next_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    name(std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// The name of the `number`th lab of a process; [`remove_stale`] reads it back.
-pub(super) fn name(pid: u32, number: u32) -> String {
+fn name(pid: u32, number: u32) -> String {
     format!("{PREFIX}{pid}-{number}")
 }
 
