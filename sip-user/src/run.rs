@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{AdminState, Config, Key, LogFormat, PbxConfig};
+use crate::config::{AdminState, Config, Key, LogFormat, PbxConfig, PbxLimits};
 use crate::control::protocol::{
     Backend, Backends, Failure, Outcome, Reloaded, Request, Response, Share, SocketStats, Stats,
     XdpStats,
@@ -247,6 +247,7 @@ impl Node {
             wake: Rc::default(),
             config,
         };
+        node.dispatcher.set_call_rules(node.config.dispatch);
         let loaded = node.dispatcher.reload(now, &node.config.pbx, node.config.probe.clone());
         loaded.context("PBXs")?;
         if let Err(error) = node.write_tables() {
@@ -460,13 +461,15 @@ impl Node {
             Request::Drain { id } => order(self, &id, AdminState::Draining),
             Request::Enable { id } => order(self, &id, AdminState::Active),
             Request::Disable { id } => order(self, &id, AdminState::Disabled),
-            Request::Add { id, address, weight, state } => {
+            Request::Add { id, address, weight, state, max_calls, calls_per_second } => {
                 if self.config.sip.listen.contains(&address) {
                     let fault = "this is an address of ours: calls would loop";
                     Err(Refusal::BadAddress { address, fault })
                 } else {
                     tracing::info!(id, %address, weight, "added by hand");
-                    self.dispatcher.add(now, &PbxConfig { id, address, weight, state }).map(|_| ())
+                    let limits = PbxLimits { max_calls, calls_per_second };
+                    let pbx = PbxConfig { id, address, weight, state, limits };
+                    self.dispatcher.add(now, &pbx).map(|_| ())
                 }
             }
             Request::Remove { id } => {
@@ -521,8 +524,10 @@ impl Node {
             trust: config.trust,
             pbx: config.pbx,
             probe: config.probe,
+            dispatch: config.dispatch,
             ..self.config.clone()
         };
+        self.dispatcher.set_call_rules(self.config.dispatch);
         self.proxy.set_policy(policy(&self.config));
         self.carry_out();
         let written = self.write_tables();
@@ -551,7 +556,10 @@ impl Node {
                 slot: view.slot,
                 address: view.address,
                 weight: view.weight,
-                state: state_name(view.state).to_owned(),
+                state: match view.trial {
+                    Some(_) => "trial".to_owned(),
+                    None => state_name(view.state).to_owned(),
+                },
                 reason: view.reason,
                 since: unix.saturating_sub(age).as_secs(),
                 for_ms: milliseconds(age),

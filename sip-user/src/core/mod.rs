@@ -1,5 +1,7 @@
 //! What the proxy decides, without sockets and without a clock: bytes and an `Instant` in, commands out.
 
+pub mod accounting;
+pub mod admission;
 pub mod canonical;
 pub mod cookie;
 pub mod counters;
