@@ -4,3 +4,4 @@ pub mod client;
 pub mod human;
 pub mod protocol;
 pub mod server;
+pub mod status;
