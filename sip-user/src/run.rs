@@ -61,8 +61,12 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
     tasks.add(keep_time(node.clone(), wake));
     tasks.add(vouch(node.clone()));
     tasks.add(reload_on(hangup, node.clone()));
-    let answering = node.clone();
-    let answer = Rc::new(move |request| answering.borrow_mut().answer(request));
+    // A client that is connected when the daemon ends must not keep the node.
+    let asked = Rc::downgrade(&node);
+    let answer = Rc::new(move |request| match asked.upgrade() {
+        Some(node) => node.borrow_mut().answer(request),
+        None => Response::failed("the daemon has ended"),
+    });
     tasks.add(async move { server.serve(answer).await });
     notify_supervisor("READY=1");
     {
