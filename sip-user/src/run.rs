@@ -22,6 +22,7 @@ use crate::config::{AdminState, Config, Key, LogFormat, PbxConfig};
 use crate::control::protocol::{Backends, Failure, Outcome, Reloaded, Request, Response};
 use crate::control::server::Server;
 use crate::control::status::{Course, Parts, state_name};
+use crate::control::{http, metrics};
 use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Dispatcher, Refusal, Unreachable};
 use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
@@ -50,6 +51,13 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
     let socket = &config.control.socket;
     let server =
         Server::bind(socket).with_context(|| format!("control socket {}", socket.display()))?;
+    let pages = match config.metrics.listen {
+        Some(address) => {
+            let bound = http::Server::bind(address).await;
+            Some(bound.with_context(|| format!("metrics.listen: cannot listen on {address}"))?)
+        }
+        None => None,
+    };
     let node = Rc::new(RefCell::new(Node::open(path, config)?));
     let wake = node.borrow().wake.clone();
 
@@ -68,6 +76,14 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
         None => Response::failed("the daemon has ended"),
     });
     tasks.add(async move { server.serve(answer).await });
+    if let Some(pages) = pages {
+        let asked = Rc::downgrade(&node);
+        let answer = Rc::new(move |page| match asked.upgrade() {
+            Some(node) => metrics::page(page, &mut node.borrow_mut().parts()),
+            None => metrics::ended(),
+        });
+        tasks.add(async move { pages.serve(answer).await });
+    }
     notify_supervisor("READY=1");
     {
         let node = node.borrow();
@@ -597,6 +613,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("sip.key", old.sip.key != new.sip.key),
         ("xdp", old.xdp != new.xdp),
         ("control.socket", old.control != new.control),
+        ("metrics.listen", old.metrics != new.metrics),
         ("log", old.log != new.log),
     ];
     all.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect()
