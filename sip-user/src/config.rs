@@ -49,6 +49,8 @@ pub struct Config {
     pub xdp: Xdp,
     /// The control socket.
     pub control: Control,
+    /// Metrics over HTTP.
+    pub metrics: Metrics,
     /// The log.
     pub log: Log,
 }
@@ -248,6 +250,13 @@ pub enum Loops {
 pub struct Control {
     /// The Unix socket that the other verbs talk to.
     pub socket: PathBuf,
+}
+
+/// `[metrics]`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Metrics {
+    /// Where `/metrics`, `/health` and `/ready` are served, over TCP; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[log]`
@@ -519,6 +528,8 @@ struct RawFile {
     #[serde(default)]
     control: RawControl,
     #[serde(default)]
+    metrics: RawMetrics,
+    #[serde(default)]
     log: RawLog,
 }
 
@@ -602,6 +613,12 @@ struct RawXdp {
 #[serde(deny_unknown_fields)]
 struct RawControl {
     socket: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    listen: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -771,6 +788,7 @@ impl RawFile {
             accounting: self.accounting.check(problems),
             xdp: self.xdp.check(problems),
             control: self.control.check(problems),
+            metrics: self.metrics.check(problems),
             log: Log { level: self.log.level, format: self.log.format },
             sip,
         }
@@ -1171,6 +1189,21 @@ impl RawControl {
     }
 }
 
+impl RawMetrics {
+    fn check(self, problems: &mut Problems<'_>) -> Metrics {
+        let Some(listen) = self.listen else { return Metrics::default() };
+        let address = problems.address(&listen);
+        match address {
+            Some(address) if address.port() == 0 => problems.at(&listen, "the port cannot be 0"),
+            Some(address) if address.ip().is_multicast() => {
+                problems.at(&listen, format!("{address} is a multicast address"));
+            }
+            _ => {}
+        }
+        Metrics { listen: address }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1210,6 +1243,7 @@ mod tests {
         assert_eq!(config.xdp, Xdp { interfaces: vec!["eth0".into()], ..Xdp::default() });
         assert_eq!(config.log, Log::default());
         assert_eq!(config.control.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.metrics, Metrics::default());
         let minimal = Config::parse(Path::new("f.toml"), MINIMAL).unwrap();
         assert_eq!(minimal.sip.drain, config.sip.drain);
         assert_eq!(minimal.sip.no_destination, config.sip.no_destination);
@@ -1224,9 +1258,18 @@ mod tests {
     fn the_example_names_every_key() {
         // serde lists the fields that a struct has when it meets one that it has not.
         let text = include_str!("../sipline.example.toml");
-        for section in
-            ["sip", "trust", "[pbx]", "probe", "dispatch", "accounting", "xdp", "control", "log"]
-        {
+        for section in [
+            "sip",
+            "trust",
+            "[pbx]",
+            "probe",
+            "dispatch",
+            "accounting",
+            "xdp",
+            "control",
+            "metrics",
+            "log",
+        ] {
             let body = match section {
                 "sip" => "listen = [\"192.0.2.1:5060\"]\n",
                 _ => "",
@@ -1466,6 +1509,18 @@ mod tests {
         assert_error(&long, "4:10", "107 bytes");
         assert_error("[log]\nlevel = \"loud\"\n", "4:9", "unknown variant `loud`");
         assert_error("[log]\nformat = \"xml\"\n", "4:10", "unknown variant `xml`");
+    }
+
+    #[test]
+    fn metrics() {
+        assert_error("[metrics]\nlisten = \"9090\"\n", "4:10", "is not an address and port");
+        assert_error("[metrics]\nlisten = \"127.0.0.1:0\"\n", "4:10", "port cannot be 0");
+        assert_error("[metrics]\nlisten = \"[ff02::1]:9090\"\n", "4:10", "multicast");
+        assert_error("[metrics]\nport = 9090\n", "4:1", "unknown field `port`");
+        // All addresses are a choice here: no message names them.
+        let everywhere = format!("{MINIMAL}[metrics]\nlisten = \"[::]:9090\"\n");
+        let config = Config::parse(Path::new("f.toml"), &everywhere).unwrap();
+        assert_eq!(config.metrics.listen, "[::]:9090".parse().ok());
     }
 
     #[test]

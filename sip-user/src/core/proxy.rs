@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use sip_ebpf::cookie;
 use sip_ebpf::edit::{self, Front, Sink};
+use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
@@ -81,7 +82,7 @@ pub struct Policy {
 
 /// See the module.
 pub struct Proxy {
-    key: [u64; 2],
+    keys: Keys,
     locals: Vec<SocketAddr>,
     /// For each of `locals`.
     lines: Vec<Line>,
@@ -135,7 +136,7 @@ impl Proxy {
         let named = locals.iter().map(|local| SocketAddr::new(local.ip(), local.port()));
         let buckets = call_buckets.next_power_of_two() as usize;
         Self {
-            key,
+            keys: Keys::new(key),
             locals: named.collect(),
             lines: lines.collect(),
             policy,
@@ -287,7 +288,7 @@ impl Proxy {
         let Some(line) = self.lines.get(arrival.local) else { return };
         let clock = arrival.now.saturating_duration_since(self.start).as_nanos();
         let view = View {
-            key: self.key,
+            keys: &self.keys,
             from: arrival.from,
             sources: &self.policy.sources,
             dispatcher: RefCell::new(&mut *dispatcher),
@@ -306,7 +307,7 @@ impl Proxy {
         match line {
             Line::V4(..) => decision.next = address(plan.next),
             Line::V6(line) => {
-                let asked = ipv6::Asked { bytes, index, from: arrival.from, key: self.key };
+                let asked = ipv6::Asked { bytes, index, from: arrival.from, keys: &self.keys };
                 line.decide(&asked, dispatcher, decision);
             }
         }
@@ -459,8 +460,8 @@ impl Proxy {
                 (to, [front, rest].concat())
             }
             Some(Line::V6(line)) => {
-                let (from, key) = (arrival.from, self.key);
-                let asked = ipv6::Asked { bytes: &self.text, index, from, key };
+                let (from, keys) = (arrival.from, &self.keys);
+                let asked = ipv6::Asked { bytes: &self.text, index, from, keys };
                 let bytes = match reason {
                     Reason::ResponseForwarded => ipv6::response(bytes, plan),
                     _ => line.request(&asked, decision),
@@ -593,7 +594,7 @@ impl Proxy {
             return None;
         }
         let (cookie, signature) = Cookie::read(digits.as_bytes())?;
-        if !cookie.signed(signature, self.key, plan.call) {
+        if !cookie.signed(signature, &self.keys, plan.call) {
             return None;
         }
         // To the PBX goes what the other side says.
@@ -662,8 +663,8 @@ impl Proxy {
                 return Err(Refusal::new(400, "Missing Call-ID"));
             };
             let call_id = Span { at: u32::from(line.value), end: u32::from(line.end) };
-            (plan.call, _) = cookie::call(self.key, message.bytes(), call_id);
-            plan.branch = cookie::branch(self.key, plan.call, message.bytes(), plan.via.branch);
+            (plan.call, _) = cookie::call(&self.keys, message.bytes(), call_id);
+            plan.branch = cookie::branch(&self.keys, plan.call, message.bytes(), plan.via.branch);
         }
         // What makes a dialog (12.1, RFC 6665 4.1, RFC 3515 3).
         let makes = matches!(method, Method::Invite | Method::Subscribe | Method::Refer);
@@ -671,7 +672,7 @@ impl Proxy {
         plan.cut = Span::default();
         plan.record = u32::from(makes && !in_dialog);
         if plan.record != 0 {
-            let digits = Cookie { flow: next, slot }.write(self.key, plan.call);
+            let digits = Cookie { flow: next, slot }.write(&self.keys, plan.call);
             // Over IPv4, in the words of the shared edit.
             for (word, eight) in plan.cookie.iter_mut().zip(digits.as_bytes().chunks(8)) {
                 *word = literal(eight);
@@ -709,7 +710,7 @@ impl Proxy {
         if message.request_uri().is_ok_and(|uri| uri.user.is_some()) {
             return Refusal::new(404, "Not Found");
         }
-        if message.index().seen(Kind::Require) != 0 {
+        if message.index().has(Kind::Require) {
             return unsupported(message.requires());
         }
         // The end of the kernel's own answer, but for the length that every answer of ours ends with.
@@ -780,7 +781,7 @@ impl Proxy {
         }
         let Refusal { code, phrase, headers } = refusal;
         let answer = Answer { code: *code, phrase, headers };
-        match reply::build(message, arrival.from, self.key, answer) {
+        match reply::build(message, arrival.from, &self.keys, answer) {
             Some((to, bytes)) => {
                 self.counters.reply(*code);
                 out.push(Transmit { local: arrival.local, to, bytes });

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use sip_ebpf::cookie;
+use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Message, Param, Rport, Via};
 use sip_ebpf::scan::Kind;
@@ -56,7 +57,7 @@ impl Response {
 pub fn build(
     message: &Message<'_>,
     from: SocketAddr,
-    key: [u64; 2],
+    keys: &Keys,
     answer: Answer<'_>,
 ) -> Option<(SocketAddr, Vec<u8>)> {
     let mut out = Vec::with_capacity(message.bytes().len().min(2048) + 128);
@@ -68,7 +69,7 @@ pub fn build(
     if !has_tag(message, &to) {
         let line = message.index().first(Kind::CallId)?;
         let span = Span { at: u32::from(line.value), end: u32::from(line.end) };
-        let (tag, _) = cookie::to_tag(key, message.bytes(), span);
+        let (tag, _) = cookie::to_tag(keys, message.bytes(), span);
         to.extend_from_slice(b";tag=");
         to.extend_from_slice(&tag.to_le_bytes());
     }
@@ -180,13 +181,15 @@ mod tests {
     use super::*;
     use sip_ebpf::scan::Index;
 
-    const KEY: [u64; 2] = [1, 2];
+    fn keys() -> Keys {
+        Keys::new([1, 2])
+    }
 
     fn answer(text: &str, from: &str) -> Option<(String, Vec<String>)> {
         let mut index = Index::new();
         let message = Message::parse(text.as_bytes(), &mut index).unwrap();
         let answer = Answer { code: 403, phrase: "Forbidden", headers: "Retry-After: 3\r\n" };
-        let (to, bytes) = build(&message, from.parse().unwrap(), KEY, answer)?;
+        let (to, bytes) = build(&message, from.parse().unwrap(), &keys(), answer)?;
         let text = String::from_utf8(bytes).unwrap();
         Some((to.to_string(), text.split("\r\n").map(str::to_owned).collect()))
     }

@@ -5,6 +5,7 @@ use std::{
     fmt::{self, Write as _},
     fs,
     io::{BufRead, BufReader, Write as _},
+    net::SocketAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -71,6 +72,8 @@ pub struct Settings {
     pub fall: u32,
     /// Whether the PBXs are reached over IPv6; the proxy listens on both addresses in any case.
     pub ipv6: bool,
+    /// `[metrics] listen`
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Settings {
@@ -83,6 +86,7 @@ impl Settings {
             probe: Duration::from_secs(1),
             fall: 2,
             ipv6: false,
+            metrics: None,
         }
     }
 
@@ -126,6 +130,9 @@ level = "info"
             loops = self.loops,
             socket = socket(lab).display(),
         );
+        if let Some(address) = self.metrics {
+            let _ = write!(text, "\n[metrics]\nlisten = \"{address}\"\n");
+        }
         for place in [Place::Pbx1, Place::Pbx2] {
             let address = match self.ipv6 {
                 true => format!("[{}]:{PORT}", place.address_ipv6()),

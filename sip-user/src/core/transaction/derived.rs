@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use sip_ebpf::hash::Keys;
 use sip_ebpf::message::Message;
 use sip_ebpf::scan::{Index, Kind};
 
@@ -37,7 +38,7 @@ pub(super) fn trying(
     let request = Message::parse(request, index).ok()?;
     let headers = reply::timestamp(&request);
     let answer = Answer { code: 100, phrase: "Trying", headers: &headers };
-    reply::build(&request, peer, key, answer).map(|(_, bytes)| bytes)
+    reply::build(&request, peer, &Keys::new(key), answer).map(|(_, bytes)| bytes)
 }
 
 /// A request of the same transaction: Request-URI, top Via, Route, From, Call-ID and the number of CSeq are
