@@ -16,6 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use sip_ebpf::hash::Keys;
 use sip_ebpf::message::Message;
 use sip_ebpf::scan::{Index, Method};
 use slab::Slab;
@@ -65,7 +66,10 @@ const LATE_DIALOGS: usize = 4;
 /// [`finish`]: Self::finish
 #[derive(Debug)]
 pub struct Contexts {
+    /// Detects loops.
     key: [u64; 2],
+    /// Makes the tags of our answers.
+    keys: Keys,
     settings: Settings,
     contexts: Slab<Context>,
     by_client: HashMap<ClientId, Owner>,
@@ -91,6 +95,7 @@ impl Contexts {
     pub fn new(key: [u64; 2], settings: Settings) -> Self {
         Self {
             key,
+            keys: Keys::new(key),
             settings,
             contexts: Slab::new(),
             by_client: HashMap::new(),
@@ -322,7 +327,7 @@ impl Contexts {
                 _ => String::new(),
             };
             let answer = reply::Answer { code, phrase, headers: &headers };
-            if let Some((_, bytes)) = reply::build(message, from, self.key, answer)
+            if let Some((_, bytes)) = reply::build(message, from, &self.keys, answer)
                 && transactions.respond(now, server, bytes).is_err()
             {
                 // It is gone, or was taken back.
@@ -701,7 +706,7 @@ impl Contexts {
         let mut index = self.index.take().unwrap_or_default();
         if let Ok(message) = Message::parse(request, &mut index) {
             let answer = reply::Answer { code, phrase, headers };
-            if let Some((_, bytes)) = reply::build(&message, from, self.key, answer) {
+            if let Some((_, bytes)) = reply::build(&message, from, &self.keys, answer) {
                 // It is gone if its sender is: then nobody waits.
                 let _ = transactions.respond(now, server, bytes);
             }

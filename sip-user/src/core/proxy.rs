@@ -165,7 +165,7 @@ impl Proxy {
     pub fn set_stateful(&mut self, stateful: Option<Stateful>) {
         self.stateful = stateful.map(Box::new);
         if let Some(stateful) = &mut self.stateful {
-            stateful.set_cookie_key(self.key);
+            stateful.set_cookie_keys(self.keys);
         }
     }
 
@@ -486,7 +486,7 @@ impl Proxy {
         let in_dialog = !decision.plan.to_tag.is_empty();
         let from_pbx = dispatcher.slot_at(arrival.from);
         let refusal = match decision.reason {
-            reason if self.needs_memory(message, reason, from_pbx.is_some(), in_dialog) => {
+            reason if self.needs_memory(message, reason, in_dialog) => {
                 match self.hand_over(arrival, dispatcher, message) {
                     Ok(()) => return,
                     Err(fault) => Refusal::from(&fault),
@@ -531,13 +531,7 @@ impl Proxy {
 
     /// Whether a request is one for [`Stateful`]: what starts something and is to be authenticated, or is for one of
     /// our users, and what belongs to such a request (CANCEL, and the ACK of its failure).
-    fn needs_memory(
-        &self,
-        message: &Message<'_>,
-        reason: Reason,
-        from_pbx: bool,
-        in_dialog: bool,
-    ) -> bool {
+    fn needs_memory(&self, message: &Message<'_>, reason: Reason, in_dialog: bool) -> bool {
         let Some(stateful) = &self.stateful else { return false };
         let method = message.method();
         let register = method == Method::Register;
@@ -548,7 +542,7 @@ impl Proxy {
             Reason::FromPbx => register || to_us && (!in_dialog || method == Method::Ack),
             Reason::OptionsNotForUs => {
                 let user = uri.is_some_and(|uri| uri.user.is_some());
-                to_us && user && (from_pbx || message.index().seen(Kind::Require) == 0)
+                to_us && user
             }
             // These belong into a dialog, and with one of ours they would have our Route.
             Reason::Method => match method {

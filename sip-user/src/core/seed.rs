@@ -564,8 +564,8 @@ fn a_pbx_calls_a_phone() {
         .replace("To: <sip:bob@10.10.0.1>", &format!("To: {to}\r\nRoute: {route}"));
     d.hear(PBX1, &bye);
     assert_eq!(d.take(BOB), ["BYE"]);
-    assert_eq!(d.cdrs.len(), 1);
-    assert_eq!(d.cdrs[0].disposition, Disposition::Answered);
+    let ended: Vec<_> = d.cdrs.iter().map(|cdr| cdr.disposition).collect();
+    assert_eq!(ended, [Disposition::Failed, Disposition::Answered]);
 }
 
 #[test]
@@ -651,6 +651,15 @@ fn round_robin() {
     let pbxs: Vec<_> = (0..4).map(|n| d.call("sip:200@example.com", &format!("c{n}"))).collect();
     assert_eq!(pbxs.iter().filter(|pbx| **pbx == PBX1).count(), 2);
     assert_ne!(pbxs[0], pbxs[1]);
+}
+
+#[test]
+fn calls_are_counted() {
+    let mut d = Daemon::new();
+    let first = d.call("sip:200@example.com", "c");
+    d.answer(first, "500 Oops");
+    let placed: u64 = d.stateful().placed().iter().sum();
+    assert_eq!(placed, 2, "at each PBX that was tried");
 }
 
 #[test]

@@ -20,9 +20,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sip_ebpf::hash::Keys;
 use sip_ebpf::message::{Message, Uri};
 use sip_ebpf::scan::{Index, Method};
-use sip_ebpf::tables::source;
+use sip_ebpf::tables::{MAX_PBX, source};
 use slab::Slab;
 
 use super::accounting::{self, Accounting, Cdr};
@@ -111,6 +112,8 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Stateful {
     key: [u64; 2],
+    /// Makes the tags of our answers.
+    keys: Keys,
     settings: Settings,
     transactions: Transactions,
     authenticator: Option<Authenticator>,
@@ -123,8 +126,10 @@ pub struct Stateful {
     calls: Slab<Call>,
     /// Calls for which a PBX has to be found.
     unplaced: VecDeque<usize>,
+    /// Calls that were placed so far, by the slot of the PBX.
+    placed: Vec<u64>,
     /// Signs the cookies of our Record-Routes.
-    cookie_key: [u64; 2],
+    cookie_keys: Keys,
     /// REGISTERs of ours that are on their way.
     flights: HashMap<ClientId, forking::Token>,
     /// The PBXs as the dispatcher last had them.
@@ -152,12 +157,14 @@ impl Stateful {
         let carried = calls::contexts(&settings, authenticator.as_ref());
         Self {
             key,
+            keys: Keys::new(key),
             contexts: Contexts::new(key, carried),
             admission: Admission::new(calls.max_transactions),
             accounting: None,
             calls: Slab::new(),
             unplaced: VecDeque::new(),
-            cookie_key: key,
+            placed: vec![0; MAX_PBX as usize],
+            cookie_keys: Keys::new(key),
             transactions: Transactions::new(key, *transactions, now),
             authenticator,
             registrar: Registrar::new(*registrar, domains.clone(), locals, key),
@@ -178,9 +185,9 @@ impl Stateful {
         self.accounting = accounting;
     }
 
-    /// The key that the cookies of our Record-Routes are signed with: that of the proxy, which reads them.
-    pub fn set_cookie_key(&mut self, key: [u64; 2]) {
-        self.cookie_key = key;
+    /// The keys that the cookies of our Record-Routes are signed with: those of the proxy, which reads them.
+    pub fn set_cookie_keys(&mut self, keys: Keys) {
+        self.cookie_keys = keys;
     }
 
     // ---- What happens ---------------------------------------------------------------------------
@@ -340,6 +347,16 @@ impl Stateful {
     /// The records of calls that go on.
     pub fn accounting(&self) -> Option<&Accounting> {
         self.accounting.as_ref()
+    }
+
+    /// As [`Stateful::accounting`]. What it wants is carried out with the next input.
+    pub fn accounting_mut(&mut self) -> Option<&mut Accounting> {
+        self.accounting.as_mut()
+    }
+
+    /// Calls that were placed so far, by the slot of the PBX.
+    pub fn placed(&self) -> &[u64] {
+        &self.placed
     }
 
     /// How many requests are being forwarded.
@@ -529,7 +546,7 @@ impl Stateful {
         flow: Flow,
         response: &Response,
     ) {
-        let built = reply::build(message, flow.peer, self.key, response.answer());
+        let built = reply::build(message, flow.peer, &self.keys, response.answer());
         let Some((_, bytes)) = built else { return };
         let bytes: Arc<[u8]> = bytes.into();
         if self.transactions.respond(now, id, bytes).is_ok() {
@@ -542,7 +559,7 @@ impl Stateful {
         if message.method() == Method::Ack {
             return;
         }
-        let built = reply::build(message, flow.peer, self.key, response.answer());
+        let built = reply::build(message, flow.peer, &self.keys, response.answer());
         let Some((to, bytes)) = built else { return };
         *self.counts.replies.entry(response.code).or_insert(0) += 1;
         let transmit = Transmit { local: flow.local, to, bytes: bytes.into() };

@@ -113,6 +113,14 @@ impl Stateful {
         }
     }
 
+    /// We end: nobody will hear how the calls do that go on.
+    pub fn stop(&mut self, now: Instant) {
+        if let Some(accounting) = &mut self.accounting {
+            accounting.stop(now);
+            self.carry_out(now);
+        }
+    }
+
     /// A request that starts something, whose sender is who he says.
     pub(super) fn forward(
         &mut self,
@@ -206,7 +214,7 @@ impl Stateful {
         let built = reply::build(
             message,
             from,
-            self.key,
+            &self.keys,
             reply::Answer { code: 487, phrase: "Request Terminated", headers: "" },
         );
         if let Some((_, bytes)) = built.and_then(|(to, bytes)| Some((to, of_invite(&bytes)?))) {
@@ -290,6 +298,9 @@ impl Stateful {
                 });
             }
         };
+        if let Some(placed) = self.placed.get_mut(slot as usize) {
+            *placed += 1;
+        }
         call.tried.insert(slot);
         call.place = Some(ticket);
         let (local, hash, from) = (call.flow.local, call.hash, call.flow.peer);
@@ -449,7 +460,7 @@ impl Stateful {
     fn hash(&self, message: &Message<'_>) -> u64 {
         let Some(line) = message.index().first(Kind::CallId) else { return 0 };
         let call_id = Span { at: u32::from(line.value), end: u32::from(line.end) };
-        cookie::call(self.cookie_key, message.bytes(), call_id).0
+        cookie::call(&self.cookie_keys, message.bytes(), call_id).0
     }
 
     /// The value of our Record-Route: it leads from the PBX to the other side of it, and back.
@@ -462,7 +473,7 @@ impl Stateful {
     ) -> Option<Box<str>> {
         let local = self.settings.locals.get(local)?;
         let local = SocketAddr::new(local.ip(), local.port());
-        let digits = Cookie { flow: other, slot }.write(self.cookie_key, hash);
+        let digits = Cookie { flow: other, slot }.write(&self.cookie_keys, hash);
         Some(format!("<sip:{local};lr;sl={digits}>").into())
     }
 }
