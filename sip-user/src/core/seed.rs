@@ -47,8 +47,13 @@ impl Daemon {
     }
 
     fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::on(US, &[("pbx1", PBX1), ("pbx2", PBX2)], change)
+    }
+
+    /// At this address, with these PBXs.
+    fn on(us: &str, pbxs: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> Self {
         let now = Instant::now();
-        let locals: Vec<SocketAddr> = vec![US.parse().unwrap()];
+        let locals: Vec<SocketAddr> = vec![us.parse().unwrap()];
         let policy =
             Policy { sources: Sources::default(), no_destination: NoDestination::default() };
         let mut proxy = Proxy::new([7, 9], &locals, 64, policy, now);
@@ -79,7 +84,7 @@ impl Daemon {
             state: AdminState::Active,
             limits: PbxLimits::default(),
         };
-        let pbxs = [pbx("pbx1", PBX1), pbx("pbx2", PBX2)];
+        let pbxs: Vec<_> = pbxs.iter().map(|(id, address)| pbx(id, address)).collect();
         dispatcher.reload(now, &pbxs, Probe::default()).unwrap();
         let mut daemon = Self {
             proxy,
@@ -239,17 +244,9 @@ impl Daemon {
         let bare = self.request(method, user, uri, call, extra);
         let at = if user == "bob" { BOB } else { ANNA };
         self.hear(at, &bare);
-        let (status, name, role) = match method {
-            "REGISTER" => ("401", "WWW-Authenticate", Role::UserAgent),
-            _ => ("407", "Proxy-Authenticate", Role::Proxy),
-        };
+        let status = if method == "REGISTER" { "401" } else { "407" };
         assert_eq!(self.take(at), [status]);
-        let challenge = self.got(at, status);
-        let secret = Secret::Password("secret".into());
-        let values = header(&challenge, name);
-        let challenge = Challenge::choose(values.iter().map(|v| v.as_bytes()), &secret).unwrap();
-        let mut session = Session::new(challenge, "cnonce".into());
-        let line = session.authorize(role, user, &secret, method, uri).unwrap();
+        let line = credentials(&self.got(at, status), method, user, uri);
         self.request(method, user, uri, call, &format!("{extra}{line}"))
     }
 
@@ -302,6 +299,19 @@ impl Daemon {
         self.hear(pbx, &text);
         text
     }
+}
+
+/// The line that answers a challenge.
+fn credentials(challenge: &str, method: &str, user: &str, uri: &str) -> String {
+    let (name, role) = match method {
+        "REGISTER" => ("WWW-Authenticate", Role::UserAgent),
+        _ => ("Proxy-Authenticate", Role::Proxy),
+    };
+    let secret = Secret::Password("secret".into());
+    let values = header(challenge, name);
+    let challenge = Challenge::choose(values.iter().map(|v| v.as_bytes()), &secret).unwrap();
+    let mut session = Session::new(challenge, "cnonce".into());
+    session.authorize(role, user, &secret, method, uri).unwrap()
 }
 
 fn other(pbx: &str) -> &'static str {
@@ -358,6 +368,23 @@ fn what_is_malformed() {
         assert_eq!(d.take(ANNA).join(" "), reason, "{wrong}");
     }
     assert_eq!(d.take(PBX1).len() + d.take(PBX2).len(), 0);
+}
+
+#[test]
+fn rare_forms() {
+    let mut d = Daemon::new();
+    let uri = "sip:200@example.com";
+    let text = d.authorized("INVITE", "anna", uri, "rare", "Subject: folded\r\n over lines\r\n");
+    // Compact names, white space, and a Via that a forger has filled in.
+    let text = text.replace("Via: ", "v: ").replace("From: ", "f : ").replace("CSeq: ", "cseq:   ");
+    d.hear(ANNA, &text.replace(";rport", ";received=192.0.2.66;rport=9"));
+    assert_eq!(d.take(ANNA), ["100"]);
+    let pbx = d.has_invite();
+    let invite = d.got(pbx, "INVITE");
+    assert!(header(&invite, "Subject")[0].starts_with("folded"));
+    assert!(!invite.contains("192.0.2.66"), "{invite}");
+    d.answer(pbx, "200 OK");
+    assert_eq!(d.take(ANNA), ["200"]);
 }
 
 // ---- 2. In a dialog ------------------------------------------------------------------------------
@@ -714,6 +741,50 @@ fn a_pbx_that_is_silent() {
     d.answer(first, "200 OK");
     assert_eq!(d.take(first), ["ACK", "BYE"]);
     assert_eq!(d.take(ANNA), [""; 0]);
+    let counts = d.stateful().counts();
+    assert_eq!((counts.forwarded, counts.failed_over, counts.answered_late), (4, 1, 1));
+}
+
+/// The same over IPv6, where the daemon has the decision to itself.
+#[test]
+fn over_ipv6() {
+    const US6: &str = "[2001:db8::1]:5060";
+    const ANNA6: &str = "[2001:db8::a]:5062";
+    const PBX6: &str = "[2001:db8::2]:5060";
+    let six = |text: String| text.replace(ANNA, ANNA6);
+    let mut d = Daemon::on(US6, &[("pbx6", PBX6)], |_| {});
+    let bare = six(d.request("INVITE", "anna", "sip:200@example.com", "c", ""));
+    d.hear(ANNA6, &bare);
+    assert_eq!(d.take(ANNA6), ["407"]);
+    let challenge = d.got(ANNA6, "407");
+    let line = credentials(&challenge, "INVITE", "anna", "sip:200@example.com");
+    let text = six(d.request("INVITE", "anna", "sip:200@example.com", "c", &line));
+    d.hear(ANNA6, &text);
+    assert_eq!(d.take(ANNA6), ["100"]);
+    assert_eq!(d.take(PBX6), ["INVITE"]);
+    d.answer(PBX6, "200 OK");
+    assert_eq!(d.take(ANNA6), ["200"]);
+    // What is in the dialog goes by the longer cookie.
+    let ok = d.got(ANNA6, "200");
+    let (route, to) = (header(&ok, "Record-Route")[0], header(&ok, "To")[0]);
+    let bye = d.request("BYE", "anna", "sip:x@pbx", "c", &format!("Route: {route}\r\n"));
+    d.hear(ANNA6, &six(bye).replace("To: <sip:x@pbx>", &format!("To: {to}")));
+    assert_eq!(d.take(PBX6), ["BYE"]);
+    assert_eq!(d.cdrs.len(), 1);
+}
+
+#[test]
+fn no_pbx_of_the_family() {
+    let mut d = Daemon::on("[2001:db8::1]:5060", &[], |_| {});
+    let at = "[2001:db8::a]:5062";
+    let bare = d.request("INVITE", "anna", "sip:200@example.com", "c", "").replace(ANNA, at);
+    d.hear(at, &bare);
+    let line = credentials(&d.got(at, "407"), "INVITE", "anna", "sip:200@example.com");
+    let text = d.request("INVITE", "anna", "sip:200@example.com", "c", &line).replace(ANNA, at);
+    d.take(at);
+    d.hear(at, &text);
+    assert_eq!(d.take(at), ["488"]);
+    assert!(header(&d.got(at, "488"), "Warning")[0].contains("IPv6"));
 }
 
 #[test]

@@ -94,6 +94,14 @@ pub enum Command {
 pub struct Counts {
     /// REGISTERs that were carried out.
     pub registered: u64,
+    /// Requests that were forwarded.
+    pub forwarded: u64,
+    /// Calls that went to another PBX because one has failed.
+    pub failed_over: u64,
+    /// Calls that were answered when nobody waited any more, and were ended by us.
+    pub answered_late: u64,
+    /// Requests that were refused because too much was going on.
+    pub shed: u64,
     /// Requests that were absorbed as repetitions.
     pub absorbed: u64,
     /// Requests for which there was no transaction left.

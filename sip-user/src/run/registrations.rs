@@ -81,6 +81,10 @@ impl Node {
         let (done, asked, written) = (stateful.counts(), asking.counts(), keeper.counters());
         let mut counters: BTreeMap<_, _> = [
             ("registered", done.registered),
+            ("forwarded", done.forwarded),
+            ("failed_over", done.failed_over),
+            ("answered_late", done.answered_late),
+            ("shed", done.shed),
             ("absorbed", done.absorbed),
             ("no_transaction_left", done.full),
             ("forked", done.forked),

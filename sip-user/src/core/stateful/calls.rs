@@ -259,7 +259,7 @@ impl Stateful {
         let Self { contexts, transactions, .. } = self;
         match contexts.start(now, transactions, start, targets) {
             // By its commands we hear of it.
-            Ok(_) => {}
+            Ok(_) => self.counts.forwarded += 1,
             Err(status) => {
                 *self.counts.replies.entry(status).or_insert(0) += 1;
                 let record = self.calls.try_remove(key).and_then(|call| call.record);
@@ -359,7 +359,10 @@ impl Stateful {
                 let next = self.next_pbx(now, dispatcher, owner as usize);
                 let Self { contexts, transactions, .. } = self;
                 match next {
-                    Ok(target) => _ = contexts.add(now, transactions, context, vec![target]),
+                    Ok(target) => {
+                        let added = contexts.add(now, transactions, context, vec![target]);
+                        self.counts.failed_over += u64::from(added);
+                    }
                     Err(response) if response.code == 404 => {
                         let answer = Some(response);
                         contexts.finish(now, transactions, context, answer);
@@ -400,6 +403,7 @@ impl Stateful {
                 });
             }
             context::Command::Late { branch } => {
+                self.counts.answered_late += 1;
                 tracing::debug!(
                     tag = branch.tag,
                     "a call was answered when nobody waited, and ended"
@@ -435,6 +439,7 @@ impl Stateful {
             _ => admission::Kind::Other,
         };
         self.admission.admit(kind, self.transactions.len()).map_err(|shed| {
+            self.counts.shed += 1;
             let retry = format!("Retry-After: {}\r\n", shed.retry_after);
             Response::new(503, "Service Unavailable").with(&retry)
         })
