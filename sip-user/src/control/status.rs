@@ -82,7 +82,8 @@ impl Parts<'_> {
                     .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
                 failures: view.failures,
                 kernel_calls: of(&kernel),
-                daemon_calls: of(self.proxy.placed()),
+                daemon_calls: of(self.proxy.placed())
+                    + self.proxy.stateful().map_or(0, |stateful| of(stateful.placed())),
             }
         });
         Ok(list.collect())
@@ -158,6 +159,7 @@ impl Status {
             share: Share::new(by_kernel, by_daemon),
             kernel,
             daemon: self.daemon.named(),
+            registrar: None,
             backends: self.backends,
             sockets: self.sockets,
         }

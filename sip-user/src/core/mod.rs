@@ -2,7 +2,10 @@
 
 pub mod accounting;
 pub mod admission;
+pub mod authenticator;
 pub mod canonical;
+pub mod clock;
+pub mod context;
 pub mod cookie;
 pub mod counters;
 pub mod decision;
@@ -15,7 +18,11 @@ pub mod probe;
 pub mod proxy;
 pub mod registrar;
 pub mod reply;
+pub mod router;
+#[cfg(test)]
+mod seed;
 pub mod sources;
+pub mod stateful;
 #[cfg(test)]
 mod testing;
 mod timers;

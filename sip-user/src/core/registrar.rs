@@ -16,7 +16,6 @@ mod binding;
 mod equality;
 mod matching;
 
-use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -35,6 +34,7 @@ pub use binding::{Key, Methods, Row};
 use equality::equal;
 use matching::{flow, in_order, is_repeated, place};
 
+use super::reply::Response;
 use super::timers::Timers;
 
 /// How many contacts one [`Registrar::handle_timeout`] ends at most, so that others get their turn.
@@ -76,17 +76,6 @@ impl Default for Rules {
             path_needs_support: false,
         }
     }
-}
-
-/// The answer to a REGISTER.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Response {
-    /// Status code.
-    pub code: u16,
-    /// Reason phrase.
-    pub phrase: Cow<'static, str>,
-    /// Header lines of its own, each with its CR LF.
-    pub headers: String,
 }
 
 /// What a REGISTER, or time, has changed.
@@ -299,12 +288,16 @@ impl Registrar {
     /// Where a user can be reached, the preferred first; of equal ones, the latest first.
     pub fn lookup(&self, aor: &Aor, now: Instant) -> Vec<Reach<'_>> {
         let record = self.find(aor.user(), aor.domain());
-        let record = record.and_then(|at| self.records.get(at as usize));
-        let bindings = record.map_or(&[][..], |record| &record.bindings);
-        let live = bindings.iter().rev().filter(|binding| binding.expires > now);
-        let mut reaches: Vec<_> = live.map(Reach::of).collect();
-        reaches.sort_by_key(|reach| std::cmp::Reverse(reach.q));
-        reaches
+        in_preference(record.and_then(|at| self.records.get(at as usize)).into_iter(), now)
+    }
+
+    /// The same in all our domains: a PBX knows users and not our domains.
+    pub fn lookup_user(&self, user: &str, now: Instant) -> Vec<Reach<'_>> {
+        let records = self.by_user.iter_hash(self.hasher.hash_one(user));
+        let records = records.filter_map(|at| self.records.get(*at as usize));
+        let has =
+            |record: &&Record| *record.user == *user && self.domains.get(&record.domain).is_some();
+        in_preference(records.filter(has), now)
     }
 
     /// Until when a user is registered in any domain of ours; what has ended and was not noticed counts.
@@ -684,15 +677,12 @@ enum Fate<'a> {
     Becomes(&'a Asking<'a>),
 }
 
-impl Response {
-    fn new(code: u16, phrase: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, phrase: phrase.into(), headers: String::new() }
-    }
-
-    fn with(mut self, line: &str) -> Self {
-        self.headers.push_str(line);
-        self
-    }
+/// The contacts of these that last, the preferred first; of equal ones, the latest first.
+fn in_preference<'a>(records: impl Iterator<Item = &'a Record>, now: Instant) -> Vec<Reach<'a>> {
+    let all = records.flat_map(|record| record.bindings.iter().rev());
+    let mut reaches: Vec<_> = all.filter(|binding| binding.expires > now).map(Reach::of).collect();
+    reaches.sort_by_key(|reach| std::cmp::Reverse(reach.q));
+    reaches
 }
 
 impl<'a> Reach<'a> {

@@ -1,5 +1,6 @@
 //! Answers of our own, made without memory (RFC 3261 8.2.6, 8.2.7).
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use sip_ebpf::cookie;
@@ -17,6 +18,35 @@ pub struct Answer<'a> {
     pub phrase: &'a str,
     /// Header lines of its own, each with its CR LF.
     pub headers: &'a str,
+}
+
+/// An answer that owns what it says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Response {
+    /// Status code.
+    pub code: u16,
+    /// Reason phrase.
+    pub phrase: Cow<'static, str>,
+    /// Header lines of its own, each with its CR LF.
+    pub headers: String,
+}
+
+impl Response {
+    /// Without headers of its own.
+    pub fn new(code: u16, phrase: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, phrase: phrase.into(), headers: String::new() }
+    }
+
+    /// And with this header line, which ends with CR LF.
+    pub fn with(mut self, line: &str) -> Self {
+        self.headers.push_str(line);
+        self
+    }
+
+    /// For [`build`].
+    pub fn answer(&self) -> Answer<'_> {
+        Answer { code: self.code, phrase: &self.phrase, headers: &self.headers }
+    }
 }
 
 /// The answer to a request that came from `from`, and where it goes. `None` for a request that cannot be
@@ -60,8 +90,32 @@ pub fn way_back(via: &Via<'_>, from: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The line by which the sender of a request measures the way, for its 100 (8.2.6.1); empty without one.
+pub(super) fn timestamp(message: &Message<'_>) -> String {
+    let header = message.headers().find(|has| has.name.eq_ignore_ascii_case(b"Timestamp"));
+    let value = header.and_then(|header| str::from_utf8(header.value).ok());
+    value.map(|value| format!("Timestamp: {value}\r\n")).unwrap_or_default()
+}
+
+/// The reason phrase of an answer that is made because none has come, or none that can go on.
+pub(super) const fn phrase(code: u16) -> &'static str {
+    match code {
+        408 => "Request Timeout",
+        480 => "Temporarily Unavailable",
+        482 => "Loop Detected",
+        487 => "Request Terminated",
+        503 => "Service Unavailable",
+        513 => "Message Too Large",
+        _ => "Server Internal Error",
+    }
+}
+
 /// All Vias in their order, the top one with what its receiver adds (18.2.1, RFC 3581 4).
-fn vias(message: &Message<'_>, from: SocketAddr, out: &mut Vec<u8>) -> Option<SocketAddr> {
+pub(super) fn vias(
+    message: &Message<'_>,
+    from: SocketAddr,
+    out: &mut Vec<u8>,
+) -> Option<SocketAddr> {
     let via = message.top_via().ok().filter(Via::is_sip2)?;
     out.extend_from_slice(b"Via: ");
     let sent_by = Span { at: via.span.at, end: via.sent_by.end };

@@ -74,6 +74,8 @@ pub struct Settings {
     pub ipv6: bool,
     /// `[metrics] listen`
     pub metrics: Option<SocketAddr>,
+    /// Whether there is a registrar for example.com, with its store in the lab's directory.
+    pub registrar: bool,
 }
 
 impl Settings {
@@ -87,6 +89,7 @@ impl Settings {
             fall: 2,
             ipv6: false,
             metrics: None,
+            registrar: false,
         }
     }
 
@@ -132,6 +135,13 @@ level = "info"
         );
         if let Some(address) = self.metrics {
             let _ = write!(text, "\n[metrics]\nlisten = \"{address}\"\n");
+        }
+        if self.registrar {
+            let _ = write!(
+                text,
+                "\n[registrar]\ndomains = [\"example.com\"]\n\n[store]\nurl = \"sqlite://{}\"\n",
+                lab.dir().join("sipline.db").display(),
+            );
         }
         for place in [Place::Pbx1, Place::Pbx2] {
             let address = match self.ipv6 {
