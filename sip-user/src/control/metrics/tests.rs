@@ -196,7 +196,7 @@ fn the_text_is_sound_and_says_what_is() {
     assert_eq!(classes, [1.0, 1.0, 0.0, 2.0, 0.0, 1.0]);
 
     let states = &all["sipline_pbx_state"];
-    assert_eq!(states.samples.len(), 10);
+    assert_eq!(states.samples.len(), 2 * STATES.len());
     assert_eq!(states.hot("pbx"), ["pbx1", "pbx2"]);
     assert_eq!(states.hot("state"), ["active", "inactive"]);
     let calls = &all["sipline_pbx_calls_total"];
