@@ -1,0 +1,446 @@
+//! sipline beside Kamailio, both as daemons: the same namespaces, the same CPU, the same load, the same work.
+//!
+//! docs/performance.md says what the numbers mean.
+
+mod digest;
+mod generator;
+mod message;
+mod rows;
+mod server;
+mod socket;
+mod usage;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use sipline_tests::lab::{Database, Lab};
+
+use crate::machine;
+use crate::report::median;
+use generator::{Generator, Operation};
+use rows::{Row, put};
+use server::{Proxy, Server, Setting};
+
+/// CPU of the proxy.
+const PROXY_CPU: usize = 0;
+/// CPU of the generator and of the database.
+const GENERATOR_CPU: usize = 1;
+/// Users that register in turn.
+const USERS: u32 = 10_000;
+/// How long after the last start of an operation its end is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// An operation that starts later than this was not started at the rate that was asked for.
+const LATE: Duration = Duration::from_millis(100);
+
+/// Compares the daemon with Kamailio: CPU, rate, delay and memory.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Write the rows as JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Shorter windows, coarser steps, no memory
+    #[arg(long)]
+    quick: bool,
+    /// Only what has this name (`memory` too); can be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only this proxy
+    #[arg(long)]
+    proxy: Option<Proxy>,
+    /// Operations per second at which the CPU time of both is compared
+    #[arg(long, default_value_t = 1000.0)]
+    rate: f64,
+    /// Kamailio's processes that receive; several for each CPU, because they wait for the database
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    children: u32,
+}
+
+/// What is compared.
+struct Scenario {
+    name: &'static str,
+    operation: Operation,
+    setting: Setting,
+}
+
+const MEMORY: &str = "memory";
+
+const SCENARIOS: [Scenario; 5] = [
+    Scenario {
+        name: "register",
+        operation: Operation::Register { remember: false },
+        setting: Setting { challenge: true, fork: false },
+    },
+    Scenario {
+        name: "register_again",
+        operation: Operation::Register { remember: true },
+        setting: Setting { challenge: true, fork: false },
+    },
+    Scenario {
+        name: "register_forked",
+        operation: Operation::Register { remember: false },
+        setting: Setting { challenge: true, fork: true },
+    },
+    Scenario {
+        name: "call",
+        operation: Operation::Call,
+        setting: Setting { challenge: true, fork: false },
+    },
+    Scenario {
+        name: "call_trusted",
+        operation: Operation::Call,
+        setting: Setting { challenge: false, fork: false },
+    },
+];
+
+/// How long and how often.
+struct Effort {
+    warm_up: Duration,
+    window: Duration,
+    windows: usize,
+    step: Duration,
+    /// From one rate to the next on the way up.
+    factor: f64,
+    /// Halvings of the gap between the last good rate and the first bad one.
+    halvings: u32,
+}
+
+impl Effort {
+    fn new(quick: bool) -> Self {
+        if quick {
+            Self {
+                warm_up: Duration::from_millis(1500),
+                window: Duration::from_secs(1),
+                windows: 3,
+                step: Duration::from_secs(1),
+                factor: 1.4,
+                halvings: 1,
+            }
+        } else {
+            Self {
+                warm_up: Duration::from_secs(6),
+                window: Duration::from_secs(2),
+                windows: 5,
+                step: Duration::from_secs(2),
+                factor: 1.25,
+                halvings: 3,
+            }
+        }
+    }
+}
+
+/// Runs the comparison.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(machine::cpus() >= 2, "two CPUs are needed: one for the proxy, one for its peers");
+    let names: Vec<&str> = SCENARIOS.iter().map(|s| s.name).chain([MEMORY]).collect();
+    if let Some(unknown) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("there is no {unknown}: it is one of {}", names.join(", "));
+    }
+    let chosen = |name: &str| match args.only.is_empty() {
+        true => name != MEMORY || !args.quick,
+        false => args.only.iter().any(|only| only == name),
+    };
+    eprintln!("{}", machine::describe());
+    machine::pin(0, GENERATOR_CPU)?;
+    let memory = if args.quick { Memory::QUICK } else { Memory::FULL };
+    let users = USERS.max(memory.registrations * 2);
+    eprintln!("database: MariaDB, {users} users");
+    let database = server::database(users)?;
+    let lab = Lab::plain()?;
+    let generator = Generator::new(&lab, users as usize)?;
+    machine::favour(0, 1)?;
+    let mut bench = Bench {
+        lab,
+        database,
+        generator,
+        effort: Effort::new(args.quick),
+        children: args.children,
+        rate: args.rate,
+        rows: Vec::new(),
+    };
+    let proxies = match args.proxy {
+        Some(only) => vec![only],
+        None => vec![Proxy::Kamailio, Proxy::Sipline],
+    };
+    for scenario in SCENARIOS.iter().filter(|scenario| chosen(scenario.name)) {
+        for proxy in &proxies {
+            bench
+                .scenario(scenario, *proxy)
+                .with_context(|| format!("{}, {proxy:?}", scenario.name))?;
+        }
+    }
+    if chosen(MEMORY) {
+        for proxy in proxies {
+            bench.memory(proxy, &memory).with_context(|| format!("memory, {proxy:?}"))?;
+        }
+    }
+    print!("{}", rows::table(&bench.rows));
+    if let Some(file) = &args.json {
+        rows::write_json(file, &bench.rows)?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    lab: Lab,
+    database: Database,
+    generator: Generator,
+    effort: Effort,
+    children: u32,
+    rate: f64,
+    rows: Vec<Row>,
+}
+
+/// What was found in a search for the highest rate.
+struct Highest {
+    /// In a second, without a loss.
+    rate: f64,
+    /// The least CPU time per operation that was seen, in microseconds.
+    best: f64,
+    /// Whether the generator could not do more.
+    limited: bool,
+}
+
+impl Bench {
+    fn scenario(&mut self, scenario: &Scenario, proxy: Proxy) -> Result<()> {
+        let Scenario { name, operation, .. } = *scenario;
+        let mut server = self.start(scenario, proxy)?;
+        let us = self.at_rate(&mut server, scenario, proxy)?;
+        let highest = self.highest(&mut server, scenario, proxy, 0.6e6 / us)?;
+        eprintln!(
+            "{name}, {proxy:?}: {}{:.0}/s without a loss, {:.1} us at best",
+            if highest.limited { "at least " } else { "" },
+            highest.rate,
+            highest.best
+        );
+        let limit = if highest.limited { " (the generator's limit)" } else { "" };
+        let rows = &mut self.rows;
+        put(rows, &format!("{name}, CPU at {:.0}/s", self.rate), "us", proxy, us);
+        put(rows, &format!("{name}, CPU at best"), "us", proxy, highest.best.min(us));
+        put(rows, &format!("{name}, highest rate{limit}"), "1/s", proxy, highest.rate);
+
+        let rate = highest.rate * 0.7;
+        let steps = self.effort.windows as f64;
+        let count = (rate * self.effort.window.as_secs_f64() * steps).ceil() as u64;
+        self.generator.begin(operation, rate, count);
+        self.generator.run(self.effort.window / 2);
+        self.generator.clear_delays();
+        self.generator.finish(self.effort.window * self.effort.windows as u32 + PATIENCE);
+        let lost = self.generator.counts().lost();
+        let delays = self.generator.delays();
+        let (middle, high) = (percentile(delays, 0.5), percentile(delays, 0.99));
+        eprintln!(
+            "{name}, {proxy:?}: delay {middle:.0} us, p99 {high:.0} us at {rate:.0}/s, {lost} lost"
+        );
+        put(&mut self.rows, &format!("{name}, delay at 70 %, p50"), "us", proxy, middle);
+        put(&mut self.rows, &format!("{name}, delay at 70 %, p99"), "us", proxy, high);
+        server.check()
+    }
+
+    /// CPU time per operation at the rate that both are given, in microseconds.
+    fn at_rate(&mut self, server: &mut Server, scenario: &Scenario, proxy: Proxy) -> Result<f64> {
+        let Scenario { name, operation, .. } = *scenario;
+        let Effort { warm_up, window, windows, .. } = self.effort;
+        let time = warm_up + window * windows as u32;
+        let count = (self.rate * time.as_secs_f64()).ceil() as u64;
+        self.generator.begin(operation, self.rate, count);
+        self.generator.run(warm_up);
+        let mut costs = Vec::new();
+        for _ in 0..windows {
+            let (before, done) = (server.cpu()?, self.generator.counts().succeeded);
+            self.generator.run(window);
+            let done = self.generator.counts().succeeded - done;
+            ensure!(done > 0, "nothing succeeds: {:?}", self.generator.counts());
+            costs.push((server.cpu()? - before).as_secs_f64() * 1e6 / done as f64);
+        }
+        self.generator.finish(PATIENCE);
+        let counts = self.generator.counts();
+        let spread = costs.iter().map(|cost| format!("{cost:.1}")).collect::<Vec<_>>().join(" ");
+        let us = median(&mut costs);
+        eprintln!(
+            "{name}, {proxy:?}: {us:.1} us of CPU at {:.0}/s ({spread}), {} lost, {:.2} forked each",
+            self.rate,
+            counts.lost(),
+            counts.forked as f64 / counts.started as f64
+        );
+        if counts.lost() > 0 {
+            eprintln!("  {counts:?}");
+        }
+        Ok(us)
+    }
+
+    /// Goes up by steps until something is lost, and halves the last step.
+    fn highest(
+        &mut self,
+        server: &mut Server,
+        scenario: &Scenario,
+        proxy: Proxy,
+        guess: f64,
+    ) -> Result<Highest> {
+        let mut highest = Highest { rate: 0.0, best: f64::MAX, limited: false };
+        let (mut rate, mut bad) = (guess, None);
+        let mut halvings = self.effort.halvings;
+        loop {
+            let step = self.step(server, scenario, rate)?;
+            let Step { us, lost, late } = step;
+            eprintln!("  {rate:.0}/s: {us:.1} us, {lost} lost{}", if late { ", late" } else { "" });
+            if lost == 0 && !late {
+                highest.rate = rate;
+                highest.best = highest.best.min(us);
+            } else {
+                if lost == 0 && late {
+                    highest.limited = true;
+                }
+                bad = Some(rate);
+                // What it thinks of its PBXs is no longer what it was.
+                *server = self.start(scenario, proxy)?;
+            }
+            rate = match bad {
+                None => rate * self.effort.factor,
+                Some(bad) if highest.rate == 0.0 => {
+                    ensure!(bad > 10.0, "it loses at every rate: {}", server.last_words());
+                    bad / self.effort.factor
+                }
+                Some(_) if halvings == 0 => return Ok(highest),
+                Some(bad) => {
+                    halvings -= 1;
+                    (highest.rate * bad).sqrt()
+                }
+            };
+        }
+    }
+
+    fn step(&mut self, server: &mut Server, scenario: &Scenario, rate: f64) -> Result<Step> {
+        let time = self.effort.step;
+        let count = (rate * time.as_secs_f64()).ceil() as u64;
+        let before = server.cpu()?;
+        self.generator.begin(scenario.operation, rate, count);
+        self.generator.finish(time + PATIENCE);
+        let used = server.cpu()? - before;
+        server.check()?;
+        let counts = self.generator.counts();
+        Ok(Step {
+            us: used.as_secs_f64() * 1e6 / counts.succeeded.max(1) as f64,
+            lost: counts.lost() + (count - counts.started),
+            late: counts.late > LATE,
+        })
+    }
+
+    /// Starts a proxy and waits until it works.
+    fn start(&mut self, scenario: &Scenario, proxy: Proxy) -> Result<Server> {
+        server::forget_registrations(&self.database)?;
+        self.generator.forget();
+        let mut server =
+            Server::start(&self.lab, &self.database, proxy, scenario.setting, self.children)?;
+        let operation = match scenario.operation {
+            Operation::Ring => Operation::Call,
+            other => other,
+        };
+        for _ in 0..50 {
+            self.generator.begin(operation, 100.0, 10);
+            self.generator.finish(Duration::from_millis(400));
+            server.check()?;
+            if self.generator.counts().lost() == 0 {
+                server.settle()?;
+                // Not all at once into what has just started.
+                self.generator.begin(operation, 200.0, 100);
+                self.generator.finish(Duration::from_secs(1));
+                return Ok(server);
+            }
+        }
+        bail!("{proxy:?} does not work: {:?}\n{}", self.generator.counts(), server.last_words());
+    }
+
+    /// Resident memory of registrations and of ringing calls.
+    fn memory(&mut self, proxy: Proxy, memory: &Memory) -> Result<()> {
+        let Memory { registrations, calls, rate, rest } = *memory;
+        let scenario = Scenario {
+            name: MEMORY,
+            operation: Operation::Register { remember: false },
+            setting: Setting { challenge: true, fork: true },
+        };
+        // The first half also fills what is used for a while and then used again.
+        let mut server = self.start(&scenario, proxy)?;
+        let mut seen = Vec::new();
+        for half in 0..2 {
+            self.generator.next_user((half * registrations) as usize);
+            self.generator.begin(scenario.operation, rate, registrations.into());
+            let time = Duration::from_secs_f64(f64::from(registrations) / rate);
+            self.generator.finish(time + PATIENCE);
+            let counts = self.generator.counts().clone();
+            ensure!(counts.lost() == 0, "registrations were lost: {counts:?}");
+            self.generator.run(rest);
+            seen.push(server.memory()?);
+            eprintln!(
+                "memory, {proxy:?}: {:.1} MB after {} registrations",
+                seen[half as usize] as f64 / 1e6,
+                (half + 1) * registrations
+            );
+        }
+        let each = (seen[1] as f64 - seen[0] as f64) / f64::from(registrations);
+        put(&mut self.rows, "memory per registration", "bytes", proxy, each);
+
+        let scenario = Scenario { operation: Operation::Ring, ..scenario };
+        drop(server);
+        server = self.start(&scenario, proxy)?;
+        // Its calls are over, and so are their transactions.
+        self.generator.run(rest);
+        let before = server.memory()?;
+        self.generator.begin(Operation::Ring, rate, calls.into());
+        self.generator.finish(Duration::from_secs_f64(f64::from(calls) / rate) + PATIENCE);
+        let counts = self.generator.counts().clone();
+        ensure!(counts.lost() == 0, "calls do not ring: {counts:?}");
+        let after = server.memory()?;
+        let each = (after as f64 - before as f64) / f64::from(calls);
+        eprintln!(
+            "memory, {proxy:?}: {:.1} MB, {:.1} MB with {calls} calls ringing",
+            before as f64 / 1e6,
+            after as f64 / 1e6
+        );
+        put(&mut self.rows, "memory per ringing call", "bytes", proxy, each);
+        Ok(())
+    }
+}
+
+/// One rate, tried.
+struct Step {
+    us: f64,
+    lost: u64,
+    late: bool,
+}
+
+/// How much memory is filled with.
+struct Memory {
+    /// Twice as many users register: what the second half adds counts.
+    registrations: u32,
+    calls: u32,
+    /// Per second.
+    rate: f64,
+    /// How long transactions are kept after their end: 32 s by RFC 3261's timer J.
+    rest: Duration,
+}
+
+impl Memory {
+    const FULL: Self =
+        Self { registrations: 10_000, calls: 2000, rate: 500.0, rest: Duration::from_secs(36) };
+    const QUICK: Self =
+        Self { registrations: 5000, calls: 1000, rate: 1000.0, rest: Duration::from_secs(6) };
+}
+
+/// In microseconds, of sorted nanoseconds.
+fn percentile(sorted: &[u64], share: f64) -> f64 {
+    let at = (sorted.len() as f64 * share) as usize;
+    sorted.get(at.min(sorted.len().saturating_sub(1))).map_or(0.0, |ns| *ns as f64 / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_sorted() {
+        let sorted: Vec<u64> = (1..=100).map(|n| n * 1000).collect();
+        assert_eq!((percentile(&sorted, 0.5), percentile(&sorted, 0.99)), (51.0, 100.0));
+        assert_eq!(percentile(&[], 0.99), 0.0);
+    }
+}
