@@ -57,8 +57,8 @@ pub(crate) fn kamailio() -> Result<()> {
     const PACKAGES: [&str; 2] = ["kamailio", "kamailio-mysql-modules"];
     let query = ["--show", "--showformat=${db:Status-Status}\\n"];
     let states = process::output("dpkg-query", query.iter().chain(&PACKAGES));
-    let there = states
-        .is_some_and(|text| text.lines().filter(|state| *state == "installed").count() == 2);
+    let there =
+        states.is_some_and(|text| text.lines().filter(|state| *state == "installed").count() == 2);
     if there {
         return Ok(());
     }
@@ -237,8 +237,7 @@ fn no_kamailio_at_boot() -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all("/etc/systemd/system").context("cannot make /etc/systemd/system")?;
-    std::os::unix::fs::symlink("/dev/null", UNIT)
-        .with_context(|| format!("cannot mask {UNIT}"))?;
+    std::os::unix::fs::symlink("/dev/null", UNIT).with_context(|| format!("cannot mask {UNIT}"))?;
     eprintln!("setup: the service of Kamailio is masked; `systemctl unmask kamailio` undoes it");
     Ok(())
 }

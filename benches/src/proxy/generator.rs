@@ -53,7 +53,8 @@ pub(super) struct Counts {
     pub(super) forked: u64,
     /// Requests that the proxy sent to a PBX again.
     pub(super) again: u64,
-    /// By how much an operation was started too late, at most: the generator itself was too slow.
+    /// By how much the last operation was started too late. When this grows, the generator itself is too
+    /// slow; what was late and has caught up was still asked of the proxy.
     pub(super) late: Duration,
 }
 
@@ -256,8 +257,7 @@ impl Generator {
             if self.left == 0 || self.next > time as f64 {
                 return;
             }
-            let late = Duration::from_nanos(time - self.next as u64);
-            self.counts.late = self.counts.late.max(late);
+            self.counts.late = Duration::from_nanos(time - self.next as u64);
             self.next += self.pause;
             self.left -= 1;
             self.counts.started += 1;

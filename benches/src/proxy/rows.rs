@@ -16,6 +16,8 @@ pub(super) struct Row {
     pub(super) unit: &'static str,
     pub(super) sipline: Option<f64>,
     pub(super) kamailio: Option<f64>,
+    /// Of whom the generator could not ask more: theirs is a lower bound.
+    pub(super) lower_bounds: Vec<Proxy>,
 }
 
 impl Row {
@@ -26,21 +28,28 @@ impl Row {
 }
 
 /// Puts a value into the row of that name, which is made when it is not there.
-pub(super) fn put(
-    rows: &mut Vec<Row>,
+pub(super) fn put<'a>(
+    rows: &'a mut Vec<Row>,
     name: &str,
     unit: &'static str,
     proxy: Proxy,
     measured: f64,
-) {
+) -> &'a mut Row {
     let at = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
-        rows.push(Row { name: name.to_owned(), unit, sipline: None, kamailio: None });
+        rows.push(Row {
+            name: name.to_owned(),
+            unit,
+            sipline: None,
+            kamailio: None,
+            lower_bounds: Vec::new(),
+        });
         rows.len() - 1
     });
     match proxy {
         Proxy::Sipline => rows[at].sipline = Some(measured),
         Proxy::Kamailio => rows[at].kamailio = Some(measured),
     }
+    &mut rows[at]
 }
 
 /// For people, and for Markdown.
@@ -51,10 +60,13 @@ pub(super) fn table(rows: &[Row]) -> String {
     let _ = writeln!(out, "| {:<width$} | unit  |  sipline | Kamailio | ratio |", "what");
     let _ = writeln!(out, "| {:-<width$} | ----- | -------: | -------: | ----: |", "");
     for row in rows {
-        let number = |value: Option<f64>| match value {
-            Some(value) if value < 100.0 => format!("{value:.1}"),
-            Some(value) => format!("{value:.0}"),
-            None => "-".to_owned(),
+        let number = |proxy, value: Option<f64>| {
+            let bound = if row.lower_bounds.contains(&proxy) { "> " } else { "" };
+            match value {
+                Some(value) if value < 100.0 => format!("{bound}{value:.1}"),
+                Some(value) => format!("{bound}{value:.0}"),
+                None => "-".to_owned(),
+            }
         };
         let ratio = row.ratio().map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
         let _ = writeln!(
@@ -62,8 +74,8 @@ pub(super) fn table(rows: &[Row]) -> String {
             "| {:<width$} | {:<5} | {:>8} | {:>8} | {ratio:>5} |",
             row.name,
             row.unit,
-            number(row.sipline),
-            number(row.kamailio),
+            number(Proxy::Sipline, row.sipline),
+            number(Proxy::Kamailio, row.kamailio),
         );
     }
     out
@@ -87,6 +99,10 @@ fn json(row: &Row) -> Value {
     map.insert(format!("sipline_{unit}"), json!(row.sipline));
     map.insert(format!("kamailio_{unit}"), json!(row.kamailio));
     map.insert("ratio".into(), json!(row.ratio()));
+    if !row.lower_bounds.is_empty() {
+        let names = row.lower_bounds.iter().map(|proxy| format!("{proxy:?}").to_lowercase());
+        map.insert("lower_bounds".into(), names.collect());
+    }
     Value::Object(map)
 }
 

@@ -29,6 +29,17 @@ pub(super) struct Setting {
     pub(super) challenge: bool,
     /// Registrations go to the PBXs too.
     pub(super) fork: bool,
+    /// Calls go to the PBXs.
+    pub(super) calls: bool,
+}
+
+/// How Kamailio is tuned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tuning {
+    /// Processes that receive.
+    pub(super) children: u32,
+    /// Whether registrations go to the database too.
+    pub(super) write_behind: bool,
 }
 
 /// A running proxy. Dropping it kills it.
@@ -49,11 +60,11 @@ impl Server {
         database: &Database,
         proxy: Proxy,
         setting: Setting,
-        children: u32,
+        tuning: Tuning,
     ) -> Result<Self> {
         let mut command = match proxy {
             Proxy::Sipline => sipline(lab, database, setting)?,
-            Proxy::Kamailio => kamailio(lab, database, setting, children)?,
+            Proxy::Kamailio => kamailio(lab, database, setting, tuning)?,
         };
         let log = lab.dir().join(format!("{proxy:?}.log"));
         // What it starts is where it is.
@@ -93,7 +104,7 @@ impl Server {
     }
 }
 
-fn kamailio(lab: &Lab, database: &Database, setting: Setting, children: u32) -> Result<Command> {
+fn kamailio(lab: &Lab, database: &Database, setting: Setting, tuning: Tuning) -> Result<Command> {
     let dir = lab.dir();
     let config = dir.join("kamailio.cfg");
     fs::write(&config, KAMAILIO).with_context(|| format!("cannot write {}", config.display()))?;
@@ -104,7 +115,7 @@ fn kamailio(lab: &Lab, database: &Database, setting: Setting, children: u32) -> 
     let mut command = lab.command(Place::Proxy, "unshare");
     command.args(["--pid", "--fork", "--kill-child", "kamailio"]);
     command.args(["-DD", "-E", "-x", "tlsf", "-X", "tlsf", "-m", "1024"]);
-    command.arg("-f").arg(&config).arg("-Y").arg(dir).arg("-n").arg(children.to_string());
+    command.arg("-f").arg(&config).arg("-Y").arg(dir).arg("-n").arg(tuning.children.to_string());
     command.arg("-l").arg(format!("udp:{PROXY}:{PORT}"));
     // As much room for datagrams as it can get.
     command.args(["-b", "16777216"]);
@@ -115,7 +126,9 @@ fn kamailio(lab: &Lab, database: &Database, setting: Setting, children: u32) -> 
     define(format!("PBX2=\"{}\"", Place::Pbx2.address()));
     define(format!("DISPATCHER_LIST=\"{}\"", list.display()));
     define(format!("DATABASE=\"mysql://root@localhost/{DATABASE}\""));
-    define("WRITE_BEHIND".to_owned());
+    if tuning.write_behind {
+        define("WRITE_BEHIND".to_owned());
+    }
     if setting.fork {
         define("FORK".to_owned());
     }
@@ -126,22 +139,32 @@ fn kamailio(lab: &Lab, database: &Database, setting: Setting, children: u32) -> 
     Ok(command)
 }
 
-fn sipline(lab: &Lab, _database: &Database, setting: Setting) -> Result<Command> {
+fn sipline(lab: &Lab, database: &Database, setting: Setting) -> Result<Command> {
     let dir = lab.dir().display();
-    if setting.challenge || setting.fork {
-        bail!("sipline does not register or challenge anybody yet");
-    }
     let mut text = format!(
         "[sip]\nlisten = [\"{PROXY}:{PORT}\"]\nkey = \"000102030405060708090a0b0c0d0e0f\"\n\
          [probe]\ninterval = \"15s\"\n\
          [xdp]\nmode = \"off\"\ninterfaces = {INTERFACES:?}\npin = \"\"\n\
          [control]\nsocket = \"{dir}/control.sock\"\n\
-         [log]\nlevel = \"warn\"\n\
-         [trust]\nnetworks = [\"10.10.1.0/24\"]\n"
+         [log]\nlevel = \"warn\"\n"
     );
+    if setting.challenge {
+        let url = database.url(Some(DATABASE));
+        // Each registration is told to the PBXs at once, as Kamailio does it.
+        text.push_str(&format!(
+            "[registrar]\nfork_rate = 100000\njitter = 0\n[auth]\n\
+             [store]\nurl = \"{url}\"\nusers = \"asterisk\"\n"
+        ));
+    } else {
+        text.push_str("[trust]\nnetworks = [\"10.10.1.0/24\"]\n");
+    }
+    // One that is disabled is not told of registrations.
+    let state = if setting.fork || setting.calls { "active" } else { "disabled" };
     for pbx in [Place::Pbx1, Place::Pbx2] {
         let (id, address) = (pbx.name(), pbx.address());
-        text.push_str(&format!("[[pbx]]\nid = \"{id}\"\naddress = \"{address}:{PORT}\"\n"));
+        text.push_str(&format!(
+            "[[pbx]]\nid = \"{id}\"\naddress = \"{address}:{PORT}\"\nstate = \"{state}\"\n"
+        ));
     }
     let config = lab.dir().join("sipline.toml");
     fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
