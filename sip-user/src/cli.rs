@@ -4,6 +4,8 @@
 //! standard error, or with `--json` to standard output as `{"error": ...}`. The exit status is 0 when it was
 //! done, 1 when it was not, 2 when the command line is wrong.
 
+mod users;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,9 +16,10 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
 use crate::config::{AdminState, Config, ConfigError, DEFAULT_PATH, DEFAULT_SOCKET};
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::{Request, Response, SHOWN};
 use crate::control::{client, human};
 use crate::{fastpath, run};
+use users::Users;
 
 /// SIP proxy and load balancer with an XDP fast path.
 #[derive(Debug, Parser)]
@@ -43,6 +46,18 @@ enum Verb {
         #[command(subcommand)]
         order: Option<Backends>,
     },
+    /// Show or change the users, in the store itself: the daemon need not run.
+    Users {
+        #[command(flatten)]
+        file: ConfigFile,
+        #[command(subcommand)]
+        order: Option<Users>,
+    },
+    /// Show or end registrations.
+    Registrations {
+        #[command(subcommand)]
+        order: Option<Registrations>,
+    },
     /// Show what the kernel and the daemon have done.
     Stats,
     /// Read the configuration file again; a bad one changes nothing.
@@ -54,8 +69,30 @@ enum Verb {
 #[derive(Args, Debug)]
 struct ConfigFile {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Registrations {
+    /// Show them (the default).
+    List {
+        /// How many at most.
+        #[arg(long, default_value_t = SHOWN)]
+        limit: usize,
+    },
+    /// Show those of one user, and how he is at each PBX.
+    Show {
+        /// user@domain
+        user: String,
+    },
+    /// End those of a user, in our place and at the PBXs.
+    Remove {
+        /// user@domain
+        user: String,
+        /// Only this contact: its URI, as `list` shows it.
+        contact: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,6 +142,10 @@ pub fn main() -> ExitCode {
         Verb::Run(file) => return daemon(&file, json),
         Verb::Check(file) => check(&file, json),
         Verb::Detach(file) => detach(&file, json),
+        Verb::Users { file, order } => {
+            users::main(&file.config, &cli.socket, order.unwrap_or(Users::List), json)
+        }
+        Verb::Registrations { order } => ask(&cli.socket, &registrations(order), json),
         Verb::Stats => ask(&cli.socket, &Request::Stats, json),
         Verb::Reload => ask(&cli.socket, &Request::Reload, json),
         Verb::Backends { order } => {
@@ -183,6 +224,17 @@ fn backends(order: Backends) -> Request {
     }
 }
 
+fn registrations(order: Option<Registrations>) -> Request {
+    match order {
+        None => Request::Registrations { user: None, limit: SHOWN },
+        Some(Registrations::List { limit }) => Request::Registrations { user: None, limit },
+        Some(Registrations::Show { user }) => {
+            Request::Registrations { user: Some(user), limit: SHOWN }
+        }
+        Some(Registrations::Remove { user, contact }) => Request::Unregister { user, contact },
+    }
+}
+
 fn ask(socket: &std::path::Path, request: &Request, json: bool) -> Result<bool> {
     let Response { result, error, .. } = client::ask(socket, request)?;
     if let Some(outcome) = result {
@@ -251,6 +303,15 @@ mod tests {
             "backends add pbx3 192.0.2.13:5060 --weight 2",
             "backends add pbx4 [2001:db8::13]:5060",
             "backends remove pbx3",
+            "users --config x",
+            "users list --config x --json",
+            "users add anna@example.com",
+            "users passwd anna@example.com --config x",
+            "users remove anna@example.com",
+            "registrations",
+            "registrations list --limit 5",
+            "registrations show anna@example.com --json",
+            "registrations remove anna@example.com sip:anna@192.0.2.7",
             "stats --json",
             "reload",
             "detach --config x",

@@ -3,6 +3,8 @@
 //! What leaves this module is valid: [`Config`] has no strings left to parse. `sipline.example.toml`
 //! shows every key with its default.
 
+mod registrar;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -15,7 +17,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use sip_ebpf::tables::{DEFAULT_CALL_BUCKETS, MAX_LOCALS, MAX_PBX, MAX_SOURCES};
 use toml::Spanned;
 
+use crate::core::digest::Secret;
 use crate::core::family::{ByFamily, Family};
+use crate::core::stateful::PbxCredentials;
+pub use registrar::{Auth, Registrar, Store};
+use registrar::{RawAuth, RawRegistrar, RawStore};
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/sipline/sipline.toml";
@@ -35,8 +41,16 @@ pub struct Config {
     pub trust: Trust,
     /// The PBXs, in the order of the file.
     pub pbx: Vec<PbxConfig>,
+    /// By the id of a PBX: what answers its challenges to our REGISTERs.
+    pub pbx_credentials: HashMap<Box<str>, PbxCredentials>,
     /// How PBXs are watched.
     pub probe: Probe,
+    /// The registrar, if there is one.
+    pub registrar: Option<Registrar>,
+    /// What its users have to prove.
+    pub auth: Auth,
+    /// Where users and registrations are kept. There is one if there is a registrar.
+    pub store: Option<Store>,
     /// The kernel half.
     pub xdp: Xdp,
     /// The control socket.
@@ -459,6 +473,9 @@ struct RawFile {
     pbx: Vec<RawPbx>,
     #[serde(default)]
     probe: RawProbe,
+    registrar: Option<Spanned<RawRegistrar>>,
+    auth: Option<Spanned<RawAuth>>,
+    store: Option<RawStore>,
     #[serde(default)]
     xdp: RawXdp,
     #[serde(default)]
@@ -495,6 +512,8 @@ struct RawPbx {
     weight: Option<Spanned<i64>>,
     #[serde(default)]
     state: AdminState,
+    username: Option<Spanned<String>>,
+    password: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -663,7 +682,20 @@ impl RawFile {
     fn check(self, path: &Path, problems: &mut Problems<'_>) -> Config {
         let sip = self.sip.check(path, problems);
         let pbx = check_pbxs(&self.pbx, &sip.listen, problems);
+        if let (Some(registrar), None) = (&self.registrar, &self.store) {
+            problems.at(registrar, "[registrar] needs [store]: where its users are");
+        }
+        if let (Some(auth), None) = (&self.auth, &self.registrar) {
+            problems.at(auth, "[auth] needs [registrar]: nobody else asks for credentials");
+        }
+        let store = self.store.map(|store| store.check(problems));
+        let users = store.as_ref().map(|store| &store.users);
+        let auth = self.auth.map(Spanned::into_inner).unwrap_or_default().check(users, problems);
         Config {
+            registrar: self.registrar.map(|raw| raw.into_inner().check(problems)),
+            auth,
+            store,
+            pbx_credentials: check_credentials(&self.pbx, problems),
             trust: self.trust.check(problems),
             pbx,
             probe: self.probe.check(problems),
@@ -848,6 +880,26 @@ fn check_pbxs(
     checked
 }
 
+fn check_credentials(
+    raw: &[RawPbx],
+    problems: &mut Problems<'_>,
+) -> HashMap<Box<str>, PbxCredentials> {
+    let mut all = HashMap::new();
+    for pbx in raw {
+        let username = pbx.username.as_ref();
+        let Some(password) = pbx.password.as_deref() else {
+            if let Some(username) = username {
+                problems.at(username, "username needs password: a PBX asks for both");
+            }
+            continue;
+        };
+        let username = username.map(|username| username.get_ref().as_str().into());
+        let secret = Secret::Password(password.into());
+        all.insert(pbx.id.get_ref().as_str().into(), PbxCredentials { username, secret });
+    }
+    all
+}
+
 impl RawProbe {
     fn check(self, problems: &mut Problems<'_>) -> Probe {
         let default = Probe::default();
@@ -989,7 +1041,7 @@ impl RawControl {
 mod tests {
     use super::*;
 
-    const MINIMAL: &str = "[sip]\nlisten = [\"192.0.2.1:5060\"]\n";
+    pub(super) const MINIMAL: &str = "[sip]\nlisten = [\"192.0.2.1:5060\"]\n";
 
     fn errors(text: &str) -> Vec<String> {
         let error = Config::parse(Path::new("f.toml"), text).expect_err("must be refused");
@@ -1005,7 +1057,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_error(rest: &str, place: &str, part: &str) {
+    pub(super) fn assert_error(rest: &str, place: &str, part: &str) {
         let error = error(rest);
         assert!(error.starts_with(&format!("f.toml:{place}: ")), "{error}");
         assert!(error.contains(part), "{error}");
@@ -1033,9 +1085,11 @@ mod tests {
     fn the_example_names_every_key() {
         // serde lists the fields that a struct has when it meets one that it has not.
         let text = include_str!("../sipline.example.toml");
-        for section in ["sip", "trust", "[pbx]", "probe", "xdp", "control", "log"] {
+        let sections = ["sip", "trust", "[pbx]", "probe", "registrar", "auth", "store", "xdp"];
+        for section in sections.into_iter().chain(["control", "log"]) {
             let body = match section {
                 "sip" => "listen = [\"192.0.2.1:5060\"]\n",
+                "store" => "url = \"sqlite:///x\"\n",
                 _ => "",
             };
             let all = errors(&format!("[{section}]\n{body}no_such_key = 1\n"));
@@ -1167,6 +1221,7 @@ mod tests {
         assert_error(&pbx(&format!("{good}weight = 17")), "6:10", "from 1 to 16");
         assert_error(&pbx(&format!("{good}weight = 0")), "6:10", "from 1 to 16");
         assert_error(&pbx(&format!("{good}state = \"off\"")), "6:9", "unknown variant `off`");
+        assert_error(&pbx(&format!("{good}username = \"u\"")), "6:12", "needs password");
         let twice = format!("{}[[pbx]]\nid = \"a\"\naddress = \"192.0.2.8:5060\"\n", pbx(good));
         assert_error(&twice, "8:6", "taken on line 4");
         let twice = format!("{}[[pbx]]\nid = \"b\"\naddress = \"192.0.2.9:5060\"\n", pbx(good));

@@ -3,6 +3,9 @@
 //! One thread. Everything that decides lives in `Node`; tasks borrow it for one batch of datagrams, one
 //! timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
 
+mod registrations;
+mod stateful;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
@@ -16,6 +19,7 @@ use sip_ebpf::reason::{Reason, Way};
 use sip_ebpf::tables::{MAX_PBX, PbxState, flag};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use tracing_subscriber::EnvFilter;
@@ -26,12 +30,17 @@ use crate::control::protocol::{
     XdpStats,
 };
 use crate::control::server::Server;
+use crate::core::authenticator::{Away, Ticket};
 use crate::core::counters::Event;
+use crate::core::digest::Secret;
 use crate::core::dispatcher::{Command, Dispatcher, Origin, Refusal, Unreachable};
 use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
 use crate::core::sources::Sources;
+use crate::core::stateful::Command as StatefulCommand;
 use crate::fastpath::{self, Fastpath, Mode};
 use crate::io::udp::{BATCH, Batch, Udp};
+use crate::store;
+use stateful::{Keeper, Question};
 
 /// How often the daemon vouches for itself in the kernel's table, and for how long each time.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -58,12 +67,28 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
     let wake = node.borrow().wake.clone();
 
     let mut tasks = Tasks::default();
+    tasks.add(vouch(node.clone()));
+    let asked = node.borrow_mut().asked.take();
+    let store = node.borrow().keeper.as_ref().map(|keeper| keeper.store().clone());
+    if let Some((asked, store)) = asked.zip(store) {
+        match stateful::restore(&node, &store).await {
+            Ok(true) => {}
+            Ok(false) => tasks.add(stateful::restore_later(node.clone(), store.clone())),
+            Err(error) => {
+                tasks.end().await;
+                if let Ok(node) = Rc::try_unwrap(node) {
+                    node.into_inner().close(false)?;
+                }
+                return Err(error);
+            }
+        }
+        tasks.add(stateful::fetch_secrets(node.clone(), store, asked));
+    }
     let sockets = node.borrow().sockets.clone();
     for at in 0..sockets.len() {
         tasks.add(read_socket(node.clone(), sockets.clone(), at));
     }
     tasks.add(keep_time(node.clone(), wake));
-    tasks.add(vouch(node.clone()));
     tasks.add(reload_on(hangup, node.clone()));
     let answering = node.clone();
     let answer = Rc::new(move |request| answering.borrow_mut().answer(request));
@@ -106,7 +131,11 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
     }
     tasks.end().await;
     let Ok(node) = Rc::try_unwrap(node) else { anyhow::bail!("a task still holds the node") };
-    node.into_inner().close(keep)
+    let mut node = node.into_inner();
+    if let Some(keeper) = node.keeper.take() {
+        keeper.stop().await;
+    }
+    node.close(keep)
 }
 
 // ---- Tasks ---------------------------------------------------------------------------------------
@@ -158,7 +187,7 @@ async fn read_socket(node: Rc<RefCell<Node>>, sockets: Rc<[Udp]>, at: usize) {
 
 async fn keep_time(node: Rc<RefCell<Node>>, wake: Rc<Notify>) {
     loop {
-        let next = node.borrow().dispatcher.poll_timeout();
+        let next = node.borrow_mut().arm();
         let timer = async {
             match next {
                 Some(next) => sleep_until(next.into()).await,
@@ -200,6 +229,10 @@ struct Node {
     sockets: Rc<[Udp]>,
     batch: Batch,
     out: Vec<Transmit>,
+    /// What the stateful half needs of the world, if it is configured.
+    keeper: Option<Keeper>,
+    /// Questions of the stateful half, until there is a task that answers them.
+    asked: Option<UnboundedReceiver<Question>>,
     started: Instant,
     stopping: bool,
     /// Whether the kernel's tables may differ from what is decided here.
@@ -207,6 +240,8 @@ struct Node {
     write_failures: u64,
     /// The timer is looked at anew.
     wake: Rc<Notify>,
+    /// What the timer is set to.
+    armed: Option<Instant>,
 }
 
 impl Node {
@@ -232,19 +267,28 @@ impl Node {
         let fastpath = fastpath::open(&config.xdp, key.0)?;
         let policy = policy(&config);
         let buckets = config.xdp.call_buckets;
+        let mut proxy = Proxy::new(key.0, &config.sip.listen, buckets, policy, now);
+        let (mut keeper, mut asked) = (None, None);
+        if let Some((stateful, keeps, asks)) = stateful::open(&config, key, now)? {
+            proxy.set_stateful(Some(stateful));
+            (keeper, asked) = (Some(keeps), Some(asks));
+        }
         let mut node = Self {
             path: path.to_owned(),
-            proxy: Proxy::new(key.0, &config.sip.listen, buckets, policy, now),
+            proxy,
             dispatcher: Dispatcher::new(&config.sip.listen, config.probe.clone()),
             fastpath,
             sockets: sockets.into(),
             batch: Batch::default(),
             out: Vec::new(),
+            keeper,
+            asked,
             started: now,
             stopping: false,
             tables_behind: false,
             write_failures: 0,
             wake: Rc::default(),
+            armed: None,
             config,
         };
         let loaded = node.dispatcher.reload(now, &node.config.pbx, node.config.probe.clone());
@@ -319,10 +363,13 @@ impl Node {
         let sockets = self.sockets.clone();
         let Some(socket) = sockets.get(at) else { return };
         let now = Instant::now();
-        let dispatcher = &mut self.dispatcher;
+        let (dispatcher, proxy) = (&mut self.dispatcher, &mut self.proxy);
         let count = socket.errors(|to, what| {
             tracing::debug!(%to, %what, "ICMP unreachable");
             dispatcher.handle_unreachable(now, to, what);
+            if let Some(stateful) = proxy.stateful_mut() {
+                stateful.handle_transport_error(now, to);
+            }
         });
         if count > 0 {
             self.proxy.counters_mut().events(Event::IcmpError, count);
@@ -336,27 +383,94 @@ impl Node {
             self.read_errors(at);
             self.read(at);
         }
-        self.dispatcher.handle_timeout(Instant::now());
+        let now = Instant::now();
+        self.dispatcher.handle_timeout(now);
+        if let Some(stateful) = self.proxy.stateful_mut() {
+            stateful.handle_timeout(now);
+        }
         self.carry_out();
     }
 
-    /// Does what the dispatcher wants and sends what waits, until neither is left.
+    /// When the next thing is due, which the timer is set to.
+    fn arm(&mut self) -> Option<Instant> {
+        self.armed = self.next_timeout();
+        self.armed
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let stateful = self.proxy.stateful().and_then(|stateful| stateful.poll_timeout());
+        [self.dispatcher.poll_timeout(), stateful].into_iter().flatten().min()
+    }
+
+    /// Does what the core wants and sends what waits, until neither is left.
     fn carry_out(&mut self) {
+        let now = Instant::now();
         loop {
             let mut any = false;
             while let Some(command) = self.dispatcher.poll_command() {
                 any = true;
                 self.obey(command);
             }
-            if any {
-                self.wake.notify_one();
+            if let Some(stateful) = self.proxy.stateful_mut()
+                && any
+            {
+                stateful.handle_pbxs(now, &self.dispatcher);
+            }
+            while let Some(command) = self.proxy.stateful_mut().and_then(|s| s.poll_command()) {
+                self.obey_stateful(now, command);
             }
             if self.out.is_empty() {
-                return;
+                break;
             }
             // A PBX that there is no way to is news for the dispatcher.
             self.send();
         }
+        if let (Some(stateful), Some(keeper)) = (self.proxy.stateful_mut(), &self.keeper) {
+            stateful.set_storable(keeper.has_room());
+        }
+        let next = self.next_timeout();
+        if next.is_some_and(|next| self.armed.is_none_or(|armed| next < armed)) {
+            self.wake.notify_one();
+        }
+    }
+
+    fn obey_stateful(&mut self, now: Instant, command: StatefulCommand) {
+        match (command, &self.keeper) {
+            (StatefulCommand::Send(transmit), _) => {
+                let (local, to) = (transmit.local, transmit.to);
+                self.out.push(Transmit { local, to, bytes: transmit.bytes.to_vec() });
+            }
+            (StatefulCommand::FetchSecrets { ticket, user, domain }, Some(keeper)) => {
+                keeper.ask(ticket, user, domain);
+            }
+            (StatefulCommand::Save(row), Some(keeper)) => keeper.save(now, &row),
+            (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(&key),
+            // Both are there, or neither is.
+            (_, None) => {}
+        }
+    }
+
+    /// The store has answered.
+    fn secrets(&mut self, ticket: Ticket, answer: Result<Option<Vec<Secret>>, Away>) {
+        if let Some(stateful) = self.proxy.stateful_mut() {
+            stateful.handle_secrets(Instant::now(), ticket, answer);
+        }
+        self.carry_out();
+    }
+
+    /// The store has kept these. Says how many were taken, and how many were not.
+    fn restore(&mut self, bindings: &[store::Binding]) -> (usize, usize) {
+        let now = Instant::now();
+        let (Some(stateful), Some(keeper)) = (self.proxy.stateful_mut(), &self.keeper) else {
+            return (0, 0);
+        };
+        let rows = stateful::rows(bindings, now, keeper);
+        let (taken, refused) = stateful.restore(now, &rows);
+        for (key, why) in refused {
+            tracing::debug!(user = &*key.user, contact = &*key.contact, ?why, "not read back");
+        }
+        self.carry_out();
+        (taken, bindings.len() - taken)
     }
 
     fn obey(&mut self, command: Command) {
@@ -395,6 +509,9 @@ impl Node {
                     _ => continue,
                 };
                 self.dispatcher.handle_unreachable(now, to, what);
+                if let Some(stateful) = self.proxy.stateful_mut() {
+                    stateful.handle_transport_error(now, to);
+                }
             }
         }
         // Its room is used again.
@@ -480,6 +597,11 @@ impl Node {
                 };
             }
             Request::Reload => return self.reload(),
+            Request::Registrations { user, limit } => return self.registrations(user, limit),
+            Request::Unregister { user, contact } => {
+                return self.unregister(&user, contact.as_deref());
+            }
+            Request::Forget { user } => return self.forget(&user),
         };
         self.carry_out();
         let listed = done.map_err(anyhow::Error::from).and_then(|()| self.backends());
@@ -521,9 +643,25 @@ impl Node {
             trust: config.trust,
             pbx: config.pbx,
             probe: config.probe,
+            pbx_credentials: config.pbx_credentials,
+            registrar: match self.config.registrar {
+                Some(_) => config.registrar.or(self.config.registrar.clone()),
+                None => None,
+            },
+            auth: crate::config::Auth { trusted: config.auth.trusted, ..self.config.auth.clone() },
             ..self.config.clone()
         };
         self.proxy.set_policy(policy(&self.config));
+        if let (Some(stateful), Some(settings)) =
+            (self.proxy.stateful_mut(), stateful::settings(&self.config))
+        {
+            stateful.reload(settings);
+            // Whoever has changed users in their table wants that to count.
+            if let Some(authenticator) = stateful.authenticator_mut() {
+                authenticator.forget_all();
+            }
+            stateful.handle_pbxs(now, &self.dispatcher);
+        }
         self.carry_out();
         let written = self.write_tables();
         self.check_write("all", written);
@@ -602,6 +740,7 @@ impl Node {
             share: Share::new(by_kernel, by_daemon),
             kernel,
             daemon: self.proxy.counters().named(),
+            registrar: self.registrar_stats(),
             backends: self.backends()?,
             sockets,
         })
@@ -649,6 +788,9 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
     let all = [
         ("sip.listen", old.sip.listen != new.sip.listen),
         ("sip.key", old.sip.key != new.sip.key),
+        ("registrar", old.registrar.is_some() != new.registrar.is_some()),
+        ("auth", (&old.auth.rules, &old.auth.digest) != (&new.auth.rules, &new.auth.digest)),
+        ("store", old.store != new.store),
         ("xdp", old.xdp != new.xdp),
         ("control.socket", old.control != new.control),
         ("log", old.log != new.log),

@@ -536,6 +536,7 @@ async fn bindings_come_back(world: &mut World) {
         user_agent: "Linksys/SPA922-5.2.8 'ü'".into(),
         instance: Some("<urn:uuid:00000000-0000-1000-8000-000A95A0E128>".into()),
         reg_id: Some(1),
+        methods: 0x3fff,
         ..binding(1)
     };
     let long = Binding { contact: format!("sip:{}", "é".repeat(2044)), ..binding(2) };
@@ -558,7 +559,7 @@ async fn bindings_come_back(world: &mut World) {
     assert_eq!(store.remove_expired_bindings(1000).await.unwrap(), 0);
     assert_eq!(store.remove_expired_bindings(10).await.unwrap(), 1);
 
-    let newer = Binding { received: None, reg_id: None, cseq: 7, path: None, ..full.clone() };
+    let newer = Binding { received: None, methods: 0, cseq: 7, path: None, ..full.clone() };
     writer.put_binding(newer.clone()).unwrap();
     writer.delete_binding(long.key()).unwrap();
     writer.delete_binding(binding(77).key()).unwrap();

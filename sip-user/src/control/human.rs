@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::protocol::{Backend, Outcome, Stats};
+use super::protocol::{Backend, Outcome, RegistrarStats, Registrations, Stats};
 
 /// The outcome as text that ends with a new line.
 pub fn outcome(outcome: &Outcome) -> String {
@@ -17,6 +17,8 @@ pub fn outcome(outcome: &Outcome) -> String {
             text + &backends(&reloaded.backends)
         }
         Outcome::Stats(all) => stats(all),
+        Outcome::Registrations(list) => registrations(list),
+        Outcome::Forgotten(user) => format!("{} is looked up anew\n", user.forgotten),
     }
 }
 
@@ -43,6 +45,63 @@ fn backends(list: &[Backend]) -> String {
         ]));
     }
     table(&rows)
+}
+
+fn registrations(list: &Registrations) -> String {
+    let mut text = match list.removed {
+        Some(count) => format!("removed {count}\n"),
+        None => String::new(),
+    };
+    let mut rows = vec![row(["USER", "CONTACT", "RECEIVED", "EXPIRES IN", "Q", "USER AGENT"])];
+    for r in &list.registrations {
+        let q = r.q.map_or("-".to_owned(), |q| format!("{:.3}", f64::from(q) / 1000.0));
+        rows.push(row([
+            &r.user,
+            &r.contact,
+            &r.received.map_or("-".to_owned(), |received| received.to_string()),
+            &age(r.expires_in.saturating_mul(1000)),
+            &q,
+            r.user_agent.as_deref().unwrap_or("-"),
+        ]));
+    }
+    text += &table(&rows);
+    let shown = list.registrations.len();
+    if shown < list.total {
+        let _ = writeln!(text, "{shown} of {}: --limit shows more", list.total);
+    }
+    // They are the user's, so the same for each of his contacts.
+    let legs = list.registrations.first().map_or(&[][..], |r| &r.pbxs);
+    if !legs.is_empty() {
+        let mut rows = vec![row(["PBX", "HAS HIM FOR", "LAST ANSWER", "FAILURES"])];
+        for leg in legs {
+            rows.push(row([
+                &leg.id,
+                &leg.registered_for.map_or("-".to_owned(), |s| age(s.saturating_mul(1000))),
+                &leg.last.map_or("-".to_owned(), |code| code.to_string()),
+                &leg.failures.to_string(),
+            ]));
+        }
+        text.push('\n');
+        text += &table(&rows);
+    }
+    text
+}
+
+fn registrar(all: &RegistrarStats) -> String {
+    let store = match all.connected {
+        true => all.store.clone(),
+        false => format!("{}, away", all.store),
+    };
+    let mut text = format!(
+        "registrar: {} users, {} contacts, {} transactions; {} waiting for the store ({store}), {} \
+         changes unwritten\n\n",
+        all.users, all.contacts, all.transactions, all.waiting, all.unwritten
+    );
+    let mut rows = vec![row(["COUNTER", "REGISTRAR"])];
+    let counted = all.counters.iter().filter(|(_, count)| **count > 0);
+    rows.extend(counted.map(|(name, count)| row([name, &count.to_string()])));
+    text += &table(&rows);
+    text
 }
 
 fn stats(all: &Stats) -> String {
@@ -78,6 +137,10 @@ fn stats(all: &Stats) -> String {
         }
     }
     text += &table(&rows);
+    if let Some(all) = &all.registrar {
+        text.push('\n');
+        text += &registrar(all);
+    }
     for socket in all.sockets.iter().filter(|socket| socket.dropped > 0) {
         let _ = writeln!(text, "{}: {} datagrams lost, too slow", socket.address, socket.dropped);
     }
@@ -122,7 +185,7 @@ fn age(milliseconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::AdminState;
-    use crate::control::protocol::Backends;
+    use crate::control::protocol::{Backends, Leg, Registration};
 
     #[test]
     fn a_table_lines_up() {
@@ -157,6 +220,40 @@ pbx1  10.10.2.2:5060  1       inactive  12 s  8      port unreachable  port unre
 pbx2  10.10.2.2:5060  1       active    12 s  8      200, 1.2 ms       -
 ";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn registrations_of_one_user() {
+        let one = Registration {
+            user: "anna@example.com".into(),
+            contact: "sip:anna@10.10.1.2:5062".into(),
+            received: Some("198.51.100.7:4000".parse().unwrap()),
+            local: "10.10.0.1:5060".parse().unwrap(),
+            expires_in: 3600,
+            q: Some(500),
+            path: None,
+            instance: None,
+            reg_id: None,
+            user_agent: Some("phone".into()),
+            call_id: "c".into(),
+            cseq: 1,
+            pbxs: vec![
+                Leg { id: "pbx1".into(), registered_for: Some(60), last: Some(200), failures: 0 },
+                Leg { id: "pbx2".into(), registered_for: None, last: None, failures: 3 },
+            ],
+        };
+        let list = Registrations { registrations: vec![one], total: 7, removed: Some(2) };
+        let want = "\
+removed 2
+USER              CONTACT                  RECEIVED           EXPIRES IN  Q      USER AGENT
+anna@example.com  sip:anna@10.10.1.2:5062  198.51.100.7:4000  60 min      0.500  phone
+1 of 7: --limit shows more
+
+PBX   HAS HIM FOR  LAST ANSWER  FAILURES
+pbx1  60 s         200          0
+pbx2  -            -            3
+";
+        assert_eq!(outcome(&Outcome::Registrations(list)), want);
     }
 
     #[test]

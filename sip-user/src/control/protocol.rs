@@ -54,6 +54,35 @@ pub enum Request {
     Stats,
     /// The configuration file is read again.
     Reload,
+    /// Who is registered.
+    Registrations {
+        /// Only this user, with how he is at each PBX: `user@domain`.
+        #[serde(default)]
+        user: Option<String>,
+        /// How many at most.
+        #[serde(default = "some")]
+        limit: usize,
+    },
+    /// A user, or one contact of his, is registered no longer.
+    Unregister {
+        /// `user@domain`
+        user: String,
+        /// The contact's URI; all of them if there is none.
+        #[serde(default)]
+        contact: Option<String>,
+    },
+    /// A user has been changed in the store: what is known of his password counts no more.
+    Forget {
+        /// `user@domain`
+        user: String,
+    },
+}
+
+/// As many registrations as are shown unless more are asked for.
+pub const SHOWN: usize = 1000;
+
+fn some() -> usize {
+    SHOWN
 }
 
 fn one() -> u8 {
@@ -104,8 +133,97 @@ pub enum Outcome {
     Stats(Box<Stats>),
     /// Of `reload`.
     Reloaded(Reloaded),
+    /// Of everything about registrations.
+    Registrations(Registrations),
+    /// Of `forget`.
+    Forgotten(Forgotten),
     /// Of everything about PBXs: all of them as they are now.
     Backends(Backends),
+}
+
+/// Who is registered.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Registrations {
+    /// Contacts, by user; after a removal those of its user that are left.
+    pub registrations: Vec<Registration>,
+    /// How many there are in all.
+    pub total: usize,
+    /// How many were removed, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<usize>,
+}
+
+/// One contact of a user.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Registration {
+    /// `user@domain`
+    pub user: String,
+    /// The contact's URI.
+    pub contact: String,
+    /// Where requests to it go, if that is not where the contact says.
+    pub received: Option<SocketAddr>,
+    /// Our address that they leave from.
+    pub local: SocketAddr,
+    /// For how much longer, in seconds.
+    pub expires_in: u64,
+    /// Preference in thousandths, if the phone gave one.
+    pub q: Option<u16>,
+    /// The route to it (RFC 3327).
+    pub path: Option<String>,
+    /// `+sip.instance`
+    pub instance: Option<String>,
+    /// `reg-id`
+    pub reg_id: Option<u32>,
+    /// What the phone calls itself.
+    pub user_agent: Option<String>,
+    /// Call-ID of its last REGISTER.
+    pub call_id: String,
+    /// CSeq of its last REGISTER.
+    pub cseq: u32,
+    /// How the user is at each PBX, if he was asked for by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pbxs: Vec<Leg>,
+}
+
+/// How a user is at one PBX.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Leg {
+    /// Its name.
+    pub id: String,
+    /// For how much longer it has him, in seconds; none if it has not said so.
+    pub registered_for: Option<u64>,
+    /// Its last answer; 408 if there was none.
+    pub last: Option<u16>,
+    /// Failures in a row.
+    pub failures: u8,
+}
+
+/// What is known of a user's password counts no more.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Forgotten {
+    /// `user@domain`
+    pub forgotten: String,
+}
+
+/// The registrar, in numbers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RegistrarStats {
+    /// Users who are registered.
+    pub users: usize,
+    /// Their contacts.
+    pub contacts: usize,
+    /// Transactions that go on.
+    pub transactions: usize,
+    /// Requests that wait for the secrets of their user.
+    pub waiting: usize,
+    /// The database: `SQLite`, `MariaDB/MySQL` or `PostgreSQL`.
+    pub store: String,
+    /// Whether it is there.
+    pub connected: bool,
+    /// Changes that wait to be written.
+    pub unwritten: u64,
+    /// What happened.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// The PBXs.
@@ -167,6 +285,9 @@ pub struct Stats {
     pub kernel: BTreeMap<String, u64>,
     /// What the daemon did.
     pub daemon: BTreeMap<String, u64>,
+    /// The registrar, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registrar: Option<RegistrarStats>,
     /// The PBXs.
     pub backends: Vec<Backend>,
     /// Our addresses.

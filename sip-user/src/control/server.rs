@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -32,12 +33,16 @@ impl Server {
             std::fs::create_dir_all(parent)?;
         }
         remove_stale(path)?;
-        // Only owner and group may speak, from the first moment on.
+        // Only owner and group may speak, from the first moment on. The mask is the whole process's: who changes
+        // it meanwhile, as tests do beside each other, would be given back a wrong one.
+        static MASK: Mutex<()> = Mutex::new(());
+        let mask = MASK.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: changes a number of the process and nothing in memory.
         let before = unsafe { libc::umask(0o117) };
         let bound = UnixListener::bind(path);
         // SAFETY: as above.
         unsafe { libc::umask(before) };
+        drop(mask);
         Ok(Self { listener: bound?, path: path.to_owned() })
     }
 

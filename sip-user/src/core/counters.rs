@@ -43,6 +43,8 @@ events! {
     RelayedFromPbx = "relayed_from_pbx";
     /// A request between two PBXs followed our cookie.
     DialogBetweenPbxs = "dialog_between_pbxs";
+    /// A message was handed to what needs memory: a request to the registrar, a response to a request of ours.
+    HandledStateful = "handled_stateful";
     /// A message that is wrong and cannot be answered.
     DroppedMalformed = "dropped_malformed";
     /// An ACK that belongs to nothing we know (RFC 3261 16.11: it ends here).

@@ -1,6 +1,8 @@
 //! What the proxy decides, without sockets and without a clock: bytes and an `Instant` in, commands out.
 
+pub mod authenticator;
 pub mod canonical;
+pub mod clock;
 pub mod cookie;
 pub mod counters;
 pub mod decision;
@@ -14,6 +16,7 @@ pub mod proxy;
 pub mod registrar;
 pub mod reply;
 pub mod sources;
+pub mod stateful;
 #[cfg(test)]
 mod testing;
 mod timers;

@@ -31,6 +31,8 @@ use super::ipv6;
 use super::probe::Token;
 use super::reply::{self, Answer};
 use super::sources::Sources;
+use super::stateful::Stateful;
+use super::transaction::{Branch, Flow};
 use super::view::{View, address, endpoint};
 use crate::config::NoDestination;
 
@@ -40,6 +42,8 @@ pub use super::view::KernelCalls;
 const RETRY_AFTER: u32 = 5;
 /// What a phone may send us.
 const ALLOW: &str = "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS\r\n";
+/// The same with a registrar.
+const ALLOW_REGISTER: &str = "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER\r\n";
 /// What a PBX may send us.
 const ALLOW_PBX: &str =
     "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, MESSAGE, NOTIFY, REFER, SUBSCRIBE\r\n";
@@ -82,6 +86,8 @@ pub struct Proxy {
     /// For each of `locals`.
     lines: Vec<Line>,
     policy: Policy,
+    /// What needs memory, if it is configured.
+    stateful: Option<Box<Stateful>>,
     calls: RefCell<Vec<CallBucket>>,
     /// When the clock of the call table starts.
     start: Instant,
@@ -133,6 +139,7 @@ impl Proxy {
             locals: named.collect(),
             lines: lines.collect(),
             policy,
+            stateful: None,
             calls: RefCell::new(vec![CallBucket::default(); buckets]),
             start: now,
             counters: Counters::default(),
@@ -151,6 +158,21 @@ impl Proxy {
     /// What the configuration said last.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Gives it what needs memory. Without, REGISTER is refused.
+    pub fn set_stateful(&mut self, stateful: Option<Stateful>) {
+        self.stateful = stateful.map(Box::new);
+    }
+
+    /// What needs memory. It gets its messages here; its commands and its time are the caller's to see to.
+    pub fn stateful(&self) -> Option<&Stateful> {
+        self.stateful.as_deref()
+    }
+
+    /// As [`Proxy::stateful`].
+    pub fn stateful_mut(&mut self) -> Option<&mut Stateful> {
+        self.stateful.as_deref_mut()
     }
 
     /// Our IPv4 addresses with their lines, for the kernel.
@@ -446,6 +468,14 @@ impl Proxy {
         let in_dialog = !decision.plan.to_tag.is_empty();
         let from_pbx = dispatcher.slot_at(arrival.from);
         let refusal = match decision.reason {
+            Reason::Method | Reason::FromPbx
+                if self.stateful.is_some() && message.method() == Method::Register =>
+            {
+                match self.hand_over(arrival, message) {
+                    Ok(()) => return,
+                    Err(fault) => Refusal::from(&fault),
+                }
+            }
             Reason::OddRoute | Reason::WrongSide | Reason::BadCookie => {
                 if self.follow_routes(arrival, dispatcher, message, decision).is_some() {
                     return self.send(arrival, message.bytes(), message.index(), decision, out);
@@ -472,12 +502,27 @@ impl Proxy {
             Reason::UnknownCall => Refusal::new(481, "Call/Transaction Does Not Exist"),
             Reason::Required => unsupported(message.proxy_requires()),
             Reason::Method if in_dialog => Refusal::new(404, "Not Here"),
+            Reason::Method if self.stateful.is_some() => {
+                Refusal::with(405, "Method Not Allowed", ALLOW_REGISTER)
+            }
             Reason::Method => Refusal::with(405, "Method Not Allowed", ALLOW),
             Reason::MaxForwards => Refusal::new(483, "Too Many Hops"),
             // Whatever is left cannot be read even in the usual form.
             _ => Refusal::new(400, "Bad Header"),
         };
         self.answer(arrival, message, &refusal, out);
+    }
+
+    /// A request that needs memory.
+    fn hand_over(&mut self, arrival: &Arrival<'_>, message: &Message<'_>) -> Result<(), Fault> {
+        // The shared decision has read what it needs, and no more.
+        message.check()?;
+        let flow = Flow { local: arrival.local, peer: arrival.from, reliable: false };
+        if let Some(stateful) = &mut self.stateful {
+            self.counters.event(Event::HandledStateful);
+            stateful.handle_request(arrival.now, message, flow);
+        }
+        Ok(())
     }
 
     /// Routes in a dialog, the first of them ours but not in a way that the quick path reads: others stand
@@ -644,10 +689,22 @@ impl Proxy {
         message: &Message<'_>,
         decision: &Decision,
     ) {
-        let token = match decision.reason {
-            Reason::DaemonResponse => Token::from_branch(message.slice(decision.plan.via.branch)),
-            _ => None,
+        let branch = match decision.reason {
+            Reason::DaemonResponse => message.slice(decision.plan.via.branch),
+            _ => &[],
         };
+        if str::from_utf8(branch).ok().and_then(Branch::parse).is_some() {
+            let checked = message.check().is_ok();
+            let stateful = self.stateful.as_mut().filter(|_| checked);
+            let known = stateful.is_some_and(|s| s.handle_response(arrival.now, message));
+            self.counters.event(if known {
+                Event::HandledStateful
+            } else {
+                Event::DroppedResponse
+            });
+            return;
+        }
+        let token = Token::from_branch(branch);
         let code = message.status().unwrap_or(0);
         let asked = token.is_some_and(|token| dispatcher.handle_answer(arrival.now, token, code));
         self.counters.event(if asked { Event::ProbeAnswer } else { Event::DroppedResponse });
@@ -808,6 +865,8 @@ mod tests {
     use super::*;
     use crate::config::AdminState;
     use crate::core::dispatcher::Command;
+    use crate::core::registrar::Domains;
+    use crate::core::stateful;
     use crate::core::testing::{Setup, World, damaged, damages, header, response};
     use std::time::Duration;
 
@@ -1370,6 +1429,52 @@ mod tests {
             assert!(answer.starts_with("SIP/2.0 405 Method Not Allowed\r\n"), "{method}");
             assert_eq!(header(&answer, "Allow"), ["INVITE, ACK, CANCEL, BYE, OPTIONS"]);
         }
+    }
+
+    #[test]
+    fn register_goes_to_the_registrar_if_there_is_one() {
+        let mut w = world();
+        let locals = vec![US.parse().unwrap()];
+        let settings = stateful::Settings {
+            domains: Domains::new([], &locals),
+            locals,
+            believed: Sources::default(),
+            registrar: Default::default(),
+            forking: Default::default(),
+            transactions: Default::default(),
+            credentials: Default::default(),
+            retry_after: 5,
+        };
+        let stateful = Stateful::new([1, 2], settings, None, w.now);
+        w.proxy.set_stateful(Some(stateful));
+        w.proxy.stateful_mut().unwrap().handle_pbxs(w.now, &w.dispatcher);
+        let mut said = |from: &str, text: &str| {
+            w.silence(from, text);
+            match w.proxy.stateful_mut().unwrap().poll_command() {
+                Some(stateful::Command::Send(sent)) => {
+                    assert_eq!(sent.to.to_string(), from);
+                    let text = String::from_utf8(sent.bytes.to_vec()).unwrap();
+                    text.lines().next().unwrap().to_owned()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let register =
+            |extra: &str| request("REGISTER", "sip:10.10.0.1", "<sip:b@10.10.0.1>", extra);
+        // There are no users who could be asked, so PBXs alone are believed.
+        assert_eq!(said(PHONE, &register("")), "SIP/2.0 403 Not Relaying");
+        assert_eq!(said(PHONE, &register("Subject: a\r\n b\r\n")), "SIP/2.0 403 Not Relaying");
+        let of_pbx = from_pbx("REGISTER", "sip:10.10.0.1", "<sip:b@10.10.0.1>");
+        assert_eq!(said(PBX1, &of_pbx), "SIP/2.0 200 OK");
+        // What is malformed is answered without it, and others are told what there is.
+        let bad = register("Contact: <sip:b@c>\r\nFrom: <sip:c@d>;tag=b\r\n");
+        assert_eq!(w.status(PHONE, &bad), "SIP/2.0 400 Duplicate From");
+        let (_, other) = w.say(PHONE, &request("MESSAGE", "sip:10.10.0.1", "<sip:b@c>", ""));
+        assert_eq!(header(&other, "Allow"), ["INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER"]);
+        // A response to a request that is none of ours.
+        let stray = response(&register(""), "200 OK", "x");
+        w.silence(PBX1, &stray.replace("branch=z9hG4bK", "branch=z9hG4bKsldt0123456789abcdef."));
+        assert_eq!(w.event(Event::HandledStateful), 3);
     }
 
     // ---- Keepalives ----------------------------------------------------------------------------

@@ -16,7 +16,6 @@ mod binding;
 mod equality;
 mod matching;
 
-use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -35,6 +34,7 @@ pub use binding::{Key, Methods, Row};
 use equality::equal;
 use matching::{flow, in_order, is_repeated, place};
 
+use super::reply::Response;
 use super::timers::Timers;
 
 /// How many contacts one [`Registrar::handle_timeout`] ends at most, so that others get their turn.
@@ -76,17 +76,6 @@ impl Default for Rules {
             path_needs_support: false,
         }
     }
-}
-
-/// The answer to a REGISTER.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Response {
-    /// Status code.
-    pub code: u16,
-    /// Reason phrase.
-    pub phrase: Cow<'static, str>,
-    /// Header lines of its own, each with its CR LF.
-    pub headers: String,
 }
 
 /// What a REGISTER, or time, has changed.
@@ -682,17 +671,6 @@ enum Fate<'a> {
     Stays,
     Goes,
     Becomes(&'a Asking<'a>),
-}
-
-impl Response {
-    fn new(code: u16, phrase: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, phrase: phrase.into(), headers: String::new() }
-    }
-
-    fn with(mut self, line: &str) -> Self {
-        self.headers.push_str(line);
-        self
-    }
 }
 
 impl<'a> Reach<'a> {

@@ -1,5 +1,6 @@
 //! Answers of our own, made without memory (RFC 3261 8.2.6, 8.2.7).
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use sip_ebpf::cookie;
@@ -16,6 +17,35 @@ pub struct Answer<'a> {
     pub phrase: &'a str,
     /// Header lines of its own, each with its CR LF.
     pub headers: &'a str,
+}
+
+/// An answer that owns what it says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Response {
+    /// Status code.
+    pub code: u16,
+    /// Reason phrase.
+    pub phrase: Cow<'static, str>,
+    /// Header lines of its own, each with its CR LF.
+    pub headers: String,
+}
+
+impl Response {
+    /// Without headers of its own.
+    pub fn new(code: u16, phrase: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, phrase: phrase.into(), headers: String::new() }
+    }
+
+    /// And with this header line, which ends with CR LF.
+    pub fn with(mut self, line: &str) -> Self {
+        self.headers.push_str(line);
+        self
+    }
+
+    /// For [`build`].
+    pub fn answer(&self) -> Answer<'_> {
+        Answer { code: self.code, phrase: &self.phrase, headers: &self.headers }
+    }
 }
 
 /// The answer to a request that came from `from`, and where it goes. `None` for a request that cannot be

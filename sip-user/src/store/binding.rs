@@ -25,6 +25,7 @@ pub(super) const COLUMNS: &[&str] = &[
     "user_agent",
     "instance",
     "reg_id",
+    "methods",
     "updated_at",
 ];
 
@@ -57,6 +58,8 @@ pub struct Binding {
     pub instance: Option<String>,
     /// `reg-id` (RFC 5626 4.2).
     pub reg_id: Option<u32>,
+    /// The methods that the phone allows, a bit for each; 0 is all.
+    pub methods: u16,
     /// When it was last changed, in seconds since 1970 (UTC).
     pub updated_at: i64,
 }
@@ -64,7 +67,8 @@ pub struct Binding {
 impl Binding {
     /// What identifies it.
     pub fn key(&self) -> BindingKey {
-        BindingKey::new(&self.user, &self.domain, &self.contact)
+        let instance = self.instance.as_deref();
+        BindingKey::new(&self.user, &self.domain, &self.contact, instance, self.reg_id)
     }
 
     /// Makes it fit into every engine's columns, or says why it cannot.
@@ -109,6 +113,7 @@ impl Binding {
             .bind(self.user_agent.as_str())
             .bind(self.instance.as_deref())
             .bind(self.reg_id.map(i64::from))
+            .bind(i32::from(self.methods))
             .bind(self.updated_at)
     }
 
@@ -131,21 +136,33 @@ impl Binding {
             user_agent: needed(11)?,
             instance: text(row, 12)?,
             reg_id: row.try_get::<Option<i64>, _>(13)?.map(small),
-            updated_at: number(14)?,
+            methods: u16::try_from(number(14)?).unwrap_or_default(),
+            updated_at: number(15)?,
         })
     }
 }
 
 /// What identifies a binding: a digest of its user, domain and contact, so that the key is short and the
-/// same in every engine, whatever its rules for comparing text.
+/// same in every engine, whatever its rules for comparing text. Of a phone with several flows (RFC 5626), which
+/// have one contact, the flow counts too.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct BindingKey([u8; 32]);
 
 impl BindingKey {
     /// The key of a user's contact. The domain is compared without case.
-    pub fn new(user: &str, domain: &str, contact: &str) -> Self {
+    pub fn new(
+        user: &str,
+        domain: &str,
+        contact: &str,
+        instance: Option<&str>,
+        reg_id: Option<u32>,
+    ) -> Self {
         let mut digest = Sha256::new();
-        for part in [user, domain.to_ascii_lowercase().as_str(), contact] {
+        let domain = domain.to_ascii_lowercase();
+        let number = reg_id.map(|number| number.to_string());
+        // An instance alone tells nothing apart that the contact does not.
+        let flow = number.as_deref().map(|number| [instance.unwrap_or_default(), number]);
+        for part in [user, &domain, contact].into_iter().chain(flow.into_iter().flatten()) {
             // With the length in front no two lists of parts are the same bytes.
             digest.update((part.len() as u64).to_be_bytes());
             digest.update(part.as_bytes());
@@ -215,10 +232,17 @@ mod tests {
 
     #[test]
     fn keys_differ_where_bindings_do() {
-        let key = BindingKey::new("anna", "example.org", "sip:anna@192.0.2.1");
-        assert_eq!(key, BindingKey::new("anna", "EXAMPLE.org", "sip:anna@192.0.2.1"));
-        assert_ne!(key, BindingKey::new("Anna", "example.org", "sip:anna@192.0.2.1"));
-        assert_ne!(BindingKey::new("a", "bc", "d"), BindingKey::new("ab", "c", "d"));
+        let new = |user, domain, contact| BindingKey::new(user, domain, contact, None, None);
+        let key = new("anna", "example.org", "sip:anna@192.0.2.1");
+        assert_eq!(key, new("anna", "EXAMPLE.org", "sip:anna@192.0.2.1"));
+        assert_ne!(key, new("Anna", "example.org", "sip:anna@192.0.2.1"));
+        assert_ne!(new("a", "bc", "d"), new("ab", "c", "d"));
+        let flow = |instance, number| {
+            BindingKey::new("anna", "example.org", "sip:anna@192.0.2.1", instance, number)
+        };
+        assert_eq!(key, flow(Some("<urn:uuid:1>"), None));
+        assert_ne!(flow(Some("<urn:uuid:1>"), Some(1)), flow(Some("<urn:uuid:1>"), Some(2)));
+        assert_ne!(flow(Some("<urn:uuid:1>"), Some(1)), flow(Some("<urn:uuid:2>"), Some(1)));
         assert_eq!(key.hex().len(), 64);
     }
 

@@ -16,7 +16,7 @@ use super::{Error, Store, text};
 pub(super) const COLUMNS: &[&str] = &["username", "domain", "ha1", "ha1_sha256"];
 
 /// Where the users are.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Users {
     /// In the table `users`, which is ours.
     #[default]

@@ -83,6 +83,11 @@ impl Ha1 {
         Ok(Self { hash, bytes })
     }
 
+    /// Its hexadecimal digits, to be stored.
+    pub fn hex(&self) -> String {
+        self.digested().hex().as_str().to_owned()
+    }
+
     /// Its hash.
     pub const fn hash(&self) -> Hash {
         self.hash
@@ -115,11 +120,11 @@ mod tests {
     fn ha1_from_its_digits() {
         // printf '%s' 'alice:example.com:secret' | md5sum
         let made = Ha1::new(Hash::Md5, "alice", "example.com", "secret");
-        let digits = made.digested().hex().as_str().to_owned();
+        let digits = made.hex();
         assert_eq!(digits, "b1726872c344b6dc8365b774f8fd6412");
         for hash in [Hash::Md5, Hash::Sha256, Hash::Sha512_256] {
             let made = Ha1::new(hash, "alice", "example.com", "secret");
-            let digits = made.digested().hex().as_str().to_owned();
+            let digits = made.hex();
             assert_eq!(Ha1::from_hex(hash, &digits), Ok(made));
             assert_eq!(Ha1::from_hex(hash, &digits.to_uppercase()), Ok(made));
             let bad = Err(BadHa1 { hash });

@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS location (
     user_agent VARCHAR(255) NOT NULL,
     instance VARCHAR(255),
     reg_id BIGINT,
+    methods INT NOT NULL DEFAULT 0,
     updated_at BIGINT NOT NULL,
     INDEX location_user (username, domain),
     INDEX location_expires_at (expires_at)

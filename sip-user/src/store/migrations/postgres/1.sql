@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS location (
     user_agent TEXT NOT NULL,
     instance TEXT,
     reg_id BIGINT,
+    methods INTEGER NOT NULL DEFAULT 0,
     updated_at BIGINT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS location_user ON location (username, domain);

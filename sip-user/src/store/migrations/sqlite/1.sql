@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS location (
     user_agent TEXT NOT NULL,
     instance TEXT,
     reg_id INTEGER,
+    methods INTEGER NOT NULL DEFAULT 0,
     updated_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS location_user ON location (username, domain);

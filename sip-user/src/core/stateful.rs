@@ -1,0 +1,492 @@
+//! What of the proxy needs memory: transactions, users and their registrations.
+//!
+//! Joins the parts that do: a request becomes a server transaction ([`super::transaction`]), its sender is asked
+//! who he is ([`super::authenticator`]), a REGISTER is carried out ([`super::registrar`]), and every PBX is told
+//! ([`super::forking`]) by client transactions of ours. None of these knows another; what one of them wants is
+//! passed to the next here.
+//!
+//! It has no socket, no clock and no store. Hand in what has happened, then take commands with
+//! [`Stateful::poll_command`] until there are none, and call [`Stateful::handle_timeout`] when
+//! [`Stateful::poll_timeout`] says.
+
+mod pbx;
+mod register;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sip_ebpf::message::Message;
+use sip_ebpf::scan::{Index, Method};
+use sip_ebpf::tables::source;
+
+use super::authenticator::{self, Asked, Authenticator, Away, Claim, Parked, Source, Verdict};
+use super::digest::Secret;
+use super::dispatcher::Dispatcher;
+use super::forking::{self, Forking};
+use super::registrar::{self, Aor, Change, Domains, Key, NotRestored, Registrar, Row};
+use super::reply::{self, Response};
+use super::sources::Sources;
+use super::transaction::{
+    self, ClientId, Flow, RequestFate, ResponseFate, ServerId, TransactionId, Transactions,
+    Transmit,
+};
+pub use pbx::PbxCredentials;
+
+/// What the owner wants.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Our addresses.
+    pub locals: Vec<SocketAddr>,
+    /// The domains whose registrar we are.
+    pub domains: Domains,
+    /// Networks whose requests are believed, as those of the PBXs are: trusted ones in here.
+    pub believed: Sources,
+    /// What a registration may be.
+    pub registrar: registrar::Rules,
+    /// How PBXs are told of registrations.
+    pub forking: forking::Rules,
+    /// What transactions may cost.
+    pub transactions: transaction::Config,
+    /// By the id of a PBX: what answers its challenges.
+    pub credentials: HashMap<Box<str>, PbxCredentials>,
+    /// Retry-After of a 503 of ours, in seconds.
+    pub retry_after: u32,
+}
+
+/// What the world has to do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Send a datagram.
+    Send(Transmit),
+    /// Fetch the secrets of a user, and say so by [`Stateful::handle_secrets`].
+    FetchSecrets {
+        /// For the answer.
+        ticket: authenticator::Ticket,
+        /// The user's name, as in credentials.
+        user: Box<str>,
+        /// His domain, in small letters.
+        domain: Box<str>,
+    },
+    /// Write a binding, in place of the one with its key. It comes before the answer to the REGISTER that made it.
+    Save(Box<Row>),
+    /// Remove a binding.
+    Remove(Box<Key>),
+}
+
+/// What has happened, in numbers.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// REGISTERs that were carried out.
+    pub registered: u64,
+    /// Requests that were absorbed as repetitions.
+    pub absorbed: u64,
+    /// Requests for which there was no transaction left.
+    pub full: u64,
+    /// REGISTERs of ours to PBXs, those with credentials included.
+    pub forked: u64,
+    /// Of these, those that had no answer.
+    pub forked_unanswered: u64,
+    /// Challenges of PBXs that there were no credentials for, or that could not be answered.
+    pub challenges_unanswered: u64,
+    /// Answers of ours, by status code.
+    pub replies: BTreeMap<u16, u64>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stateful {
+    key: [u64; 2],
+    settings: Settings,
+    transactions: Transactions,
+    authenticator: Option<Authenticator>,
+    registrar: Registrar,
+    forking: Forking,
+    /// REGISTERs of ours that are on their way.
+    flights: HashMap<ClientId, forking::Token>,
+    /// The PBXs as the dispatcher last had them.
+    pbxs: BTreeMap<u32, pbx::Pbx>,
+    /// Makes each cnonce another one.
+    cnonces: u64,
+    /// Whether what is accepted can be stored.
+    storable: bool,
+    commands: VecDeque<Command>,
+    counts: Counts,
+    /// Working memory, kept between messages.
+    index: Option<Box<Index>>,
+}
+
+impl Stateful {
+    /// `key` is secret, and another one at each start. Without an `authenticator` only sources that are believed
+    /// may do anything.
+    pub fn new(
+        key: [u64; 2],
+        settings: Settings,
+        authenticator: Option<Authenticator>,
+        now: Instant,
+    ) -> Self {
+        let Settings { locals, domains, registrar, forking, transactions, .. } = &settings;
+        Self {
+            key,
+            transactions: Transactions::new(key, *transactions, now),
+            authenticator,
+            registrar: Registrar::new(*registrar, domains.clone(), locals, key),
+            forking: Forking::new(*forking, locals, key),
+            flights: HashMap::new(),
+            pbxs: BTreeMap::new(),
+            cnonces: 0,
+            storable: true,
+            commands: VecDeque::new(),
+            counts: Counts::default(),
+            index: None,
+            settings,
+        }
+    }
+
+    // ---- What happens ---------------------------------------------------------------------------
+
+    /// A request has come in over `flow`, whose peer is its source. It is well-formed ([`Message::check`]).
+    pub fn handle_request(&mut self, now: Instant, message: &Message<'_>, flow: Flow) {
+        self.request(now, message, flow);
+        self.carry_out(now);
+    }
+
+    /// A response has come in. Says whether it belongs to a request of ours.
+    pub fn handle_response(&mut self, now: Instant, message: &Message<'_>) -> bool {
+        let known = match self.transactions.handle_response(now, message) {
+            ResponseFate::Of(id) => {
+                self.response(now, id, message);
+                true
+            }
+            ResponseFate::Absorbed => true,
+            ResponseFate::Unmatched => false,
+        };
+        self.carry_out(now);
+        known
+    }
+
+    /// What was sent to `peer` did not arrive: an ICMP error, or no way there.
+    pub fn handle_transport_error(&mut self, now: Instant, peer: SocketAddr) {
+        self.transactions.handle_transport_error(now, peer);
+        self.carry_out(now);
+    }
+
+    /// The answer to [`Command::FetchSecrets`]: the secrets, none if there is no such user, or that the store
+    /// cannot be asked.
+    pub fn handle_secrets(
+        &mut self,
+        now: Instant,
+        ticket: authenticator::Ticket,
+        answer: Result<Option<Vec<Secret>>, Away>,
+    ) {
+        if let Some(authenticator) = &mut self.authenticator {
+            authenticator.handle_secrets(now, ticket, answer);
+        }
+        self.carry_out(now);
+    }
+
+    /// The PBXs are as the dispatcher has them: some may have come, gone, died or come back.
+    pub fn handle_pbxs(&mut self, now: Instant, dispatcher: &Dispatcher) {
+        self.follow(now, dispatcher);
+        self.carry_out(now);
+    }
+
+    /// Time has passed. Messages that wait come first.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.transactions.handle_timeout(now);
+        if let Some(authenticator) = &mut self.authenticator {
+            authenticator.handle_timeout(now);
+        }
+        let mut changes = Vec::new();
+        self.registrar.handle_timeout(now, &mut changes);
+        self.apply(now, changes);
+        self.forking.handle_timeout(now);
+        self.carry_out(now);
+    }
+
+    /// When [`Stateful::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let asking = self.authenticator.as_ref().and_then(Authenticator::poll_timeout);
+        [
+            self.transactions.poll_timeout(),
+            asking,
+            self.registrar.poll_timeout(),
+            self.forking.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// What to do next.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    // ---- The owner's side -----------------------------------------------------------------------
+
+    /// Takes bindings that a store has kept. Says how many, and why others were not taken.
+    pub fn restore<'r>(
+        &mut self,
+        now: Instant,
+        rows: impl IntoIterator<Item = &'r Row>,
+    ) -> (usize, Vec<(Key, NotRestored)>) {
+        let (mut taken, mut refused, mut changes) = (0, Vec::new(), Vec::new());
+        for row in rows {
+            match self.registrar.restore(now, row, &mut changes) {
+                Ok(()) => taken += 1,
+                Err(why) => refused.push((row.key.clone(), why)),
+            }
+        }
+        self.apply(now, changes);
+        self.carry_out(now);
+        (taken, refused)
+    }
+
+    /// Takes a contact of a user away, or all of them, by hand. Says how many are gone.
+    pub fn remove(&mut self, now: Instant, aor: &Aor, contact: Option<&str>) -> usize {
+        let mut changes = Vec::new();
+        let gone = self.registrar.remove(aor, contact, &mut changes);
+        self.apply(now, changes);
+        self.carry_out(now);
+        gone
+    }
+
+    /// Whether bindings can be stored: while they cannot, no REGISTER is accepted, since nothing may be lost that
+    /// was.
+    pub fn set_storable(&mut self, storable: bool) {
+        self.storable = storable;
+    }
+
+    /// Takes over what a reload may change: all but our addresses and what transactions may cost.
+    pub fn reload(&mut self, settings: Settings) {
+        self.registrar.reload(settings.registrar, settings.domains.clone());
+        self.forking.reload(settings.forking);
+        let Settings { locals, transactions, .. } = &self.settings;
+        let (locals, transactions) = (locals.clone(), *transactions);
+        self.settings = Settings { locals, transactions, ..settings };
+    }
+
+    // ---- What there is --------------------------------------------------------------------------
+
+    /// Who is registered.
+    pub fn registrar(&self) -> &Registrar {
+        &self.registrar
+    }
+
+    /// What the PBXs have been told.
+    pub fn forking(&self) -> &Forking {
+        &self.forking
+    }
+
+    /// Who is asked, and how.
+    pub fn authenticator(&self) -> Option<&Authenticator> {
+        self.authenticator.as_ref()
+    }
+
+    /// To forget what was known of users.
+    pub fn authenticator_mut(&mut self) -> Option<&mut Authenticator> {
+        self.authenticator.as_mut()
+    }
+
+    /// How many transactions there are.
+    pub fn transactions(&self) -> usize {
+        self.transactions.len()
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    // ---- A request ------------------------------------------------------------------------------
+
+    fn request(&mut self, now: Instant, message: &Message<'_>, flow: Flow) {
+        let claim = match self.ask(now, message, flow) {
+            Asked::Passed => None,
+            Asked::Claim(claim) => Some(claim),
+            Asked::Refused(response) => return self.answer_stateless(message, flow, &response),
+        };
+        match self.transactions.handle_request(now, message, flow) {
+            RequestFate::New { id, request, .. } => {
+                self.examine(now, message, claim, Parked { id, request, flow });
+            }
+            RequestFate::Ack(_) => {}
+            RequestFate::Absorbed => self.counts.absorbed += 1,
+            RequestFate::Full => {
+                self.counts.full += 1;
+                self.answer_stateless(message, flow, &self.unavailable());
+            }
+            RequestFate::Malformed(error) => {
+                self.answer_stateless(message, flow, &Response::from(error));
+            }
+        }
+    }
+
+    /// What the request has to prove, and what it says to that.
+    fn ask<'a>(&mut self, now: Instant, message: &Message<'a>, flow: Flow) -> Asked<'a> {
+        let source = self.source(flow.peer);
+        match &mut self.authenticator {
+            Some(asking) => asking.ask(now, message, source, self.registrar.domains()),
+            None if source == Source::Other => Asked::Refused(Response::new(403, "Not Relaying")),
+            None => Asked::Passed,
+        }
+    }
+
+    /// Who sends from there.
+    fn source(&self, from: SocketAddr) -> Source {
+        let pbx = self.pbxs.iter().find(|(_, pbx)| pbx.is_at(from));
+        match pbx {
+            Some((slot, _)) => Source::Pbx(*slot),
+            None if self.settings.believed.lookup(from.ip()) & source::TRUSTED != 0 => {
+                Source::Trusted
+            }
+            None => Source::Other,
+        }
+    }
+
+    /// Examines what a request claims, and lets it through if that is right.
+    fn examine(
+        &mut self,
+        now: Instant,
+        message: &Message<'_>,
+        claim: Option<Claim<'_>>,
+        request: Parked,
+    ) {
+        let Parked { id, flow, .. } = request;
+        let verdict = match (&mut self.authenticator, &claim) {
+            (Some(asking), Some(claim)) => {
+                asking.decide(now, message, self.registrar.domains(), claim, request)
+            }
+            _ => Verdict::Passed,
+        };
+        match verdict {
+            Verdict::Passed => self.serve(now, message, id, flow),
+            Verdict::Refused(response) => self.answer(now, message, id, flow, &response),
+            Verdict::Parked => {}
+        }
+    }
+
+    /// A parked request: its sender can be examined now.
+    fn resume(&mut self, now: Instant, parked: Parked) {
+        let mut index = self.index.take().unwrap_or_default();
+        let request = parked.request.clone();
+        if let Ok(message) = Message::parse(&request, &mut index) {
+            match self.ask(now, &message, parked.flow) {
+                Asked::Passed => self.examine(now, &message, None, parked),
+                Asked::Claim(claim) => self.examine(now, &message, Some(claim), parked),
+                Asked::Refused(response) => {
+                    self.answer(now, &message, parked.id, parked.flow, &response);
+                }
+            }
+        }
+        self.index = Some(index);
+    }
+
+    /// A request whose sender is who he says.
+    fn serve(&mut self, now: Instant, message: &Message<'_>, id: ServerId, flow: Flow) {
+        match message.method() {
+            Method::Register => self.register(now, message, id, flow),
+            Method::Cancel => {
+                let response = Response::new(481, "Call/Transaction Does Not Exist");
+                self.answer(now, message, id, flow, &response);
+            }
+            _ => {
+                let response = Response::new(405, "Method Not Allowed").with("Allow: REGISTER\r\n");
+                self.answer(now, message, id, flow, &response);
+            }
+        }
+    }
+
+    // ---- A response -----------------------------------------------------------------------------
+
+    fn response(&mut self, now: Instant, id: ClientId, message: &Message<'_>) {
+        let Some(token) = self.flights.get(&id).copied() else { return };
+        if message.status().is_some_and(|status| status >= 200) {
+            self.flights.remove(&id);
+        }
+        self.forking.handle_answer(now, token, message);
+    }
+
+    // ---- What the parts want --------------------------------------------------------------------
+
+    /// Passes on what the parts want of each other, until none wants anything.
+    fn carry_out(&mut self, now: Instant) {
+        loop {
+            if let Some(command) = self.transactions.poll_command() {
+                self.obey_transactions(now, command);
+            } else if let Some(command) =
+                self.authenticator.as_mut().and_then(Authenticator::poll_command)
+            {
+                match command {
+                    authenticator::Command::Fetch { ticket, user, domain } => {
+                        self.commands.push_back(Command::FetchSecrets { ticket, user, domain });
+                    }
+                    authenticator::Command::Resume(parked) => self.resume(now, parked),
+                }
+            } else if let Some(command) = self.forking.poll_command() {
+                match command {
+                    forking::Command::Register(register) => self.tell_pbx(now, &register),
+                    forking::Command::Challenged(challenged) => self.authorize(now, &challenged),
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn obey_transactions(&mut self, now: Instant, command: transaction::Command) {
+        let id = match command {
+            transaction::Command::Send(transmit) => {
+                return self.commands.push_back(Command::Send(transmit));
+            }
+            transaction::Command::Timeout { id, .. }
+            | transaction::Command::TransportError { id }
+            | transaction::Command::Terminated { id } => id,
+        };
+        // Whatever ends a request of ours that has no final answer yet: there will be none.
+        let TransactionId::Client(id) = id else { return };
+        if let Some(token) = self.flights.remove(&id) {
+            self.counts.forked_unanswered += 1;
+            self.forking.handle_no_answer(now, token);
+        }
+    }
+
+    // ---- Answers --------------------------------------------------------------------------------
+
+    fn answer(
+        &mut self,
+        now: Instant,
+        message: &Message<'_>,
+        id: ServerId,
+        flow: Flow,
+        response: &Response,
+    ) {
+        let built = reply::build(message, flow.peer, self.key, response.answer());
+        let Some((_, bytes)) = built else { return };
+        let bytes: Arc<[u8]> = bytes.into();
+        if self.transactions.respond(now, id, bytes).is_ok() {
+            *self.counts.replies.entry(response.code).or_insert(0) += 1;
+        }
+    }
+
+    /// Without a transaction: a repetition of the request gets the same answer anew (RFC 3261 8.2.7).
+    fn answer_stateless(&mut self, message: &Message<'_>, flow: Flow, response: &Response) {
+        if message.method() == Method::Ack {
+            return;
+        }
+        let built = reply::build(message, flow.peer, self.key, response.answer());
+        let Some((to, bytes)) = built else { return };
+        *self.counts.replies.entry(response.code).or_insert(0) += 1;
+        let transmit = Transmit { local: flow.local, to, bytes: bytes.into() };
+        self.commands.push_back(Command::Send(transmit));
+    }
+
+    fn unavailable(&self) -> Response {
+        let retry = format!("Retry-After: {}\r\n", self.settings.retry_after);
+        Response::new(503, "Service Unavailable").with(&retry)
+    }
+}
