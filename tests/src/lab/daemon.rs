@@ -71,6 +71,8 @@ pub struct Settings {
     pub fall: u32,
     /// Whether the PBXs are reached over IPv6; the proxy listens on both addresses in any case.
     pub ipv6: bool,
+    /// Whether there is a registrar for example.com, with its store in the lab's directory.
+    pub registrar: bool,
 }
 
 impl Settings {
@@ -83,6 +85,7 @@ impl Settings {
             probe: Duration::from_secs(1),
             fall: 2,
             ipv6: false,
+            registrar: false,
         }
     }
 
@@ -126,6 +129,13 @@ level = "info"
             loops = self.loops,
             socket = socket(lab).display(),
         );
+        if self.registrar {
+            let _ = write!(
+                text,
+                "\n[registrar]\ndomains = [\"example.com\"]\n\n[store]\nurl = \"sqlite://{}\"\n",
+                lab.dir().join("sipline.db").display(),
+            );
+        }
         for place in [Place::Pbx1, Place::Pbx2] {
             let address = match self.ipv6 {
                 true => format!("[{}]:{PORT}", place.address_ipv6()),

@@ -24,6 +24,8 @@ pub struct Sipp {
     limit: Duration,
     target: String,
     ipv6: bool,
+    /// What the scenario reads as `[field0]` and so on: a line for each call, in order.
+    injected: Vec<String>,
 }
 
 impl Sipp {
@@ -38,6 +40,7 @@ impl Sipp {
             limit: Duration::from_secs(600),
             target: PROXY.to_owned(),
             ipv6: false,
+            injected: Vec::new(),
         }
     }
 
@@ -71,6 +74,12 @@ impl Sipp {
         Self { target: address.to_owned(), ..self }
     }
 
+    /// Gives each call a line of fields with semicolons between them.
+    #[must_use]
+    pub fn inject(self, injected: Vec<String>) -> Self {
+        Self { injected, ..self }
+    }
+
     /// Uses the IPv6 addresses of its place and of the proxy.
     #[must_use]
     pub fn ipv6(self) -> Self {
@@ -98,6 +107,11 @@ impl Sipp {
         // No behaviour of SIPp's own: what is unexpected is to be seen, not answered.
         command.args(["-nostdin", "-nd", "-trace_logs"]).arg("-log_file").arg(&log);
         command.arg("-trace_err").arg("-error_file").arg(lab.dir().join(format!("{name}.errors")));
+        if !self.injected.is_empty() {
+            let file = lab.dir().join(format!("{name}.csv"));
+            fs::write(&file, format!("SEQUENTIAL\n{}\n", self.injected.join("\n")))?;
+            command.arg("-inf").arg(file);
+        }
         if let Some((rate, calls)) = self.calls {
             command.args(["-r", &rate.to_string(), "-m", &calls.to_string()]);
             // All of them may be open at once: a limit would slow the callers down.

@@ -593,3 +593,80 @@ fn new_rules_count_at_once() {
     w.hear_from(BELIEVED, &text);
     assert!(w.one(BELIEVED).contains(";expires=600"));
 }
+
+// ---- Anything at all -----------------------------------------------------------------------------
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig {
+        cases: 256,
+        failure_persistence: None,
+        ..Default::default()
+    })]
+
+    /// Whatever is sent, with right credentials or damaged ones: nobody but its sender and the PBXs hears of it,
+    /// the PBXs only of what was accepted and stored, and in the end nothing is left.
+    #[test]
+    fn nothing_is_left(
+        requests in proptest::collection::vec((0..4usize, 0..3usize, crate::core::testing::damages()), 1..8),
+        answers in proptest::collection::vec(0..4usize, 8),
+    ) {
+        let mut w = World::new(settings());
+        for ((kind, from, damages), answer) in requests.into_iter().zip(answers) {
+            let text = match kind {
+                0 => w.bare(CONTACT),
+                1 => w.register("secret", CONTACT),
+                2 => w.register("secret", GONE),
+                _ => w.register("secret", "Contact: *\r\nExpires: 0\r\n"),
+            };
+            // Half of them as they are.
+            let damages = if kind % 2 == 0 { damages } else { Vec::new() };
+            let bytes = crate::core::testing::damaged(text, &damages);
+            let from = [PHONE, PBX1, BELIEVED][from];
+            let mut index = Index::new();
+            let Ok(message) = Message::parse(&bytes, &mut index) else { continue };
+            if message.check().is_err() || !message.is_request() {
+                continue;
+            }
+            let flow = Flow { local: 0, peer: from.parse().unwrap(), reliable: false };
+            w.stateful.handle_request(w.now, &message, flow);
+            w.collect();
+            for (ticket, _) in std::mem::take(&mut w.fetches) {
+                let answer = match answer {
+                    0 => known(),
+                    1 => Ok(None),
+                    2 => Err(Away),
+                    // It comes later, or never.
+                    _ => continue,
+                };
+                w.stateful.handle_secrets(w.now, ticket, answer);
+                w.collect();
+            }
+            let accepted = w.stateful.counts().registered > 0;
+            for (to, text) in std::mem::take(&mut w.sent) {
+                if text.starts_with("REGISTER") {
+                    proptest::prop_assert!(accepted && [PBX1, PBX2].contains(&to.as_str()), "{to}");
+                    w.answer(&text, "200 OK", "");
+                } else {
+                    let host = from.split(':').next().unwrap();
+                    proptest::prop_assert!(to.starts_with(host), "{to}: {text}");
+                }
+            }
+            w.pass(Duration::from_millis(700));
+        }
+        // Longer than any registration, and than whatever answers it.
+        w.pass_secs(3 * 7200);
+        proptest::prop_assert_eq!(w.stateful.transactions(), 0);
+        proptest::prop_assert_eq!(w.stateful.registrar().bindings(), 0);
+        proptest::prop_assert_eq!(w.stateful.authenticator().unwrap().parked(), 0);
+        proptest::prop_assert!(w.stateful.flights.is_empty());
+        // What was stored is gone from the store too.
+        let mut rows = std::collections::BTreeSet::new();
+        for written in w.written {
+            match written {
+                Written::Saved(row) => _ = rows.insert(row.key),
+                Written::Removed(key) => proptest::prop_assert!(rows.remove(&key)),
+            }
+        }
+        proptest::prop_assert!(rows.is_empty(), "{:?}", rows);
+    }
+}
