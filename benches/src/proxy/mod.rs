@@ -13,7 +13,7 @@ mod usage;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use sipline_tests::lab::{Database, Lab};
 
 use crate::machine;
@@ -124,12 +124,12 @@ impl Effort {
             }
         } else {
             Self {
-                warm_up: Duration::from_secs(6),
+                warm_up: Duration::from_secs(5),
                 window: Duration::from_secs(2),
                 windows: 5,
-                step: Duration::from_secs(4),
+                step: Duration::from_secs(3),
                 factor: 1.25,
-                halvings: 3,
+                halvings: 2,
             }
         }
     }
@@ -168,22 +168,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(only) => vec![only],
         None => vec![Proxy::Kamailio, Proxy::Sipline],
     };
+    // What can be measured is, also when something else cannot.
+    let mut failed = Vec::new();
+    let mut note = |name: &str, proxy: Proxy, result: Result<()>| {
+        if let Err(error) = result {
+            eprintln!("{name}, {proxy:?}: FAILED: {error:#}");
+            failed.push(format!("{name}, {proxy:?}"));
+        }
+    };
     for scenario in SCENARIOS.iter().filter(|scenario| chosen(scenario.name)) {
         for proxy in &proxies {
-            bench
-                .scenario(scenario, *proxy)
-                .with_context(|| format!("{}, {proxy:?}", scenario.name))?;
+            note(scenario.name, *proxy, bench.scenario(scenario, *proxy));
         }
     }
     if chosen(MEMORY) {
         for proxy in proxies {
-            bench.memory(proxy, &memory).with_context(|| format!("memory, {proxy:?}"))?;
+            note(MEMORY, proxy, bench.memory(proxy, &memory));
         }
     }
     print!("{}", rows::table(&bench.rows));
     if let Some(file) = &args.json {
         rows::write_json(file, &bench.rows)?;
     }
+    ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
     Ok(())
 }
 
@@ -303,6 +310,7 @@ impl Bench {
                 highest.limited |= lost == 0 && late;
                 bad = Some(rate);
                 // What it thinks of its PBXs is no longer what it was.
+                server.stop()?;
                 *server = self.start(scenario, proxy)?;
             }
             rate = match bad {
@@ -401,7 +409,7 @@ impl Bench {
         put(&mut self.rows, "memory per registration", "bytes", proxy, each);
 
         let scenario = Scenario { operation: Operation::Ring, ..scenario };
-        drop(server);
+        server.stop()?;
         server = self.start(&scenario, proxy)?;
         // Its calls are over, and so are their transactions.
         self.generator.run(rest);

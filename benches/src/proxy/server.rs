@@ -50,8 +50,10 @@ pub(super) struct Server {
 
 /// The file of Kamailio's configuration.
 const KAMAILIO: &str = include_str!("../../kamailio.cfg");
-/// The database that both read.
+/// The database of Kamailio, where the users of both are.
 const DATABASE: &str = "sipline_bench";
+/// The database that sipline writes to.
+const OWN: &str = "sipline";
 
 impl Server {
     /// Starts a proxy on its CPU.
@@ -80,6 +82,11 @@ impl Server {
         self.check()?;
         self.tree = Tree::below(self.process.pid(), PROXY_CPU)?;
         Ok(())
+    }
+
+    /// Ends it: there is room for another one.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.process.kill()
     }
 
     /// Fails when it has ended.
@@ -149,11 +156,12 @@ fn sipline(lab: &Lab, database: &Database, setting: Setting) -> Result<Command> 
          [log]\nlevel = \"warn\"\n"
     );
     if setting.challenge {
-        let url = database.url(Some(DATABASE));
+        let url = database.url(Some(OWN));
         // Each registration is told to the PBXs at once, as Kamailio does it.
         text.push_str(&format!(
             "[registrar]\nfork_rate = 100000\njitter = 0\n[auth]\n\
-             [store]\nurl = \"{url}\"\nusers = \"asterisk\"\n"
+             [store]\nurl = \"{url}\"\ntable = {{ table = \"{DATABASE}.sipusers\", \
+             username = \"username\", password = \"sippasswd\" }}\n"
         ));
     } else {
         text.push_str("[trust]\nnetworks = [\"10.10.1.0/24\"]\n");
@@ -204,7 +212,12 @@ pub(super) fn database(users: u32) -> Result<Database> {
 
 /// Forgets all registrations.
 pub(super) fn forget_registrations(database: &Database) -> Result<()> {
-    execute(database, &format!("DELETE FROM {DATABASE}.location;\n"))
+    execute(
+        database,
+        &format!(
+            "DELETE FROM {DATABASE}.location; DROP DATABASE IF EXISTS {OWN}; CREATE DATABASE {OWN};\n"
+        ),
+    )
 }
 
 fn execute(database: &Database, sql: &str) -> Result<()> {
