@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -79,6 +80,8 @@ pub(super) struct Generator {
     left: u64,
     ops: Vec<Op>,
     users: Vec<User>,
+    /// Those who take turns, and whose turn is next.
+    turns: Range<usize>,
     next_user: usize,
     /// Final answers that the PBXs are about to give: when, who, to which call, what.
     ringing: VecDeque<(u64, usize, u32, Vec<u8>)>,
@@ -158,6 +161,7 @@ impl Generator {
             left: 0,
             ops: Vec::new(),
             users: (0..users).map(|_| User::default()).collect(),
+            turns: 0..users,
             next_user: 0,
             ringing: VecDeque::new(),
             held: VecDeque::new(),
@@ -186,9 +190,10 @@ impl Generator {
         self.delays.clear();
     }
 
-    /// The user whose turn is next; the others follow.
-    pub(super) fn next_user(&mut self, user: usize) {
-        self.next_user = user % self.users.len();
+    /// Users who take turns from now on. There must be such users.
+    pub(super) fn take_turns(&mut self, users: Range<usize>) {
+        self.next_user = users.start;
+        self.turns = users;
     }
 
     /// What became of the operations so far.
@@ -262,7 +267,7 @@ impl Generator {
             self.left -= 1;
             self.counts.started += 1;
             let user = self.next_user;
-            self.next_user = (user + 1) % self.users.len();
+            self.next_user = if user + 1 < self.turns.end { user + 1 } else { self.turns.start };
             self.ops.push(Op {
                 user: user as u32,
                 stage: Stage::Asked,

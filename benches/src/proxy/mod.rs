@@ -26,8 +26,14 @@ use server::{Proxy, Server, Setting, Tuning};
 const PROXY_CPU: usize = 0;
 /// CPU of the generator and of the database.
 const GENERATOR_CPU: usize = 1;
-/// Users that register in turn.
-const USERS: u32 = 10_000;
+/// Users there are.
+const USERS: usize = 20_100;
+/// Those that take turns where the proxy knows them already: what it remembers of them it may use.
+const KNOWN: usize = 4000;
+/// Those that show whether the proxy works, where it does not know the others.
+const TRIAL: usize = 100;
+/// Operations per second that make users known.
+const GENTLE: f64 = 1000.0;
 /// How long after the last start of an operation its end is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A rate at which the 99th percentile of the delay is above this is not held: what comes is queued, and
@@ -67,35 +73,48 @@ struct Scenario {
     name: &'static str,
     operation: Operation,
     setting: Setting,
+    /// The users have been there before.
+    known: bool,
 }
 
 const MEMORY: &str = "memory";
 
-const SCENARIOS: [Scenario; 5] = [
+const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: "register",
         operation: Operation::Register { remember: false },
         setting: Setting { challenge: true, fork: false, calls: false },
+        known: true,
+    },
+    Scenario {
+        name: "register_first",
+        operation: Operation::Register { remember: false },
+        setting: Setting { challenge: true, fork: false, calls: false },
+        known: false,
     },
     Scenario {
         name: "register_again",
         operation: Operation::Register { remember: true },
         setting: Setting { challenge: true, fork: false, calls: false },
+        known: true,
     },
     Scenario {
         name: "register_forked",
         operation: Operation::Register { remember: false },
         setting: Setting { challenge: true, fork: true, calls: false },
+        known: true,
     },
     Scenario {
         name: "call",
         operation: Operation::Call,
         setting: Setting { challenge: true, fork: false, calls: true },
+        known: true,
     },
     Scenario {
         name: "call_trusted (sipline stateless)",
         operation: Operation::Call,
         setting: Setting { challenge: false, fork: false, calls: true },
+        known: true,
     },
 ];
 
@@ -149,11 +168,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     eprintln!("{}", machine::describe());
     machine::pin(0, GENERATOR_CPU)?;
     let memory = if args.quick { Memory::QUICK } else { Memory::FULL };
-    let users = USERS.max(memory.registrations * 2);
-    eprintln!("database: MariaDB, {users} users");
-    let database = server::database(users)?;
+    eprintln!("database: MariaDB, {USERS} users");
+    let database = server::database(USERS as u32)?;
     let lab = Lab::plain()?;
-    let generator = Generator::new(&lab, users as usize)?;
+    let generator = Generator::new(&lab, USERS)?;
     machine::favour(0, 1)?;
     let mut bench = Bench {
         lab,
@@ -219,6 +237,11 @@ impl Bench {
         let Scenario { name, operation, .. } = *scenario;
         let mut server = self.start(scenario, proxy)?;
         let us = self.at_rate(&mut server, scenario, proxy)?;
+        put(&mut self.rows, &format!("{name}, CPU at {:.0}/s", self.rate), "us", proxy, us);
+        if !scenario.known {
+            // There are not enough users for more.
+            return Ok(());
+        }
         let highest = self.highest(&mut server, scenario, proxy, 0.6e6 / us)?;
         eprintln!(
             "{name}, {proxy:?}: {}{:.0}/s without a loss, {:.1} us at best",
@@ -227,7 +250,6 @@ impl Bench {
             highest.best
         );
         let rows = &mut self.rows;
-        put(rows, &format!("{name}, CPU at {:.0}/s", self.rate), "us", proxy, us);
         put(rows, &format!("{name}, CPU at best"), "us", proxy, highest.best.min(us));
         let row = put(rows, &format!("{name}, highest rate"), "1/s", proxy, highest.rate);
         if highest.limited {
@@ -364,17 +386,27 @@ impl Bench {
             Operation::Ring => Operation::Call,
             other => other,
         };
+        self.generator.take_turns(if scenario.known { 0..KNOWN } else { USERS - TRIAL..USERS });
         for _ in 0..50 {
             self.generator.begin(operation, 100.0, 10);
             self.generator.finish(Duration::from_millis(400));
             server.check()?;
-            if self.generator.counts().lost() == 0 {
-                server.settle()?;
-                // Not all at once into what has just started.
-                self.generator.begin(operation, 200.0, 100);
-                self.generator.finish(Duration::from_secs(1));
-                return Ok(server);
+            if self.generator.counts().lost() > 0 {
+                continue;
             }
+            server.settle()?;
+            // Not all at once into what has just started.
+            let users = if scenario.known { KNOWN } else { TRIAL };
+            self.generator.begin(operation, GENTLE, users as u64);
+            self.generator.finish(Duration::from_secs_f64(users as f64 / GENTLE) + PATIENCE);
+            let lost = self.generator.counts().lost();
+            if lost > 0 {
+                eprintln!("  {lost} of the first {users} were lost: {:?}", self.generator.counts());
+            }
+            if !scenario.known {
+                self.generator.take_turns(0..USERS - TRIAL);
+            }
+            return Ok(server);
         }
         bail!("{proxy:?} does not work: {:?}\n{}", self.generator.counts(), server.last_words());
     }
@@ -386,14 +418,15 @@ impl Bench {
             name: MEMORY,
             operation: Operation::Register { remember: false },
             setting: Setting { challenge: true, fork: true, calls: true },
+            known: false,
         };
         // The first half also fills what is used for a while and then used again.
         let mut server = self.start(&scenario, proxy)?;
         let mut seen = Vec::new();
         for half in 0..2 {
-            self.generator.next_user((half * registrations) as usize);
-            self.generator.begin(scenario.operation, rate, registrations.into());
-            let time = Duration::from_secs_f64(f64::from(registrations) / rate);
+            self.generator.take_turns(half * registrations..(half + 1) * registrations);
+            self.generator.begin(scenario.operation, rate, registrations as u64);
+            let time = Duration::from_secs_f64(registrations as f64 / rate);
             self.generator.finish(time + PATIENCE);
             let counts = self.generator.counts().clone();
             ensure!(counts.lost() == 0, "registrations were lost: {counts:?}");
@@ -401,17 +434,19 @@ impl Bench {
             seen.push(server.memory()?);
             eprintln!(
                 "memory, {proxy:?}: {:.1} MB after {} registrations",
-                seen[half as usize] as f64 / 1e6,
+                seen[half] as f64 / 1e6,
                 (half + 1) * registrations
             );
         }
-        let each = (seen[1] as f64 - seen[0] as f64) / f64::from(registrations);
+        let each = (seen[1] as f64 - seen[0] as f64) / registrations as f64;
         put(&mut self.rows, "memory per registration", "bytes", proxy, each);
 
         let scenario = Scenario { operation: Operation::Ring, ..scenario };
         server.stop()?;
         server = self.start(&scenario, proxy)?;
-        // Its calls are over, and so are their transactions.
+        // A few users who are known by now, so that only calls are counted. The first calls are over, and
+        // so are their transactions.
+        self.generator.take_turns(USERS - TRIAL..USERS);
         self.generator.run(rest);
         let before = server.memory()?;
         self.generator.begin(Operation::Ring, rate, calls.into());
@@ -443,7 +478,7 @@ struct Step {
 /// How much memory is filled with.
 struct Memory {
     /// Twice as many users register: what the second half adds counts.
-    registrations: u32,
+    registrations: usize,
     calls: u32,
     /// Per second.
     rate: f64,
