@@ -50,3 +50,14 @@ pub(crate) fn favour(thread: i32, priority: i32) -> Result<()> {
     }
     Ok(())
 }
+
+/// Lets a thread run only while its CPU has nothing else to do; 0 is the calling one.
+pub(crate) fn last_of_all(thread: i32) -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are there.
+    if unsafe { libc::sched_setscheduler(thread, libc::SCHED_IDLE, &raw const parameters) } != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot put thread {thread} last"));
+    }
+    Ok(())
+}

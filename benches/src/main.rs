@@ -36,6 +36,9 @@ struct Args {
     /// Which build: may_goto or bpf_loop
     #[arg(long, default_value = "may_goto")]
     build: String,
+    /// Only this path, and the denominators; may be given more than once
+    #[arg(long = "path", value_name = "NAME")]
+    paths: Vec<String>,
     /// Only the nanoseconds, not the packets per second
     #[arg(long)]
     no_wire: bool,
@@ -57,7 +60,13 @@ fn main() -> Result<()> {
     };
     let machine = machine::describe();
     eprintln!("{machine}");
-    let paths = paths::all();
+    let mut paths = paths::all();
+    if let Some(name) = args.paths.iter().find(|name| paths.iter().all(|path| path.name != **name))
+    {
+        let names: Vec<_> = paths.iter().map(|path| path.name).collect();
+        bail!("there is no path {name}: it is one of {}", names.join(", "));
+    }
+    paths.retain(|path| args.paths.is_empty() || args.paths.iter().any(|name| name == path.name));
     let mut rows: Vec<Row> = testrun::measure(build, &paths, args.runs)?;
     if !args.no_wire {
         wire::measure(build, &paths, args.runs, &mut rows)?;

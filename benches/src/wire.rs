@@ -10,6 +10,10 @@
 
 use std::collections::HashSet;
 use std::ffi::CStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -43,6 +47,8 @@ pub(crate) fn measure(build: Build, paths: &[Path], runs: u32, rows: &mut [Row])
     net::with(|| {
         own_sysfs()?;
         let mut wire = Wire::new(build)?;
+        // Until this returns, however it does.
+        let _awake = Awake::start(PROXY_CPU)?;
         machine::pin(0, PEER_CPU)?;
         machine::favour(0, 1)?;
         for name in [DROP, L4] {
@@ -183,6 +189,42 @@ impl Wire {
         }
         self.running = name;
         Ok(())
+    }
+}
+
+/// Keeps a CPU from being halted between two batches, by a thread that yields to everything. A loaded CPU of a
+/// proxy does not halt, and that of a virtual machine comes back with its caches cold.
+struct Awake {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Awake {
+    fn start(cpu: usize) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let (ready, is_ready) = channel();
+        let thread = thread::spawn(move || {
+            let placed = machine::pin(0, cpu).and_then(|()| machine::last_of_all(0));
+            let turns = placed.is_ok();
+            // Whoever waits for it has not gone.
+            let _ = ready.send(placed);
+            // No `spin_loop`: a hypervisor may take a CPU from who pauses.
+            while turns && !stopped.load(Ordering::Relaxed) {}
+        });
+        let awake = Self { stop, thread: Some(thread) };
+        is_ready.recv().context("the thread that keeps a CPU awake has died")??;
+        Ok(awake)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It cannot panic.
+            let _ = thread.join();
+        }
     }
 }
 

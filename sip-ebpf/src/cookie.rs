@@ -2,8 +2,9 @@
 //! its Record-Route. Both are signed with the key of [`crate::tables::Config`], so that no table is
 //! needed and nobody else can make one.
 
+use crate::hash::{Keys, spread, universal};
 use crate::header::Span;
-use crate::siphash::{siphash, siphash_word};
+use crate::siphash::siphash_word;
 use crate::tables::Endpoint;
 use crate::text::{Text, hex8, literal, unhex8};
 
@@ -31,38 +32,41 @@ enum Purpose {
 /// The key for what belongs to a call: its hash is secret and as good as random, so it can be half of
 /// a key.
 #[inline(always)]
-fn key_of(key: [u64; 2], call: u64, purpose: Purpose) -> [u64; 2] {
-    [call, key[1] ^ purpose as u64]
+fn key_of(keys: &Keys, call: u64, purpose: Purpose) -> [u64; 2] {
+    [call, keys.secret[1] ^ purpose as u64]
 }
 
 /// The key that cookies of a call are signed with, also those that have no room here ([`Cookie`]
 /// carries IPv4).
 #[inline(always)]
-pub fn cookie_key(key: [u64; 2], call: u64) -> [u64; 2] {
-    key_of(key, call, Purpose::Cookie)
+pub fn cookie_key(keys: &Keys, call: u64) -> [u64; 2] {
+    key_of(keys, call, Purpose::Cookie)
 }
 
 /// The keyed hash of a Call-ID; marks are zero if it holds no white space.
 #[inline(always)]
-pub fn call<T: Text>(key: [u64; 2], t: T, call_id: Span) -> (u64, u64) {
-    siphash(key, t, call_id.at, call_id.end)
+pub fn call<T: Text>(keys: &Keys, t: T, call_id: Span) -> (u64, u64) {
+    let (hash, marks) = universal(keys, t, call_id.at, call_id.end);
+    (spread(hash), marks)
 }
 
 /// The digits of the branch for a request that came with branch `theirs`: the same for an INVITE,
 /// its CANCEL and the ACK of its failure (16.11), and for each retransmission.
 #[inline(always)]
-pub fn branch<T: Text>(key: [u64; 2], call: u64, t: T, theirs: Span) -> u64 {
-    siphash(key_of(key, call, Purpose::Branch), t, theirs.at, theirs.end).0
+pub fn branch<T: Text>(keys: &Keys, call: u64, t: T, theirs: Span) -> u64 {
+    let (hash, _) = universal(keys, t, theirs.at, theirs.end);
+    siphash_word(key_of(keys, call, Purpose::Branch), hash)
 }
 
 /// The digits of the tag that we put into To when we answer a request ourselves, and marks as of
 /// [`call`]. It depends on the Call-ID alone, so that a repeated request gets the same (8.2.7), and
 /// tells nothing of the call's hash, which stays secret: signatures rest on it.
 #[inline(always)]
-pub fn to_tag<T: Text>(key: [u64; 2], t: T, call_id: Span) -> (u64, u64) {
-    let [first, second] = key;
-    let (hash, marks) = siphash([first, second ^ Purpose::Tag as u64], t, call_id.at, call_id.end);
-    (hex8(hash as u32), marks)
+pub fn to_tag<T: Text>(keys: &Keys, t: T, call_id: Span) -> (u64, u64) {
+    let [first, second] = keys.secret;
+    let (hash, marks) = universal(keys, t, call_id.at, call_id.end);
+    let tag = siphash_word([first, second ^ Purpose::Tag as u64], hash);
+    (hex8(tag as u32), marks)
 }
 
 /// What a Record-Route of ours carries: enough to route a request of its dialog without memory. It is
@@ -86,9 +90,9 @@ impl Cookie {
 
     /// The four words of its digits.
     #[inline(always)]
-    pub fn write(self, key: [u64; 2], call: u64) -> [u64; 4] {
+    pub fn write(self, keys: &Keys, call: u64) -> [u64; 4] {
         let word = self.word();
-        let signature = siphash_word(cookie_key(key, call), word);
+        let signature = siphash_word(cookie_key(keys, call), word);
         [
             hex8((word >> 32) as u32),
             hex8(word as u32),
@@ -116,8 +120,8 @@ impl Cookie {
 
     /// Whether we signed it, for this call.
     #[inline(always)]
-    pub fn signed(self, signature: u64, key: [u64; 2], call: u64) -> bool {
-        siphash_word(cookie_key(key, call), self.word()) == signature
+    pub fn signed(self, signature: u64, keys: &Keys, call: u64) -> bool {
+        siphash_word(cookie_key(keys, call), self.word()) == signature
     }
 }
 
@@ -157,7 +161,9 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
-    const KEY: [u64; 2] = [3, 4];
+    fn keys() -> Keys {
+        Keys::new([3, 4])
+    }
 
     fn digits(words: &[u64]) -> Vec<u8> {
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
@@ -166,14 +172,14 @@ mod tests {
     #[test]
     fn a_cookie_is_ours_for_its_call_only() {
         let cookie = Cookie { flow: Endpoint::new([10, 10, 1, 2], 5061), slot: 3 };
-        let text = digits(&cookie.write(KEY, 99));
+        let text = digits(&cookie.write(&keys(), 99));
         let (read, signature) = Cookie::read(&text[..], 0).expect("digits");
         assert_eq!(read, cookie);
-        assert!(read.signed(signature, KEY, 99));
-        assert!(!read.signed(signature, KEY, 98));
-        assert!(!read.signed(signature, [3, 5], 99));
+        assert!(read.signed(signature, &keys(), 99));
+        assert!(!read.signed(signature, &keys(), 98));
+        assert!(!read.signed(signature, &Keys::new([3, 5]), 99));
         let moved = Cookie { slot: 4, ..read };
-        assert!(!moved.signed(signature, KEY, 99));
+        assert!(!moved.signed(signature, &keys(), 99));
         let upper = text.to_ascii_uppercase();
         assert_eq!(Cookie::read(&upper[..], 0), Some((cookie, signature)));
         assert_eq!(Cookie::read(&text[1..], 0), None);
@@ -183,10 +189,10 @@ mod tests {
     fn what_is_made_for_one_purpose_serves_no_other() {
         let text: &[u8] = b"1-3217@10.10.1.2";
         let span = Span { at: 0, end: 16 };
-        let (call, marks) = call(KEY, text, span);
+        let (call, marks) = call(&keys(), text, span);
         assert_eq!(marks, 0);
-        let (tag, _) = to_tag(KEY, text, span);
-        let made = [call, branch(KEY, call, text, span), branch(KEY, 0, text, span)];
+        let (tag, _) = to_tag(&keys(), text, span);
+        let made = [call, branch(&keys(), call, text, span), branch(&keys(), 0, text, span)];
         assert!(made.iter().all(|hash| hex8(*hash as u32) != tag));
         assert_ne!(made[0], made[1]);
         assert_ne!(made[1], made[2]);

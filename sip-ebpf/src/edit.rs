@@ -5,7 +5,7 @@
 //! the rest of the old one.
 
 use crate::header::{Span, host_port};
-use crate::repeat::{repeat, step};
+use crate::repeat::{repeat_few, step};
 use crate::route::{Packet, Plan};
 use crate::scan::{Index, Kind};
 use crate::tables::{Local, RECORD_ROUTE_TEXT, VIA_TEXT};
@@ -243,7 +243,7 @@ fn word_of<const N: usize>(text: &[u8; N], i: usize) -> u64 {
 #[inline(always)]
 fn copy<T: Text, S: Sink>(t: T, from: u32, to: u32, out: &mut S, at: u32) -> u32 {
     let mut state = Copy { t, from: t.fresh(from), to, at: t.fresh(at), out: &mut *out };
-    repeat(crate::scan::MAX_TEXT / 32 + 2, &mut state, |s| {
+    repeat_few::<4, _, _>(crate::scan::MAX_TEXT / 32 + 2, &mut state, |s| {
         if s.from >= s.to {
             return false;
         }

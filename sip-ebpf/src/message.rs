@@ -63,7 +63,7 @@ pub struct Header<'a> {
 /// its length and its meaning. `index` is what the scan of these bytes found; it is of no use
 /// afterwards: scan again.
 pub fn unfold(bytes: &mut [u8], index: &Index) {
-    for line in index.lines().iter().filter(|line| line.flags & FOLDED != 0) {
+    for line in index.lines() {
         if let Some(text) = bytes.get_mut(line.start as usize..line.end as usize) {
             for byte in text.iter_mut().filter(|byte| matches!(byte, b'\r' | b'\n')) {
                 *byte = b' ';
@@ -77,7 +77,7 @@ impl<'a> Message<'a> {
     /// Scans a datagram. Folded headers are an error here: see [`Message::parse_folded`].
     pub fn parse(bytes: &'a [u8], index: &'a mut Index) -> Result<Self, Error> {
         scan::scan(bytes, index)?;
-        if index.flags & FOLDED as u32 != 0 {
+        if index.flags & FOLDED != 0 {
             return Err(Error::Folded);
         }
         Ok(Self { bytes, index })
@@ -86,7 +86,7 @@ impl<'a> Message<'a> {
     /// Scans a datagram, and unfolds its headers if some are folded.
     pub fn parse_folded(bytes: &'a mut [u8], index: &'a mut Index) -> Result<Self, Error> {
         scan::scan(&*bytes, index)?;
-        if index.flags & FOLDED as u32 != 0 {
+        if index.flags & FOLDED != 0 {
             unfold(bytes, index);
             return Self::parse(bytes, index);
         }
@@ -305,7 +305,7 @@ impl<'a> Message<'a> {
 
     /// Whether it has credentials: Authorization or Proxy-Authorization (22).
     pub fn has_credentials(&self) -> bool {
-        self.index.seen(Kind::Authorization) + self.index.seen(Kind::ProxyAuthorization) != 0
+        self.index.has(Kind::Authorization) || self.index.has(Kind::ProxyAuthorization)
     }
 
     /// All header lines in their order, whatever is in them.
@@ -398,7 +398,7 @@ impl<'a> Message<'a> {
         let Some(line) = self.index.first(kind) else {
             return Ok(None);
         };
-        if self.index.seen(kind) != 1 {
+        if self.index.repeated(kind) {
             return Err(Error::Duplicate(kind));
         }
         let mut cursor = self.cursor(line.value as u32, line.end as u32);
@@ -424,8 +424,7 @@ struct List<'a> {
 
 impl<'a> List<'a> {
     fn new(message: Message<'a>, kind: Kind) -> Self {
-        let first = message.index.first_number(kind) as usize;
-        let next = if first == 0 { usize::MAX } else { first - 1 };
+        let next = message.index.first(kind).map_or(usize::MAX, |line| line.number as usize - 1);
         Self { message, kind, next, open: None }
     }
 

@@ -1,5 +1,40 @@
 //! Loops that the BPF verifier accepts, from one source for both builds and the host.
 
+/// As [`repeat`], with the first `FEW` rounds (at most eight) written out. With `may_goto` they cost nothing but
+/// themselves, where a round of the loop also counts, in memory.
+#[cfg(not(all(target_arch = "bpf", feature = "bpf-loop")))]
+#[inline(always)]
+pub fn repeat_few<const FEW: u32, S, F: Fn(&mut S) -> bool + Copy>(
+    limit: u32,
+    state: &mut S,
+    step: F,
+) {
+    const { assert!(FEW <= 8) };
+    let end = FEW > 0 && !step(state)
+        || FEW > 1 && !step(state)
+        || FEW > 2 && !step(state)
+        || FEW > 3 && !step(state)
+        || FEW > 4 && !step(state)
+        || FEW > 5 && !step(state)
+        || FEW > 6 && !step(state)
+        || FEW > 7 && !step(state);
+    if !end {
+        repeat(limit, state, step);
+    }
+}
+
+/// See the other one. With `bpf_loop` nothing is written out: rounds before the loop leave the verifier bounds that
+/// move with each round of it, and it would not come to an end.
+#[cfg(all(target_arch = "bpf", feature = "bpf-loop"))]
+#[inline(always)]
+pub fn repeat_few<const FEW: u32, S, F: Fn(&mut S) -> bool + Copy>(
+    limit: u32,
+    state: &mut S,
+    step: F,
+) {
+    repeat(limit, state, step);
+}
+
 /// Calls `step` with `state` until it returns false.
 ///
 /// In the kernel the loop ends by `step`'s own answer: `may_goto`, and `limit` for `bpf_loop`, are

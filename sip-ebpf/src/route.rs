@@ -6,6 +6,7 @@
 //! message is the daemon's, which knows the long way.
 
 use crate::cookie::{self, Cookie, Owner};
+use crate::hash::Keys;
 use crate::header::{self, Span, Via};
 use crate::reason::Reason;
 use crate::scan::{Index, Kind, Line, Method};
@@ -14,8 +15,8 @@ use crate::text::{LOWER, Text, head, literal};
 
 /// What the decision asks of the tables.
 pub trait Tables {
-    /// The key of hashes and signatures.
-    fn key(&self) -> [u64; 2];
+    /// The keys of hashes and signatures.
+    fn keys(&self) -> &Keys;
 
     /// Whether the daemon vouches for itself, so that we may answer in its name.
     fn alive(&self) -> bool;
@@ -131,7 +132,7 @@ fn request<T: Text, W: Tables>(
     if odd {
         return Reason::OddVia;
     }
-    if index.seen(Kind::ProxyRequire) != 0 {
+    if index.has(Kind::ProxyRequire) {
         return Reason::Required;
     }
     if header::once_each(index).is_err() {
@@ -152,20 +153,20 @@ fn request<T: Text, W: Tables>(
     if !well {
         return Reason::OddHeader;
     }
-    let key = tables.key();
+    let keys = tables.keys();
     let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
     let in_dialog = !plan.to_tag.is_empty();
     let options = index.method == Method::Options as u32 && !in_dialog;
     if options {
         // Nothing is remembered of it: its Call-ID makes the answer's tag alone.
-        let (tag, marks) = cookie::to_tag(key, t, span);
+        let (tag, marks) = cookie::to_tag(keys, t, span);
         if marks != 0 {
             return Reason::OddHeader;
         }
         plan.tag = tag;
         return self::options(t, index, packet, local, tables, plan);
     }
-    let (call, marks) = cookie::call(key, t, span);
+    let (call, marks) = cookie::call(keys, t, span);
     if marks != 0 {
         return Reason::OddHeader;
     }
@@ -174,9 +175,9 @@ fn request<T: Text, W: Tables>(
     if hops.is_err() {
         return Reason::MaxForwards;
     }
-    plan.branch = cookie::branch(key, call, t, plan.via.branch);
+    plan.branch = cookie::branch(keys, call, t, plan.via.branch);
     let from_pbx = tables.pbx_at(packet.src);
-    if index.seen(Kind::Route) != 0 {
+    if index.has(Kind::Route) {
         if !in_dialog {
             return Reason::Preloaded;
         }
@@ -209,14 +210,13 @@ fn options<T: Text, W: Tables>(
     tables: &W,
     plan: &Plan,
 ) -> Reason {
-    if index.seen(Kind::Route) != 0 || index.seen(Kind::Require) != 0 {
+    if index.has(Kind::Route) || index.has(Kind::Require) {
         return Reason::OptionsNotForUs;
     }
     if !for_us(t, index, local) {
         return Reason::OptionsNotForUs;
     }
-    let (first, last) = (index.first_number(Kind::Via), index.last_number(Kind::Via));
-    if last - first + 1 != index.seen(Kind::Via) {
+    if index.apart(Kind::Via) {
         return Reason::OddVia;
     }
     // The answer goes back to where the question came from: without rport only if that is the port
@@ -286,7 +286,7 @@ fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
     let Some(pbx) = tables.pbx(slot) else {
         return Reason::NoPbx;
     };
-    plan.cookie = Cookie { flow: packet.src, slot }.write(tables.key(), plan.call);
+    plan.cookie = Cookie { flow: packet.src, slot }.write(tables.keys(), plan.call);
     plan.record = 1;
     plan.slot = slot;
     plan.next = pbx.endpoint();
@@ -340,7 +340,7 @@ fn dialog<T: Text, W: Tables>(
     let digits = at + local.route_len;
     let end = digits + cookie::COOKIE_DIGITS;
     if differs != 0
-        || index.seen(Kind::Route) != 1
+        || index.repeated(Kind::Route)
         || end + 1 != line.end as u32
         || t.byte(end) != b'>'
     {
@@ -349,7 +349,7 @@ fn dialog<T: Text, W: Tables>(
     let Some((cookie, signature)) = Cookie::read(t, digits) else {
         return Reason::BadCookie;
     };
-    if !cookie.signed(signature, tables.key(), plan.call) {
+    if !cookie.signed(signature, tables.keys(), plan.call) {
         return Reason::BadCookie;
     }
     plan.record = 0;
@@ -399,9 +399,8 @@ fn response<T: Text, W: Tables>(
     let (next, next_end) = if plan.via.end < via.end as u32 {
         (crate::scan::skip_blank(t, plan.via.end + 1), via.end as u32)
     } else {
-        let number = index.first_number(Kind::Via);
-        let line = index.line(number);
-        if number >= index.count || line.kind != Kind::Via as u8 {
+        let line = index.line(via.number as u32);
+        if via.number as u32 >= index.count || line.kind != Kind::Via as u8 {
             return Reason::BadBranch;
         }
         (line.value as u32, line.end as u32)
@@ -418,14 +417,14 @@ fn response<T: Text, W: Tables>(
     let Some(call_id) = index.first(Kind::CallId) else {
         return Reason::OddHeader;
     };
-    let key = tables.key();
+    let keys = tables.keys();
     let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
-    let (call, marks) = cookie::call(key, t, span);
+    let (call, marks) = cookie::call(keys, t, span);
     if marks != 0 || span.is_empty() {
         return Reason::OddHeader;
     }
     plan.call = call;
-    if cookie::branch(key, call, t, plan.next_via.branch) != ours {
+    if cookie::branch(keys, call, t, plan.next_via.branch) != ours {
         return Reason::BadBranch;
     }
     let Ok(next_hop) = way_back(t, &plan.next_via) else {

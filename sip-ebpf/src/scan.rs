@@ -5,7 +5,7 @@
 //! and [`crate::message`]). Every result lies in an [`Index`], which in the kernel is map memory: the verifier keeps
 //! no track of that, so its states do not multiply.
 
-use crate::repeat::{repeat, step};
+use crate::repeat::{repeat, repeat_few, step};
 use crate::text::{HIGHS, LOWER, Text, below, equal, first, head, literal};
 
 /// How many header lines a message may have.
@@ -82,6 +82,11 @@ pub enum Kind {
 /// Length of the tables by kind.
 pub const KINDS: usize = 16;
 
+/// See [`Index::kinds`].
+pub const REPEATED: u32 = 16;
+/// See [`Index::kinds`].
+pub const APART: u32 = 32;
+
 impl Kind {
     /// All kinds in the order of their numbers.
     pub const ALL: [Self; KINDS] = [
@@ -102,6 +107,12 @@ impl Kind {
         Self::Authorization,
         Self::ProxyAuthorization,
     ];
+
+    /// Its bit in [`Index::kinds`].
+    #[inline(always)]
+    pub const fn bit(self) -> u64 {
+        1 << self as u32
+    }
 }
 
 /// One header line.
@@ -116,12 +127,12 @@ pub struct Line {
     pub end: u16,
     /// A [`Kind`].
     pub kind: u8,
-    /// [`FOLDED`] or zero.
-    pub flags: u8,
+    /// Which header line it is, counted from one.
+    pub number: u8,
 }
 
-/// In [`Line::flags`] and [`Index::flags`]: the value goes on in another line (7.3.1).
-pub const FOLDED: u8 = 1;
+/// In [`Index::flags`]: a value goes on in another line (7.3.1).
+pub const FOLDED: u32 = 1;
 
 /// What a start line is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -190,7 +201,7 @@ pub struct Index {
     pub body: u32,
     /// How many of `lines` count.
     pub count: u32,
-    /// [`FOLDED`] if any line is.
+    /// [`FOLDED`] or zero.
     pub flags: u32,
     /// Why the scan failed: an [`Error`], or 0.
     pub error: u32,
@@ -198,9 +209,13 @@ pub struct Index {
     pub len: u32,
     /// Of use to the scan alone: the start of the line being read.
     line: u32,
-    /// By kind, [`Kind::Other`] excepted: number of the first line, plus one, in the lowest byte; of the last line, plus one,
-    /// in the next; how many there are in the third.
-    pub kinds: [u32; KINDS],
+    /// A bit for each kind that is there, [`Kind::Other`] excepted; [`REPEATED`] bits higher, for each that
+    /// has several lines; [`APART`] bits higher, for each whose lines do not all follow each other.
+    pub kinds: u64,
+    /// By kind: its first line. Only of those that `kinds` says are there.
+    first: [Line; KINDS],
+    /// By kind: the number of its last line. Only of those that `kinds` says are repeated.
+    last: [u8; KINDS],
     /// The header lines in their order. Entries past `count` are what an earlier scan left.
     pub lines: [Line; MAX_LINES as usize],
 }
@@ -227,8 +242,10 @@ impl Index {
             error: 0,
             len: 0,
             line: 0,
-            kinds: [0; KINDS],
-            lines: [Line { start: 0, value: 0, end: 0, kind: 0, flags: 0 }; MAX_LINES as usize],
+            kinds: 0,
+            first: [Line { start: 0, value: 0, end: 0, kind: 0, number: 0 }; KINDS],
+            last: [0; KINDS],
+            lines: [Line { start: 0, value: 0, end: 0, kind: 0, number: 0 }; MAX_LINES as usize],
         }
     }
 
@@ -237,39 +254,40 @@ impl Index {
         self.lines.get(..self.count as usize).unwrap_or(&self.lines)
     }
 
-    /// How many lines of a kind there are.
+    /// Whether there is a line of a kind.
     #[inline(always)]
-    pub fn seen(&self, kind: Kind) -> u32 {
-        self.kinds[kind as usize] >> 16
+    pub fn has(&self, kind: Kind) -> bool {
+        self.kinds & kind.bit() != 0
     }
 
-    /// The number of the first line of a kind, plus one; 0 for none.
+    /// Whether there are several lines of a kind.
     #[inline(always)]
-    pub fn first_number(&self, kind: Kind) -> u32 {
-        self.kinds[kind as usize] & 0xff
+    pub fn repeated(&self, kind: Kind) -> bool {
+        self.kinds >> REPEATED & kind.bit() != 0
     }
 
-    /// The number of the last line of a kind, plus one; 0 for none.
+    /// Whether lines of other kinds stand between the lines of a kind.
     #[inline(always)]
-    pub fn last_number(&self, kind: Kind) -> u32 {
-        self.kinds[kind as usize] >> 8 & 0xff
+    pub fn apart(&self, kind: Kind) -> bool {
+        self.kinds >> APART & kind.bit() != 0
     }
 
     /// The first line of a kind.
     #[inline(always)]
     pub fn first(&self, kind: Kind) -> Option<Line> {
-        let number = self.first_number(kind);
-        (number != 0).then(|| self.line(number - 1))
+        self.has(kind).then(|| self.first[kind as usize])
     }
 
     /// The last line of a kind.
     #[inline(always)]
     pub fn last(&self, kind: Kind) -> Option<Line> {
-        let number = self.last_number(kind);
-        (number != 0).then(|| self.line(number - 1))
+        match self.repeated(kind) {
+            true => Some(self.line((self.last[kind as usize] as u32).wrapping_sub(1))),
+            false => self.first(kind),
+        }
     }
 
-    /// The line at a number, masked into the table.
+    /// The line at a place, counted from zero and masked into the table.
     #[inline(always)]
     pub fn line(&self, at: u32) -> Line {
         // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
@@ -285,12 +303,7 @@ impl Index {
         self.error = 0;
         self.len = len;
         self.body = 0;
-        // Volatile, or the compiler makes a call of it that BPF does not have.
-        let words = (&raw mut self.kinds).cast::<u64>();
-        for i in 0..KINDS / 2 {
-            // SAFETY: 16 entries of four bytes, 8-aligned by their place behind 12 such entries.
-            unsafe { words.add(i).write_volatile(0) };
-        }
+        self.kinds = 0;
     }
 }
 
@@ -373,7 +386,7 @@ fn control<T: Text>(t: T, at: u32) -> Error {
 #[inline(always)]
 fn find_control<T: Text>(t: T, at: u32) -> u32 {
     let mut state = (t, at);
-    repeat(MAX_TEXT / 32 + 2, &mut state, |(t, at)| {
+    repeat_few::<2, _, _>(MAX_TEXT / 32 + 2, &mut state, |(t, at)| {
         // Four words a round, looked at together; which byte it is comes after.
         if t.borrows_four(*at) & HIGHS == 0 {
             step(at, 32);
@@ -393,9 +406,57 @@ fn find_control<T: Text>(t: T, at: u32) -> u32 {
     t.fresh(state.1)
 }
 
+/// The first space, control character or zero at or behind `at`.
+#[inline(always)]
+fn find_blank<T: Text>(t: T, at: u32) -> u32 {
+    let mut state = (t, t.fresh(at));
+    repeat(MAX_TEXT / 16 + 2, &mut state, |(t, at)| {
+        let [a, b] = t.pair(*at);
+        let (a, b) = (below(a, 0x21), below(b, 0x21));
+        if a | b == 0 {
+            step(at, 16);
+            return true;
+        }
+        step(at, if a != 0 { first(a) } else { 8 + first(b) });
+        false
+    });
+    t.fresh(state.1)
+}
+
+/// How a status line starts.
+const STATUS_LINE: u64 = literal(b"sip/2.0 ");
+
 /// `method SP uri SP SIP/2.0` or `SIP/2.0 SP code SP phrase` (7.1, 7.2).
 #[inline(always)]
 fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
+    let word = t.word(0);
+    // As nearly every request starts: each part ends by the first byte that cannot be in it.
+    let marks = below(word, 0x21);
+    if marks != 0 && word | LOWER != STATUS_LINE {
+        let method_end = first(marks);
+        let uri = method_end + 1;
+        let uri_end = find_blank(t, uri);
+        let right = t.byte(method_end) == b' '
+            && method_end != 0
+            && uri_end > uri
+            && t.word(uri_end) | LOWER == literal(b" sip/2.0")
+            && t.word(uri_end + 8) as u16 == CRLF;
+        if right {
+            index.headers = uri_end + 10;
+            index.line = uri_end + 10;
+            index.method_end = method_end;
+            index.uri = uri;
+            index.uri_end = uri_end;
+            index.method = short_method(head(word, method_end)) as u32;
+            return Ok(());
+        }
+    }
+    other_start_line(t, word, index)
+}
+
+/// The start line of a response, of a method longer than seven bytes, or one that is wrong.
+#[inline(always)]
+fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), Error> {
     let mut end = find_control(t, t.fresh(0));
     if t.word(end) as u16 != CRLF && t.more() {
         end = find_control(t, t.fresh(0));
@@ -406,8 +467,7 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     }
     index.headers = end + 2;
     index.line = end + 2;
-    let word = t.word(0);
-    if word | LOWER == literal(b"sip/2.0 ") {
+    if word | LOWER == STATUS_LINE {
         // Status-Line = SIP-Version SP Status-Code SP Reason-Phrase; the phrase may be empty.
         let (code, n) = crate::text::digits(t.word(8));
         if n != 3 || t.byte(11) != b' ' || !(100..700).contains(&code) {
@@ -453,42 +513,57 @@ fn other_version<T: Text>(t: T, at: u32, end: u32) -> Error {
 /// Methods are case-sensitive (7.1).
 #[inline(always)]
 fn method<T: Text>(word: u64, t: T, len: u32) -> Method {
-    if len > 8 {
-        return match (len, word, t.byte(8)) {
-            (9, w, b'E') if w == literal(b"SUBSCRIB") => Method::Subscribe,
-            _ => Method::Extension,
-        };
-    }
-    let name = head(word, len);
-    const INVITE: u64 = literal(b"INVITE");
-    const ACK: u64 = literal(b"ACK");
-    const BYE: u64 = literal(b"BYE");
-    const CANCEL: u64 = literal(b"CANCEL");
-    const OPTIONS: u64 = literal(b"OPTIONS");
-    const REGISTER: u64 = literal(b"REGISTER");
-    const PRACK: u64 = literal(b"PRACK");
-    const UPDATE: u64 = literal(b"UPDATE");
-    const INFO: u64 = literal(b"INFO");
-    const NOTIFY: u64 = literal(b"NOTIFY");
-    const REFER: u64 = literal(b"REFER");
-    const MESSAGE: u64 = literal(b"MESSAGE");
-    const PUBLISH: u64 = literal(b"PUBLISH");
-    match name {
-        INVITE => Method::Invite,
-        ACK => Method::Ack,
-        BYE => Method::Bye,
-        CANCEL => Method::Cancel,
-        OPTIONS => Method::Options,
-        REGISTER => Method::Register,
-        PRACK => Method::Prack,
-        UPDATE => Method::Update,
-        INFO => Method::Info,
-        NOTIFY => Method::Notify,
-        REFER => Method::Refer,
-        MESSAGE => Method::Message,
-        PUBLISH => Method::Publish,
+    match (len, t.byte(8)) {
+        (0..8, _) => short_method(head(word, len)),
+        (8, _) if word == literal(b"REGISTER") => Method::Register,
+        (9, b'E') if word == literal(b"SUBSCRIB") => Method::Subscribe,
         _ => Method::Extension,
     }
+}
+
+/// A method of at most seven bytes, by its hash.
+#[inline(always)]
+fn short_method(name: u64) -> Method {
+    let at = name.wrapping_mul(METHODS_HASH) >> (64 - METHODS_BITS);
+    // SAFETY: METHODS_BITS bits count the entries.
+    let (entry, method) = unsafe { *METHODS.as_ptr().add(at as usize) };
+    if entry == name { method } else { Method::Extension }
+}
+
+const METHODS_BITS: u32 = 5;
+
+/// Gives each name in [`METHODS`] an entry of its own; found by trying.
+const METHODS_HASH: u64 = 0xf813_0c42_3773_0edf;
+
+/// Methods of at most seven bytes by their hash.
+static METHODS: [(u64, Method); 1 << METHODS_BITS] = methods();
+
+const fn methods() -> [(u64, Method); 1 << METHODS_BITS] {
+    const TEXTS: [(&[u8], Method); 12] = [
+        (b"INVITE", Method::Invite),
+        (b"ACK", Method::Ack),
+        (b"BYE", Method::Bye),
+        (b"CANCEL", Method::Cancel),
+        (b"OPTIONS", Method::Options),
+        (b"PRACK", Method::Prack),
+        (b"UPDATE", Method::Update),
+        (b"INFO", Method::Info),
+        (b"NOTIFY", Method::Notify),
+        (b"REFER", Method::Refer),
+        (b"MESSAGE", Method::Message),
+        (b"PUBLISH", Method::Publish),
+    ];
+    let mut methods = [(0, Method::Extension); 1 << METHODS_BITS];
+    let mut i = 0;
+    while i < TEXTS.len() {
+        let (text, method) = TEXTS[i];
+        let name = literal(text);
+        let at = (name.wrapping_mul(METHODS_HASH) >> (64 - METHODS_BITS)) as usize;
+        assert!(methods[at].0 == 0, "two methods have one hash");
+        methods[at] = (name, method);
+        i += 1;
+    }
+    methods
 }
 
 /// One header line; false when there are no more.
@@ -497,6 +572,10 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
     let mut end = find_control(t, start);
     if t.word(end) as u16 != CRLF {
+        if t.more() {
+            // Once more, with what stood as zeros.
+            return true;
+        }
         end = find_end(t, start, end);
         if t.word(end) as u16 != CRLF {
             index.error = control(t, end) as u32;
@@ -528,34 +607,47 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
         }
     };
     let value = skip_blank(t, colon_end);
-    let line = start as u64 | (value as u64) << 16 | (end as u64) << 32 | (kind as u64) << 48;
-    // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array. A line is these
-    // eight bytes; one store in place of five.
-    unsafe {
-        index
-            .lines
-            .as_mut_ptr()
-            .add(confine(count, MAX_LINES - 1) as usize)
-            .cast::<u64>()
-            .write(line.to_le());
-    }
     let number = count + 1;
     index.count = number;
-    if kind == Kind::Other as u32 {
-        return true;
-    }
-    // SAFETY: masked below KINDS, a power of two, the length of the table.
+    // A line is these eight bytes; one store in place of five.
+    let line = start as u64
+        | (value as u64) << 16
+        | (end as u64) << 32
+        | (kind as u64 | (number as u64) << 8) << 48;
+    // SAFETY: the place is below MAX_LINES, a power of two, so it is in the array.
     unsafe {
-        let entry = index.kinds.as_mut_ptr().add(confine(kind, KINDS as u32 - 1) as usize);
-        let old = *entry;
-        // The first and the last one are the same at first.
-        *entry = if old == 0 {
-            number * 0x101 + (1 << 16)
-        } else {
-            ((old & !0xff00) | number << 8) + (1 << 16)
-        };
+        let place = confine(count, MAX_LINES - 1) as usize;
+        index.lines.as_mut_ptr().add(place).cast::<u64>().write(line.to_le());
+    }
+    if kind != Kind::Other as u32 {
+        note_kind(index, kind, line, number);
     }
     true
+}
+
+/// Keeps the first and the last line of each kind.
+#[inline(always)]
+fn note_kind(index: &mut Index, kind: u32, line: u64, number: u32) {
+    let kind = confine(kind, KINDS as u32 - 1);
+    let (kinds, bit) = (index.kinds, 1u64 << kind);
+    // SAFETY: masked below KINDS, a power of two, the length of the table; a line is eight bytes.
+    let first = unsafe { index.first.as_mut_ptr().add(kind as usize) };
+    if kinds & bit == 0 {
+        index.kinds = kinds | bit;
+        // SAFETY: as above, and aligned as such.
+        unsafe { first.cast::<u64>().write(line.to_le()) };
+        return;
+    }
+    // SAFETY: as above, for a table of the same length.
+    let last = unsafe { &mut *index.last.as_mut_ptr().add(kind as usize) };
+    let before = match kinds >> REPEATED & bit {
+        // SAFETY: as above.
+        0 => unsafe { (*first).number },
+        _ => *last,
+    };
+    let apart = before as u32 + 1 != number;
+    index.kinds = kinds | bit << REPEATED | (apart as u64) << (kind + APART);
+    *last = number as u8;
 }
 
 /// Where a line ends that has a control character at `at`: there, unless it may have it.
@@ -566,16 +658,14 @@ fn find_end<T: Text>(t: T, start: u32, at: u32) -> u32 {
         if t.word(*at) as u16 == CRLF {
             return false;
         }
-        if !t.more() {
-            let byte = t.byte(*at);
-            // Legal white space (25.1, LWS), or a control character behind a backslash: a
-            // quoted-pair (25.1), which may be any but CR and LF. The line goes on.
-            let paired = byte != b'\r' && byte != b'\n' && *at > *start && t.byte(*at - 1) == b'\\';
-            if !(byte == b'\t' || paired) || *at >= t.len() {
-                return false;
-            }
-            step(at, 1);
+        let byte = t.byte(*at);
+        // Legal white space (25.1, LWS), or a control character behind a backslash: a
+        // quoted-pair (25.1), which may be any but CR and LF. The line goes on.
+        let paired = byte != b'\r' && byte != b'\n' && *at > *start && t.byte(*at - 1) == b'\\';
+        if !(byte == b'\t' || paired) || *at >= t.len() {
+            return false;
         }
+        step(at, 1);
         *at = find_control(*t, t.fresh(*at));
         true
     });
@@ -589,12 +679,19 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
         index.error = Error::HeaderName as u32;
         return false;
     }
-    index.flags |= FOLDED as u32;
+    index.flags |= FOLDED;
     // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
     let line =
         unsafe { &mut *index.lines.as_mut_ptr().add(confine(count - 1, MAX_LINES - 1) as usize) };
     line.end = end as u16;
-    line.flags |= FOLDED;
+    let line = *line;
+    // SAFETY: masked below KINDS, a power of two, the length of the table.
+    let first = unsafe {
+        &mut *index.first.as_mut_ptr().add(confine(line.kind as u32, KINDS as u32 - 1) as usize)
+    };
+    if first.number as u32 == count {
+        *first = line;
+    }
     true
 }
 

@@ -19,9 +19,11 @@
 //! | `SCRATCH`, `HOPS`, `KNOWN` | per-CPU arrays | | working memory | kernel |
 //! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
 
+use crate::hash::Keys;
+
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
 /// layout.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
 pub const MAX_PBX: u32 = 64;
@@ -95,8 +97,8 @@ pub struct Config {
     /// Changes after each change of `LOCALS`, `SOURCES` or `PBX_BY_ADDR`: what a CPU has read from
     /// them is good for as long as this stays the same. Never zero once configured.
     pub generation: u32,
-    /// Key of every hash and signature (SipHash-1-3); equal on all nodes of a cluster.
-    pub key: [u64; 2],
+    /// Keys of every hash and signature; equal on all nodes of a cluster.
+    pub keys: Keys,
 }
 
 /// What a PBX is being used for. The number is what the tables hold.

@@ -8,17 +8,19 @@ mod users;
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
-use crate::config::{AdminState, Config, ConfigError, DEFAULT_PATH, DEFAULT_SOCKET};
+use crate::config::{
+    AdminState, Config, ConfigError, DEFAULT_PATH, DEFAULT_SOCKET, PbxConfig, PbxLimits, Problem,
+};
 use crate::control::protocol::{Request, Response, SHOWN};
 use crate::control::{client, human};
-use crate::{fastpath, run};
+use crate::{fastpath, import, run};
 use users::Users;
 
 /// SIP proxy and load balancer with an XDP fast path.
@@ -64,6 +66,11 @@ enum Verb {
     Reload,
     /// Remove a program that a daemon left attached (xdp.keep).
     Detach(ConfigFile),
+    /// Take over what another proxy has.
+    Import {
+        #[command(subcommand)]
+        from: Import,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -71,6 +78,21 @@ struct ConfigFile {
     /// The configuration file.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Import {
+    /// The list of Kamailio's module dispatcher, as [[pbx]] sections for the configuration file.
+    KamailioDispatcher {
+        /// The list.
+        file: PathBuf,
+        /// Take the destinations of this set.
+        #[arg(long, allow_negative_numbers = true)]
+        set: Option<i64>,
+        /// Add them to the daemon that runs, until it ends.
+        #[arg(long)]
+        apply: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -126,6 +148,12 @@ enum Backends {
         /// Start it without new calls.
         #[arg(long)]
         draining: bool,
+        /// Calls at a time; 0 is no limit.
+        #[arg(long, default_value_t = 0)]
+        max_calls: u32,
+        /// New calls in a second; 0 is no limit.
+        #[arg(long, default_value_t = 0)]
+        calls_per_second: u32,
     },
     /// Remove a PBX.
     Remove {
@@ -142,6 +170,7 @@ pub fn main() -> ExitCode {
         Verb::Run(file) => return daemon(&file, json),
         Verb::Check(file) => check(&file, json),
         Verb::Detach(file) => detach(&file, json),
+        Verb::Import { from } => take_over(&cli.socket, from, json),
         Verb::Users { file, order } => {
             users::main(&file.config, &cli.socket, order.unwrap_or(Users::List), json)
         }
@@ -216,12 +245,74 @@ fn backends(order: Backends) -> Request {
         Backends::Drain { id } => Request::Drain { id },
         Backends::Enable { id } => Request::Enable { id },
         Backends::Disable { id } => Request::Disable { id },
-        Backends::Add { id, address, weight, draining } => {
+        Backends::Add { id, address, weight, draining, max_calls, calls_per_second } => {
             let state = if draining { AdminState::Draining } else { AdminState::Active };
-            Request::Add { id, address, weight, state }
+            Request::Add { id, address, weight, state, max_calls, calls_per_second }
         }
         Backends::Remove { id } => Request::Remove { id },
     }
+}
+
+fn take_over(socket: &Path, from: Import, json: bool) -> Result<bool> {
+    let Import::KamailioDispatcher { file, set, apply } = from;
+    let imported = match read_list(&file, set) {
+        Ok(imported) => imported,
+        Err(error) => {
+            tell_problems(&error, json);
+            return Ok(false);
+        }
+    };
+    if apply {
+        add_all(socket, &imported.pbxs)?;
+        for note in imported.notes {
+            eprintln!("sipline: {note}");
+        }
+        return ask(socket, &Request::Backends, json);
+    }
+    if json {
+        let pbxs = imported.pbxs.iter().map(|pbx| {
+            json!({
+                "id": pbx.id,
+                "address": pbx.address,
+                "weight": pbx.weight,
+                "state": pbx.state,
+                "max_calls": pbx.limits.max_calls,
+            })
+        });
+        print(&json!({ "pbxs": pbxs.collect::<Vec<_>>(), "notes": imported.notes }));
+    } else {
+        say(&import::toml(&imported));
+    }
+    Ok(true)
+}
+
+fn read_list(file: &Path, set: Option<i64>) -> Result<import::Imported, ConfigError> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => import::kamailio_dispatcher(file, &text, set),
+        Err(error) => {
+            let reason = format!("cannot be read: {error}");
+            let problems = vec![Problem { line: 0, column: 0, reason }];
+            Err(ConfigError { file: file.to_owned(), problems })
+        }
+    }
+}
+
+/// One after another; the first that is refused ends it, and what was added stays.
+fn add_all(socket: &Path, pbxs: &[PbxConfig]) -> Result<()> {
+    for (done, pbx) in pbxs.iter().enumerate() {
+        let PbxConfig { id, address, weight, state, limits } = pbx.clone();
+        let PbxLimits { max_calls, calls_per_second } = limits;
+        let request = Request::Add { id, address, weight, state, max_calls, calls_per_second };
+        let so_far = || {
+            let (id, count) = (&pbx.id, pbxs.len());
+            format!("{id} at {address} (of {count} PBXs {done} were added)")
+        };
+        let response = client::ask(socket, &request).with_context(so_far)?;
+        if let Some(failure) = response.error {
+            anyhow::bail!("{}: {}", so_far(), failure.message);
+        }
+    }
+    Ok(())
 }
 
 fn registrations(order: Option<Registrations>) -> Request {
@@ -235,7 +326,7 @@ fn registrations(order: Option<Registrations>) -> Request {
     }
 }
 
-fn ask(socket: &std::path::Path, request: &Request, json: bool) -> Result<bool> {
+fn ask(socket: &Path, request: &Request, json: bool) -> Result<bool> {
     let Response { result, error, .. } = client::ask(socket, request)?;
     if let Some(outcome) = result {
         if json {
@@ -282,12 +373,93 @@ fn say(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::time::Instant;
+
     use clap::CommandFactory;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::config::Probe;
+    use crate::control::protocol::{self, Outcome};
+    use crate::control::server::Server;
+    use crate::core::dispatcher::Dispatcher;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// A daemon's end of the control socket that adds what it is told to real PBXs.
+    async fn with_daemon<T: Send + 'static>(
+        socket: &Path,
+        order: impl FnOnce() -> T + Send + 'static,
+    ) -> (T, Vec<PbxConfig>) {
+        let local = "192.0.2.1:5060".parse().unwrap();
+        let dispatcher = Rc::new(RefCell::new(Dispatcher::new(&[local], Probe::default())));
+        let added = Rc::new(RefCell::new(Vec::new()));
+        let (pbxs, all) = (dispatcher.clone(), added.clone());
+        let answer = move |request| {
+            if let Request::Add { id, address, weight, state, max_calls, calls_per_second } =
+                request
+            {
+                let limits = PbxLimits { max_calls, calls_per_second };
+                let pbx = PbxConfig { id, address, weight, state, limits };
+                if let Err(refusal) = pbxs.borrow_mut().add(Instant::now(), &pbx) {
+                    return Response::failed(refusal.to_string());
+                }
+                all.borrow_mut().push(pbx);
+            }
+            Response::done(Outcome::Backends(protocol::Backends { backends: Vec::new() }))
+        };
+        let done = LocalSet::new()
+            .run_until(async {
+                let server = Server::bind(socket).unwrap();
+                let task =
+                    tokio::task::spawn_local(async move { server.serve(Rc::new(answer)).await });
+                let done = tokio::task::spawn_blocking(order).await.unwrap();
+                task.abort();
+                let _ = task.await;
+                done
+            })
+            .await;
+        let added = added.take();
+        (done, added)
+    }
+
+    #[tokio::test]
+    async fn imported_pbxs_are_added() {
+        let dir = std::env::temp_dir().join(format!("sipline-import-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (socket, file) = (dir.join("control.sock"), dir.join("dispatcher.list"));
+        let read = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            read_list(&file, Some(1))
+        };
+        let add = |pbxs: &[PbxConfig]| {
+            let (socket, pbxs) = (socket.clone(), pbxs.to_vec());
+            move || add_all(&socket, &pbxs)
+        };
+        let good = "1 sip:192.0.2.11 0 0 weight=50;maxload=9\n2 sip:h\n1 sip:192.0.2.12 4\n";
+        let pbxs = read(good).unwrap().pbxs;
+        let (done, added) = with_daemon(&socket, add(&pbxs)).await;
+        done.unwrap();
+        assert_eq!(added, pbxs);
+        assert_eq!((added.len(), added[1].state), (2, AdminState::Disabled));
+        // There is no address of ours to reach the second one from.
+        let mixed = "1 sip:192.0.2.11\n1 sip:[2001:db8::1]\n1 sip:192.0.2.12\n";
+        let (done, added) = with_daemon(&socket, add(&read(mixed).unwrap().pbxs)).await;
+        let error = done.unwrap_err().to_string();
+        let place = "pbx2 at [2001:db8::1]:5060 (of 3 PBXs 1 were added): ";
+        assert!(error.starts_with(place) && error.contains("no IPv6 address"), "{error}");
+        assert_eq!(added.len(), 1);
+        // A daemon or a list that is not there.
+        let alone = add(&pbxs)().unwrap_err();
+        assert!(format!("{alone:#}").contains("no daemon answers"), "{alone:#}");
+        std::fs::remove_dir_all(&dir).unwrap();
+        let gone = read_list(&file, None).unwrap_err().to_string();
+        assert!(gone.contains("dispatcher.list: cannot be read"), "{gone}");
     }
 
     #[test]
@@ -315,11 +487,21 @@ mod tests {
             "stats --json",
             "reload",
             "detach --config x",
+            "import kamailio-dispatcher dispatcher.list",
+            "import kamailio-dispatcher x --set -1 --apply --json",
+            "backends add pbx3 192.0.2.13:5060 --max-calls 30 --calls-per-second 5",
         ] {
             let words = std::iter::once("sipline").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
-        for line in ["", "backends add pbx3", "backends add a 1.2.3.4:5 --weight 17", "walk"] {
+        for line in [
+            "",
+            "backends add pbx3",
+            "backends add a 1.2.3.4:5 --weight 17",
+            "import kamailio-dispatcher",
+            "import x",
+            "walk",
+        ] {
             let words = std::iter::once("sipline").chain(line.split_terminator(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use sip_ebpf::tables::{DEFAULT_CALL_BUCKETS, MAX_LOCALS, MAX_PBX, MAX_SOURCES};
 use toml::Spanned;
 
+use crate::core::accounting;
 use crate::core::digest::Secret;
 use crate::core::family::{ByFamily, Family};
 use crate::core::stateful::PbxCredentials;
@@ -32,6 +33,9 @@ pub const DEFAULT_SOCKET: &str = "/run/sipline/control.sock";
 /// The largest call table: 2^20 buckets are 64 MiB and eight million calls.
 const MAX_CALL_BUCKETS: u32 = 1 << 20;
 
+/// The highest number of calls that a limit can name.
+pub(crate) const MAX_LIMIT: i64 = 1_000_000;
+
 /// A whole configuration, checked.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
@@ -45,6 +49,10 @@ pub struct Config {
     pub pbx_credentials: HashMap<Box<str>, PbxCredentials>,
     /// How PBXs are watched.
     pub probe: Probe,
+    /// How calls are given to them.
+    pub dispatch: Dispatch,
+    /// What is kept of calls.
+    pub accounting: accounting::Rules,
     /// The registrar, if there is one.
     pub registrar: Option<Registrar>,
     /// What its users have to prove.
@@ -55,6 +63,8 @@ pub struct Config {
     pub xdp: Xdp,
     /// The control socket.
     pub control: Control,
+    /// Metrics over HTTP.
+    pub metrics: Metrics,
     /// The log.
     pub log: Log,
 }
@@ -92,6 +102,18 @@ pub struct PbxConfig {
     pub weight: u8,
     /// What its owner wants of it.
     pub state: AdminState,
+    /// How many calls it takes.
+    pub limits: PbxLimits,
+}
+
+/// How many calls a PBX takes; 0 is no limit. They count the calls that the daemon places with memory: what
+/// comes from trusted networks is forgotten at once.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct PbxLimits {
+    /// At a time.
+    pub max_calls: u32,
+    /// New ones in a second, and as many at once.
+    pub calls_per_second: u32,
 }
 
 /// What the owner of a PBX wants of it.
@@ -130,6 +152,37 @@ impl Default for Probe {
             fall: 5,
             rise: 1,
             accept: Accept::default(),
+        }
+    }
+}
+
+/// `[dispatch]`
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Dispatch {
+    /// How long a PBX may take for its first response to an INVITE, before another one is tried.
+    pub answer_timeout: Duration,
+    /// How long a call may ring.
+    pub ring_timeout: Duration,
+    /// Calls in a row that a PBX answers with 500, 502, 503 or 504 before it is out. Silence, and a 503 with
+    /// Retry-After, count at once.
+    pub fall: u32,
+    /// How long it is out, before it has a call on trial; doubled each time that it fails again soon.
+    pub pause: Duration,
+    /// The longest such time, a Retry-After included. One that was good for longer than this starts anew.
+    pub longest_pause: Duration,
+    /// Transactions at a time; with more, new requests get 503.
+    pub max_transactions: usize,
+}
+
+impl Default for Dispatch {
+    fn default() -> Self {
+        Self {
+            answer_timeout: Duration::from_secs(3),
+            ring_timeout: Duration::from_secs(40),
+            fall: 3,
+            pause: Duration::from_secs(5),
+            longest_pause: Duration::from_secs(60),
+            max_transactions: 400_000,
         }
     }
 }
@@ -211,6 +264,13 @@ pub enum Loops {
 pub struct Control {
     /// The Unix socket that the other verbs talk to.
     pub socket: PathBuf,
+}
+
+/// `[metrics]`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Metrics {
+    /// Where `/metrics`, `/health` and `/ready` are served, over TCP; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[log]`
@@ -477,9 +537,15 @@ struct RawFile {
     auth: Option<Spanned<RawAuth>>,
     store: Option<RawStore>,
     #[serde(default)]
+    dispatch: RawDispatch,
+    #[serde(default)]
+    accounting: RawAccounting,
+    #[serde(default)]
     xdp: RawXdp,
     #[serde(default)]
     control: RawControl,
+    #[serde(default)]
+    metrics: RawMetrics,
     #[serde(default)]
     log: RawLog,
 }
@@ -512,8 +578,28 @@ struct RawPbx {
     weight: Option<Spanned<i64>>,
     #[serde(default)]
     state: AdminState,
+    max_calls: Option<Spanned<i64>>,
+    calls_per_second: Option<Spanned<i64>>,
     username: Option<Spanned<String>>,
     password: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDispatch {
+    answer_timeout: Option<Spanned<Period>>,
+    ring_timeout: Option<Spanned<Period>>,
+    fall: Option<Spanned<i64>>,
+    pause: Option<Spanned<Period>>,
+    longest_pause: Option<Spanned<Period>>,
+    max_transactions: Option<Spanned<i64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAccounting {
+    max_calls: Option<Spanned<i64>>,
+    longest_call: Option<Spanned<Period>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -546,6 +632,12 @@ struct RawXdp {
 #[serde(deny_unknown_fields)]
 struct RawControl {
     socket: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    listen: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -658,6 +750,31 @@ impl Problems<'_> {
         net
     }
 
+    /// A time that must lie in a range; `fallback` when it is not given or wrong.
+    fn period(
+        &mut self,
+        given: Option<&Spanned<Period>>,
+        name: &str,
+        range: std::ops::RangeInclusive<Duration>,
+        fallback: Duration,
+    ) -> Duration {
+        match given {
+            None => fallback,
+            Some(period) if range.contains(&period.get_ref().0) => period.get_ref().0,
+            Some(period) => {
+                // No bound of a range here is finer than a millisecond.
+                let shown = |bound: &Duration| match (bound.as_millis(), bound.as_secs()) {
+                    (milliseconds, _) if milliseconds % 1000 != 0 => format!("{milliseconds}ms"),
+                    (_, seconds @ 3600..) if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+                    (_, seconds) => format!("{seconds}s"),
+                };
+                let (low, high) = (shown(range.start()), shown(range.end()));
+                self.at(period, format!("{name} goes from \"{low}\" to \"{high}\""));
+                fallback
+            }
+        }
+    }
+
     /// A number that must lie in a range; `fallback` when it is not given or wrong.
     fn number(
         &mut self,
@@ -699,8 +816,11 @@ impl RawFile {
             trust: self.trust.check(problems),
             pbx,
             probe: self.probe.check(problems),
+            dispatch: self.dispatch.check(problems),
+            accounting: self.accounting.check(problems),
             xdp: self.xdp.check(problems),
             control: self.control.check(problems),
+            metrics: self.metrics.check(problems),
             log: Log { level: self.log.level, format: self.log.format },
             sip,
         }
@@ -850,6 +970,7 @@ fn check_pbxs(
         }
         let (low, high) = (i64::from(*WEIGHTS.start()), i64::from(*WEIGHTS.end()));
         let weight = problems.number(pbx.weight.as_ref(), "weight", low..=high, 1);
+        let limits = pbx.limits(problems);
         let Some(address) = problems.address(&pbx.address) else {
             continue;
         };
@@ -875,9 +996,92 @@ fn check_pbxs(
             address,
             weight: u8::try_from(weight).unwrap_or(*WEIGHTS.end()),
             state: pbx.state,
+            limits,
         });
     }
     checked
+}
+
+impl RawPbx {
+    fn limits(&self, problems: &mut Problems<'_>) -> PbxLimits {
+        let mut limit = |given: &Option<Spanned<i64>>, name| {
+            let limit = problems.number(given.as_ref(), name, 0..=MAX_LIMIT, 0);
+            u32::try_from(limit).unwrap_or(0)
+        };
+        PbxLimits {
+            max_calls: limit(&self.max_calls, "max_calls"),
+            calls_per_second: limit(&self.calls_per_second, "calls_per_second"),
+        }
+    }
+}
+
+impl RawDispatch {
+    fn check(self, problems: &mut Problems<'_>) -> Dispatch {
+        let default = Dispatch::default();
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        // Below, one lost datagram would be a dead PBX; above, callers have given up.
+        let answer_timeout = problems.period(
+            self.answer_timeout.as_ref(),
+            "answer_timeout",
+            ms(600)..=s(32),
+            default.answer_timeout,
+        );
+        // Timer C of RFC 3261 16.6 ends it in any case.
+        let ring_timeout = problems.period(
+            self.ring_timeout.as_ref(),
+            "ring_timeout",
+            s(1)..=s(180),
+            default.ring_timeout,
+        );
+        let fall = problems.number(self.fall.as_ref(), "fall", 1..=1000, i64::from(default.fall));
+        let pause = problems.period(self.pause.as_ref(), "pause", s(1)..=s(3600), default.pause);
+        let longest_pause = problems.period(
+            self.longest_pause.as_ref(),
+            "longest_pause",
+            s(1)..=s(3600),
+            default.longest_pause.max(pause),
+        );
+        if let Some(given) = &self.longest_pause
+            && longest_pause < pause
+        {
+            problems.at(given, "longest_pause is shorter than pause");
+        }
+        let max_transactions = problems.number(
+            self.max_transactions.as_ref(),
+            "max_transactions",
+            100..=500_000,
+            default.max_transactions as i64,
+        );
+        Dispatch {
+            answer_timeout,
+            ring_timeout,
+            fall: u32::try_from(fall).unwrap_or(default.fall),
+            pause,
+            longest_pause,
+            max_transactions: usize::try_from(max_transactions).unwrap_or(default.max_transactions),
+        }
+    }
+}
+
+impl RawAccounting {
+    fn check(self, problems: &mut Problems<'_>) -> accounting::Rules {
+        let default = accounting::Rules::default();
+        let max_calls = problems.number(
+            self.max_calls.as_ref(),
+            "max_calls",
+            1..=MAX_LIMIT,
+            default.max_calls as i64,
+        );
+        let day = Duration::from_secs(86_400);
+        let longest_call = problems.period(
+            self.longest_call.as_ref(),
+            "longest_call",
+            Duration::from_secs(60)..=day,
+            default.longest_call,
+        );
+        let max_calls = usize::try_from(max_calls).unwrap_or(default.max_calls);
+        accounting::Rules { max_calls, longest_call }
+    }
 }
 
 fn check_credentials(
@@ -1037,6 +1241,21 @@ impl RawControl {
     }
 }
 
+impl RawMetrics {
+    fn check(self, problems: &mut Problems<'_>) -> Metrics {
+        let Some(listen) = self.listen else { return Metrics::default() };
+        let address = problems.address(&listen);
+        match address {
+            Some(address) if address.port() == 0 => problems.at(&listen, "the port cannot be 0"),
+            Some(address) if address.ip().is_multicast() => {
+                problems.at(&listen, format!("{address} is a multicast address"));
+            }
+            _ => {}
+        }
+        Metrics { listen: address }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1069,14 +1288,20 @@ mod tests {
         let config = Config::parse(Path::new("sipline.example.toml"), text).unwrap();
         assert_eq!(config.pbx.len(), 2);
         assert_eq!(config.pbx[1].weight, 1);
+        assert_eq!(config.pbx[0].limits, PbxLimits::default());
         assert_eq!(config.probe, Probe::default());
+        assert_eq!(config.dispatch, Dispatch::default());
+        assert_eq!(config.accounting, accounting::Rules::default());
         assert_eq!(config.xdp, Xdp { interfaces: vec!["eth0".into()], ..Xdp::default() });
         assert_eq!(config.log, Log::default());
         assert_eq!(config.control.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.metrics, Metrics::default());
         let minimal = Config::parse(Path::new("f.toml"), MINIMAL).unwrap();
         assert_eq!(minimal.sip.drain, config.sip.drain);
         assert_eq!(minimal.sip.no_destination, config.sip.no_destination);
         assert_eq!(minimal.probe, config.probe);
+        assert_eq!(minimal.dispatch, config.dispatch);
+        assert_eq!(minimal.accounting, config.accounting);
         assert_eq!(minimal.xdp, Xdp::default());
         assert_eq!(minimal.sip.key, None);
     }
@@ -1085,8 +1310,19 @@ mod tests {
     fn the_example_names_every_key() {
         // serde lists the fields that a struct has when it meets one that it has not.
         let text = include_str!("../sipline.example.toml");
-        let sections = ["sip", "trust", "[pbx]", "probe", "registrar", "auth", "store", "xdp"];
-        for section in sections.into_iter().chain(["control", "log"]) {
+        let sections = [
+            "sip",
+            "trust",
+            "[pbx]",
+            "probe",
+            "dispatch",
+            "accounting",
+            "registrar",
+            "auth",
+            "store",
+            "xdp",
+        ];
+        for section in sections.into_iter().chain(["control", "metrics", "log"]) {
             let body = match section {
                 "sip" => "listen = [\"192.0.2.1:5060\"]\n",
                 "store" => "url = \"sqlite:///x\"\n",
@@ -1269,6 +1505,34 @@ mod tests {
     }
 
     #[test]
+    fn calls_and_their_limits() {
+        let pbx = "[[pbx]]\nid = \"a\"\naddress = \"192.0.2.9:5060\"\n";
+        assert_error(&format!("{pbx}max_calls = -1\n"), "6:13", "from 0 to 1000000");
+        assert_error(&format!("{pbx}calls_per_second = 1000001\n"), "6:20", "from 0 to 1000000");
+        let text = format!("{MINIMAL}{pbx}max_calls = 30\ncalls_per_second = 5\n");
+        let config = Config::parse(Path::new("f.toml"), &text).unwrap();
+        assert_eq!(config.pbx[0].limits, PbxLimits { max_calls: 30, calls_per_second: 5 });
+        let dispatch = |line: &str| format!("[dispatch]\n{line}\n");
+        for (line, place, part) in [
+            ("answer_timeout = \"100ms\"", "4:18", "from \"600ms\" to \"32s\""),
+            ("answer_timeout = \"1m\"", "4:18", "from \"600ms\" to \"32s\""),
+            ("ring_timeout = \"200s\"", "4:16", "from \"1s\" to \"180s\""),
+            ("fall = 0", "4:8", "from 1 to 1000"),
+            ("pause = \"2h\"", "4:9", "from \"1s\" to \"1h\""),
+            ("longest_pause = \"0s\"", "4:17", "from \"1s\" to \"1h\""),
+            ("longest_pause = \"2s\"", "4:17", "shorter than pause"),
+            ("max_transactions = 1", "4:20", "from 100 to 500000"),
+        ] {
+            assert_error(&dispatch(line), place, part);
+        }
+        let text = format!("{MINIMAL}{}", dispatch("pause = \"5m\""));
+        let config = Config::parse(Path::new("f.toml"), &text).unwrap();
+        assert_eq!(config.dispatch.longest_pause, Duration::from_secs(300));
+        assert_error("[accounting]\nmax_calls = 0\n", "4:13", "from 1 to 1000000");
+        assert_error("[accounting]\nlongest_call = \"1s\"\n", "4:16", "from \"60s\" to \"24h\"");
+    }
+
+    #[test]
     fn accepted_answers() {
         let accept = Accept::default();
         for code in [200, 302, 404, 405, 481, 603] {
@@ -1300,6 +1564,18 @@ mod tests {
         assert_error(&long, "4:10", "107 bytes");
         assert_error("[log]\nlevel = \"loud\"\n", "4:9", "unknown variant `loud`");
         assert_error("[log]\nformat = \"xml\"\n", "4:10", "unknown variant `xml`");
+    }
+
+    #[test]
+    fn metrics() {
+        assert_error("[metrics]\nlisten = \"9090\"\n", "4:10", "is not an address and port");
+        assert_error("[metrics]\nlisten = \"127.0.0.1:0\"\n", "4:10", "port cannot be 0");
+        assert_error("[metrics]\nlisten = \"[ff02::1]:9090\"\n", "4:10", "multicast");
+        assert_error("[metrics]\nport = 9090\n", "4:1", "unknown field `port`");
+        // All addresses are a choice here: no message names them.
+        let everywhere = format!("{MINIMAL}[metrics]\nlisten = \"[::]:9090\"\n");
+        let config = Config::parse(Path::new("f.toml"), &everywhere).unwrap();
+        assert_eq!(config.metrics.listen, "[::]:9090".parse().ok());
     }
 
     #[test]

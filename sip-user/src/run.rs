@@ -7,15 +7,13 @@ mod registrations;
 mod stateful;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use sip_ebpf::calls;
-use sip_ebpf::reason::{Reason, Way};
 use sip_ebpf::tables::{MAX_PBX, PbxState, flag};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -24,16 +22,15 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{AdminState, Config, Key, LogFormat, PbxConfig};
-use crate::control::protocol::{
-    Backend, Backends, Failure, Outcome, Reloaded, Request, Response, Share, SocketStats, Stats,
-    XdpStats,
-};
+use crate::config::{AdminState, Config, Key, LogFormat, PbxConfig, PbxLimits};
+use crate::control::protocol::{Backends, Failure, Outcome, Reloaded, Request, Response, Stats};
 use crate::control::server::Server;
+use crate::control::status::{Course, Parts, state_name};
+use crate::control::{http, metrics};
 use crate::core::authenticator::{Away, Ticket};
 use crate::core::counters::Event;
 use crate::core::digest::Secret;
-use crate::core::dispatcher::{Command, Dispatcher, Origin, Refusal, Unreachable};
+use crate::core::dispatcher::{Command, Dispatcher, Refusal, Unreachable};
 use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
 use crate::core::sources::Sources;
 use crate::core::stateful::Command as StatefulCommand;
@@ -63,6 +60,13 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
     let socket = &config.control.socket;
     let server =
         Server::bind(socket).with_context(|| format!("control socket {}", socket.display()))?;
+    let pages = match config.metrics.listen {
+        Some(address) => {
+            let bound = http::Server::bind(address).await;
+            Some(bound.with_context(|| format!("metrics.listen: cannot listen on {address}"))?)
+        }
+        None => None,
+    };
     let node = Rc::new(RefCell::new(Node::open(path, config)?));
     let wake = node.borrow().wake.clone();
 
@@ -90,9 +94,21 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
     }
     tasks.add(keep_time(node.clone(), wake));
     tasks.add(reload_on(hangup, node.clone()));
-    let answering = node.clone();
-    let answer = Rc::new(move |request| answering.borrow_mut().answer(request));
+    // A client that is connected when the daemon ends must not keep the node.
+    let asked = Rc::downgrade(&node);
+    let answer = Rc::new(move |request| match asked.upgrade() {
+        Some(node) => node.borrow_mut().answer(request),
+        None => Response::failed("the daemon has ended"),
+    });
     tasks.add(async move { server.serve(answer).await });
+    if let Some(pages) = pages {
+        let asked = Rc::downgrade(&node);
+        let answer = Rc::new(move |page| match asked.upgrade() {
+            Some(node) => metrics::page(page, &mut node.borrow_mut().parts()),
+            None => metrics::ended(),
+        });
+        tasks.add(async move { pages.serve(answer).await });
+    }
     notify_supervisor("READY=1");
     {
         let node = node.borrow();
@@ -132,6 +148,7 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
     tasks.end().await;
     let Ok(node) = Rc::try_unwrap(node) else { anyhow::bail!("a task still holds the node") };
     let mut node = node.into_inner();
+    node.close_records();
     if let Some(keeper) = node.keeper.take() {
         keeper.stop().await;
     }
@@ -229,15 +246,13 @@ struct Node {
     sockets: Rc<[Udp]>,
     batch: Batch,
     out: Vec<Transmit>,
+    course: Course,
     /// What the stateful half needs of the world, if it is configured.
     keeper: Option<Keeper>,
     /// Questions of the stateful half, until there is a task that answers them.
     asked: Option<UnboundedReceiver<Question>>,
-    started: Instant,
-    stopping: bool,
     /// Whether the kernel's tables may differ from what is decided here.
     tables_behind: bool,
-    write_failures: u64,
     /// The timer is looked at anew.
     wake: Rc<Notify>,
     /// What the timer is set to.
@@ -281,16 +296,21 @@ impl Node {
             sockets: sockets.into(),
             batch: Batch::default(),
             out: Vec::new(),
+            course: Course {
+                started: now,
+                started_at: SystemTime::now(),
+                beaten: now,
+                stopping: false,
+                write_failures: 0,
+            },
             keeper,
             asked,
-            started: now,
-            stopping: false,
             tables_behind: false,
-            write_failures: 0,
             wake: Rc::default(),
             armed: None,
             config,
         };
+        node.dispatcher.set_call_rules(node.config.dispatch);
         let loaded = node.dispatcher.reload(now, &node.config.pbx, node.config.probe.clone());
         loaded.context("PBXs")?;
         if let Err(error) = node.write_tables() {
@@ -317,7 +337,7 @@ impl Node {
 
     /// New calls are refused from now on.
     fn stop(&mut self) {
-        self.stopping = true;
+        self.course.stopping = true;
         self.dispatcher.set_accepting(false);
         self.carry_out();
     }
@@ -407,6 +427,9 @@ impl Node {
         let now = Instant::now();
         loop {
             let mut any = false;
+            if let Some(stateful) = self.proxy.stateful_mut() {
+                stateful.handle_calls(now, &mut self.dispatcher);
+            }
             while let Some(command) = self.dispatcher.poll_command() {
                 any = true;
                 self.obey(command);
@@ -445,9 +468,18 @@ impl Node {
             }
             (StatefulCommand::Save(row), Some(keeper)) => keeper.save(now, &row),
             (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(&key),
+            (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(&cdr),
             // Both are there, or neither is.
             (_, None) => {}
         }
+    }
+
+    /// We end: calls that go on are recorded as far as they are.
+    fn close_records(&mut self) {
+        if let Some(stateful) = self.proxy.stateful_mut() {
+            stateful.stop(Instant::now());
+        }
+        self.carry_out();
     }
 
     /// The store has answered.
@@ -542,12 +574,13 @@ impl Node {
                 "the kernel's table is not written"
             );
             self.tables_behind = true;
-            self.write_failures += 1;
+            self.course.write_failures += 1;
         }
     }
 
     /// Vouches for the daemon; before that, makes good what could not be written.
     fn beat(&mut self) {
+        self.course.beaten = Instant::now();
         if self.tables_behind {
             match self.write_tables() {
                 Ok(()) => {
@@ -555,7 +588,7 @@ impl Node {
                     tracing::info!("the kernel's tables are whole again");
                 }
                 Err(error) => {
-                    self.write_failures += 1;
+                    self.course.write_failures += 1;
                     tracing::debug!(error = format!("{error:#}"), "the kernel's tables");
                 }
             }
@@ -577,13 +610,15 @@ impl Node {
             Request::Drain { id } => order(self, &id, AdminState::Draining),
             Request::Enable { id } => order(self, &id, AdminState::Active),
             Request::Disable { id } => order(self, &id, AdminState::Disabled),
-            Request::Add { id, address, weight, state } => {
+            Request::Add { id, address, weight, state, max_calls, calls_per_second } => {
                 if self.config.sip.listen.contains(&address) {
                     let fault = "this is an address of ours: calls would loop";
                     Err(Refusal::BadAddress { address, fault })
                 } else {
                     tracing::info!(id, %address, weight, "added by hand");
-                    self.dispatcher.add(now, &PbxConfig { id, address, weight, state }).map(|_| ())
+                    let limits = PbxLimits { max_calls, calls_per_second };
+                    let pbx = PbxConfig { id, address, weight, state, limits };
+                    self.dispatcher.add(now, &pbx).map(|_| ())
                 }
             }
             Request::Remove { id } => {
@@ -591,8 +626,12 @@ impl Node {
                 self.dispatcher.remove(&id)
             }
             Request::Stats => {
-                return match self.stats() {
-                    Ok(stats) => Response::done(Outcome::Stats(Box::new(stats))),
+                return match self.parts().status() {
+                    Ok(status) => {
+                        let registrar = self.registrar_stats();
+                        let stats = Stats { registrar, ..status.into_stats() };
+                        Response::done(Outcome::Stats(Box::new(stats)))
+                    }
                     Err(error) => Response::failed(format!("{error:#}")),
                 };
             }
@@ -604,7 +643,7 @@ impl Node {
             Request::Forget { user } => return self.forget(&user),
         };
         self.carry_out();
-        let listed = done.map_err(anyhow::Error::from).and_then(|()| self.backends());
+        let listed = done.map_err(anyhow::Error::from).and_then(|()| self.parts().backends());
         match listed {
             Ok(backends) => Response::done(Outcome::Backends(Backends { backends })),
             Err(error) => Response::failed(format!("{error:#}")),
@@ -643,6 +682,8 @@ impl Node {
             trust: config.trust,
             pbx: config.pbx,
             probe: config.probe,
+            dispatch: config.dispatch,
+            accounting: config.accounting,
             pbx_credentials: config.pbx_credentials,
             registrar: match self.config.registrar {
                 Some(_) => config.registrar.or(self.config.registrar.clone()),
@@ -651,11 +692,15 @@ impl Node {
             auth: crate::config::Auth { trusted: config.auth.trusted, ..self.config.auth.clone() },
             ..self.config.clone()
         };
+        self.dispatcher.set_call_rules(self.config.dispatch);
         self.proxy.set_policy(policy(&self.config));
         if let (Some(stateful), Some(settings)) =
             (self.proxy.stateful_mut(), stateful::settings(&self.config))
         {
             stateful.reload(settings);
+            if let Some(accounting) = stateful.accounting_mut() {
+                accounting.reload(self.config.accounting);
+            }
             // Whoever has changed users in their table wants that to count.
             if let Some(authenticator) = stateful.authenticator_mut() {
                 authenticator.forget_all();
@@ -667,7 +712,7 @@ impl Node {
         self.check_write("all", written);
         self.wake.notify_one();
         tracing::info!(file = %self.path.display(), "reloaded");
-        match self.backends() {
+        match self.parts().backends() {
             Ok(backends) => Response::done(Outcome::Reloaded(Reloaded {
                 file: self.path.display().to_string(),
                 restart_needed,
@@ -677,73 +722,15 @@ impl Node {
         }
     }
 
-    fn backends(&mut self) -> Result<Vec<Backend>> {
-        let kernel = self.fastpath.pbx_calls().context("the kernel's count of calls")?;
-        let now = Instant::now();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let list = self.dispatcher.views().into_iter().map(|view| {
-            let age = now.saturating_duration_since(view.since);
-            let of = |list: &[u64]| list.get(view.slot as usize).copied().unwrap_or(0);
-            Backend {
-                id: view.id.to_owned(),
-                slot: view.slot,
-                address: view.address,
-                weight: view.weight,
-                state: state_name(view.state).to_owned(),
-                reason: view.reason,
-                since: unix.saturating_sub(age).as_secs(),
-                for_ms: milliseconds(age),
-                admin: view.admin,
-                origin: match view.origin {
-                    Origin::File => "file".to_owned(),
-                    Origin::Hand => "hand".to_owned(),
-                },
-                last_probe: view.last_probe.map(|ended| match ended {
-                    Ok(code) => code.to_string(),
-                    Err(fault) => fault.to_string(),
-                }),
-                round_trip_us: view
-                    .round_trip
-                    .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
-                failures: view.failures,
-                kernel_calls: of(&kernel),
-                daemon_calls: of(self.proxy.placed()),
-            }
-        });
-        Ok(list.collect())
-    }
-
-    fn stats(&mut self) -> Result<Stats> {
-        let counters = self.fastpath.counters().context("the kernel's counters")?;
-        let of = |reason: &Reason| counters.get(*reason as usize).copied().unwrap_or(0);
-        let kernel: BTreeMap<_, _> =
-            Reason::ALL.iter().map(|reason| (reason.name().to_owned(), of(reason))).collect();
-        let by_kernel = Reason::ALL.iter().filter(|r| !matches!(r.way(), Way::Up)).map(of).sum();
-        let daemon = self.proxy.counters();
-        let by_daemon =
-            daemon.of_event(Event::Received).saturating_sub(daemon.of_event(Event::ProbeAnswer));
-        let mut sockets = Vec::new();
-        for socket in self.sockets.iter() {
-            let (dropped, receive_buffer) = socket.receive_drops()?;
-            sockets.push(SocketStats { address: socket.local(), dropped, receive_buffer });
+    /// For a look at how everything is.
+    fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            dispatcher: &self.dispatcher,
+            proxy: &self.proxy,
+            fastpath: &mut *self.fastpath,
+            sockets: &self.sockets,
+            course: self.course,
         }
-        Ok(Stats {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: milliseconds(self.started.elapsed()),
-            stopping: self.stopping,
-            xdp: XdpStats {
-                mode: self.fastpath.mode(),
-                interfaces: self.fastpath.attachments().to_vec(),
-                description: self.fastpath.describe(),
-                write_failures: self.write_failures,
-            },
-            share: Share::new(by_kernel, by_daemon),
-            kernel,
-            daemon: self.proxy.counters().named(),
-            registrar: self.registrar_stats(),
-            backends: self.backends()?,
-            sockets,
-        })
     }
 }
 
@@ -793,19 +780,10 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("store", old.store != new.store),
         ("xdp", old.xdp != new.xdp),
         ("control.socket", old.control != new.control),
+        ("metrics.listen", old.metrics != new.metrics),
         ("log", old.log != new.log),
     ];
     all.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect()
-}
-
-fn state_name(state: PbxState) -> &'static str {
-    match state {
-        PbxState::Unused => "unused",
-        PbxState::Active => "active",
-        PbxState::Inactive => "inactive",
-        PbxState::Draining => "draining",
-        PbxState::Disabled => "disabled",
-    }
 }
 
 fn tell(id: &str, from: PbxState, to: PbxState, reason: &str) {
@@ -815,10 +793,6 @@ fn tell(id: &str, from: PbxState, to: PbxState, reason: &str) {
     } else {
         tracing::info!(pbx = id, from, to, reason, "PBX state");
     }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The clock of the kernel's call table.

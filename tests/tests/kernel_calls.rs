@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sip_ebpf::Reason;
 use sip_ebpf::calls;
+use sip_ebpf::hash::Keys;
 use sip_ebpf::tables::PbxState;
 use sipline_tests::fixtures::subject::{CALL_BUCKETS, at};
 use sipline_tests::fixtures::world::{KEY, PBX1, PBX2, PHONE, PROXY, endpoint, pbx};
@@ -248,7 +249,7 @@ fn the_daemon_can_read_the_call_table() {
         let (pbx, _) = pass(subject, PHONE, &Message::invite(PHONE, "read"), Reason::InviteSteered);
         let text: &[u8] = b"read";
         let span = sip_ebpf::header::Span { at: 0, end: 4 };
-        let (hash, _) = sip_ebpf::cookie::call(KEY, text, span);
+        let (hash, _) = sip_ebpf::cookie::call(&Keys::new(KEY), text, span);
         let number = calls::bucket(hash, CALL_BUCKETS - 1);
         let bucket = subject.tables().call_bucket(number).unwrap().expect("a bucket");
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -152,7 +152,7 @@ fn differences(bytes: &[u8], expected: &Table) -> Vec<(String, String, String)> 
 fn facts(bytes: &[u8]) -> BTreeMap<&'static str, Value> {
     let mut facts = BTreeMap::new();
     let mut index = Index::new();
-    let folded = scan(bytes, &mut index).is_ok() && index.flags & FOLDED as u32 != 0;
+    let folded = scan(bytes, &mut index).is_ok() && index.flags & FOLDED != 0;
     facts.insert("folded", Value::Boolean(folded));
     let mut bytes = bytes.to_vec();
     let mut index = Index::new();

@@ -35,6 +35,7 @@ fn sipline(ctx: XdpContext) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return XDP_ABORTED;
     };
+    frame::touch(&ctx);
     let (reason, action) = match packet(&ctx, scratch) {
         Ok(sent) => sent,
         Err(reason) => {

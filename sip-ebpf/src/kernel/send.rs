@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Sink, hops};
-use sip_ebpf::repeat::{repeat, step};
+use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
 use sip_ebpf::tables::Endpoint;
 
@@ -166,7 +166,7 @@ fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
         // A keepalive's answer, or the start line of a response: 32 bytes twice cover it.
         return state.short(len);
     }
-    repeat(FRONT / ROUND + 4, &mut state, |s| s.round());
+    repeat_few::<8, _, _>(FRONT / ROUND + 4, &mut state, |s| s.round());
 }
 
 struct Store<'a> {

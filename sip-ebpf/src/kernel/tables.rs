@@ -2,6 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use sip_ebpf::calls;
+use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{Config, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, source};
 
@@ -81,8 +82,8 @@ pub(super) const KNOWN_LEN: u32 = 1024;
 
 impl Tables for Kernel<'_> {
     #[inline(always)]
-    fn key(&self) -> [u64; 2] {
-        self.config.key
+    fn keys(&self) -> &Keys {
+        &self.config.keys
     }
 
     #[inline(always)]

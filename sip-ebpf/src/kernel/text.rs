@@ -4,7 +4,7 @@
 use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
-use sip_ebpf::repeat::{repeat, step};
+use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::text::{LOWER, SLACK, Text};
 
 use super::asm;
@@ -51,7 +51,7 @@ fn fill(t: Bytes<'_>, from: u32, to: u32) -> bool {
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let start = unsafe { (*t.scratch).frame.l2 } + IP_UDP;
     let mut state = Fill { t, start, at: t.fresh(from), last: t.fresh(to - ROUND), done: false };
-    repeat(TEXT / ROUND + 2, &mut state, |s| s.round());
+    repeat_few::<4, _, _>(TEXT / ROUND + 2, &mut state, |s| s.round());
     t.end(to);
     state.done
 }

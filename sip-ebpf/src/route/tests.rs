@@ -14,10 +14,13 @@ const PHONE: Endpoint = Endpoint::new([10, 10, 1, 2], 5062);
 const STRANGER: Endpoint = Endpoint::new([192, 0, 2, 9], 5060);
 const PBX: [Endpoint; 2] =
     [Endpoint::new([10, 10, 2, 2], 5060), Endpoint::new([10, 10, 3, 2], 5060)];
-const KEY: [u64; 2] = [7, 9];
+fn keys() -> Keys {
+    Keys::new([7, 9])
+}
 
 /// Tables in memory.
 struct Here {
+    keys: Keys,
     alive: bool,
     states: [PbxState; 2],
     turn: Option<u32>,
@@ -26,13 +29,19 @@ struct Here {
 
 impl Default for Here {
     fn default() -> Self {
-        Self { alive: true, states: [PbxState::Active; 2], turn: Some(1), call: Cell::new(None) }
+        Self {
+            keys: keys(),
+            alive: true,
+            states: [PbxState::Active; 2],
+            turn: Some(1),
+            call: Cell::new(None),
+        }
     }
 }
 
 impl Tables for Here {
-    fn key(&self) -> [u64; 2] {
-        KEY
+    fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     fn alive(&self) -> bool {
@@ -88,7 +97,7 @@ fn request(method: &str, to_tag: &str, more: &str) -> String {
 }
 
 fn call_of(call_id: &str) -> u64 {
-    cookie::call(KEY, call_id.as_bytes(), Span { at: 0, end: call_id.len() as u32 }).0
+    cookie::call(&keys(), call_id.as_bytes(), Span { at: 0, end: call_id.len() as u32 }).0
 }
 
 fn text_of(words: &[u64]) -> String {
@@ -98,7 +107,7 @@ fn text_of(words: &[u64]) -> String {
 
 /// A Route of ours for the call `one`.
 fn route_of(cookie: Cookie) -> String {
-    let words = cookie.write(KEY, call_of("one"));
+    let words = cookie.write(&keys(), call_of("one"));
     format!("Route: <sip:10.10.0.1:5060;lr;sl={}>\r\n", text_of(&words))
 }
 
@@ -288,7 +297,7 @@ fn responses() {
     let tables = Here::default();
     let digits = |branch: &str| {
         let span = Span { at: 0, end: branch.len() as u32 };
-        text_of(&hex(cookie::branch(KEY, call_of("one"), branch.as_bytes(), span)))
+        text_of(&hex(cookie::branch(&keys(), call_of("one"), branch.as_bytes(), span)))
     };
     let ours = format!("SIP/2.0/UDP 10.10.0.1:5060;branch=z9hG4bKslk{}", digits("z9hG4bKabc"));
     let answer = |vias: &str| {

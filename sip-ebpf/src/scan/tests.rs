@@ -189,11 +189,12 @@ fn datagrams_that_end_early() {
 fn folded_lines() {
     let text = "BYE sip:a SIP/2.0\r\nTo: a\r\n b\r\n\tc\r\nFrom: d\r\n\r\n";
     let index = scanned(text).unwrap();
-    assert_eq!(index.flags, FOLDED as u32);
+    assert_eq!(index.flags, FOLDED);
     assert_eq!(names(&index), [Kind::To, Kind::From]);
     let [to, from] = index.lines() else { panic!("two headers") };
     assert_eq!(&text[to.value as usize..to.end as usize], "a\r\n b\r\n\tc");
-    assert_eq!((to.flags, from.flags), (FOLDED, 0));
+    assert_eq!((to.number, from.number), (1, 2));
+    assert_eq!(index.first(Kind::To), Some(*to));
     assert_eq!(scanned("BYE sip:a SIP/2.0\r\n a: b\r\n\r\n"), Err(Error::HeaderName));
 }
 
@@ -202,8 +203,12 @@ fn folded_lines() {
 fn kinds_are_counted() {
     let index =
         scanned("BYE sip:a SIP/2.0\r\nVia: 1\r\nTo: 2\r\nv: 3\r\nX: 4\r\nVIA: 5\r\n\r\n").unwrap();
-    assert_eq!((index.seen(Kind::Via), index.seen(Kind::To), index.seen(Kind::Route)), (3, 1, 0));
-    assert_eq!((index.first_number(Kind::Via), index.last_number(Kind::Via)), (1, 5));
+    let of = |kind| (index.has(kind), index.repeated(kind), index.apart(kind));
+    assert_eq!(of(Kind::Via), (true, true, true));
+    assert_eq!(of(Kind::To), (true, false, false));
+    assert_eq!(of(Kind::Route), (false, false, false));
+    let numbers = [index.first(Kind::Via), index.last(Kind::Via)].map(|line| line.unwrap().number);
+    assert_eq!(numbers, [1, 5]);
     assert_eq!(index.first(Kind::Via).map(|line| line.start), Some(19));
     assert_eq!(index.last(Kind::Via), Some(index.lines()[4]));
     assert_eq!(index.first(Kind::Route), None);

@@ -39,7 +39,7 @@ proptest! {
     fn folds_are_reported(made in generate::message()) {
         let mut index = Index::new();
         let folded = made.bytes.windows(3).any(|w| w[..2] == *b"\r\n" && matches!(w[2], b' ' | b'\t'))
-            && { scan::scan(&made.bytes[..], &mut index).unwrap(); index.flags & FOLDED as u32 != 0 };
+            && { scan::scan(&made.bytes[..], &mut index).unwrap(); index.flags & FOLDED != 0 };
         let mut index = Index::new();
         let parsed = Message::parse(&made.bytes, &mut index).map(drop);
         prop_assert_eq!(parsed, if folded { Err(Error::Folded) } else { Ok(()) });

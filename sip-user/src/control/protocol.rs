@@ -44,6 +44,12 @@ pub enum Request {
         /// What its owner wants of it.
         #[serde(default)]
         state: AdminState,
+        /// Calls at a time; 0 is no limit.
+        #[serde(default)]
+        max_calls: u32,
+        /// New calls in a second; 0 is no limit.
+        #[serde(default)]
+        calls_per_second: u32,
     },
     /// A PBX goes away.
     Remove {
@@ -244,7 +250,7 @@ pub struct Backend {
     pub address: SocketAddr,
     /// Its share of new calls.
     pub weight: u8,
-    /// `active`, `inactive`, `draining` or `disabled`.
+    /// `active`, `trial`, `inactive`, `draining` or `disabled`.
     pub state: String,
     /// Why it is inactive.
     pub reason: Option<String>,
@@ -367,7 +373,9 @@ mod tests {
                 id: "p".into(),
                 address: "192.0.2.9:5060".parse().unwrap(),
                 weight: 1,
-                state: AdminState::Active
+                state: AdminState::Active,
+                max_calls: 0,
+                calls_per_second: 0,
             }
         );
         for bad in

@@ -14,6 +14,7 @@
 use std::net::{SocketAddr, SocketAddrV6};
 
 use sip_ebpf::cookie::{COOKIE_DIGITS, Cookie as CookieV4, cookie_key};
+use sip_ebpf::hash::Keys;
 use sip_ebpf::siphash::siphash;
 use sip_ebpf::tables::Endpoint;
 use sip_ebpf::text::{Text, unhex8};
@@ -42,15 +43,15 @@ pub const fn digits(family: Family) -> usize {
 
 impl Cookie {
     /// Its digits, signed with the key for a call, whose hash is [`sip_ebpf::cookie::call`].
-    pub fn write(self, key: [u64; 2], call: u64) -> String {
+    pub fn write(self, keys: &Keys, call: u64) -> String {
         match self.in_family() {
             Ok(v4) => {
-                let words = v4.write(key, call);
+                let words = v4.write(keys, call);
                 words.iter().flat_map(|word| word.to_le_bytes()).map(char::from).collect()
             }
             Err(flow) => {
                 let (bits, slot) = (flow.ip().to_bits(), self.slot & 0xff);
-                let signature = self.sign(flow, key, call);
+                let signature = self.sign(flow, keys, call);
                 format!("{bits:032x}{:04x}{slot:02x}00{signature:016x}", flow.port())
             }
         }
@@ -84,10 +85,10 @@ impl Cookie {
     }
 
     /// Whether we signed it for this call.
-    pub fn signed(self, signature: u64, key: [u64; 2], call: u64) -> bool {
+    pub fn signed(self, signature: u64, keys: &Keys, call: u64) -> bool {
         match self.in_family() {
-            Ok(v4) => v4.signed(signature, key, call),
-            Err(flow) => self.sign(flow, key, call) == signature,
+            Ok(v4) => v4.signed(signature, keys, call),
+            Err(flow) => self.sign(flow, keys, call) == signature,
         }
     }
 
@@ -101,12 +102,12 @@ impl Cookie {
         }
     }
 
-    fn sign(self, flow: SocketAddrV6, key: [u64; 2], call: u64) -> u64 {
+    fn sign(self, flow: SocketAddrV6, keys: &Keys, call: u64) -> u64 {
         let mut text = Vec::with_capacity(19);
         text.extend_from_slice(&flow.ip().octets());
         text.extend_from_slice(&flow.port().to_be_bytes());
         text.push((self.slot & 0xff) as u8);
-        siphash(cookie_key(key, call), &text[..], 0, Text::len(&text[..])).0
+        siphash(cookie_key(keys, call), &text[..], 0, Text::len(&text[..])).0
     }
 }
 
@@ -114,7 +115,9 @@ impl Cookie {
 mod tests {
     use super::*;
 
-    const KEY: [u64; 2] = [3, 4];
+    fn keys() -> Keys {
+        Keys::new([3, 4])
+    }
 
     fn cookie(flow: &str) -> Cookie {
         Cookie { flow: flow.parse().unwrap(), slot: 0x2a }
@@ -124,13 +127,13 @@ mod tests {
     fn a_cookie_is_ours_for_its_call_only() {
         for flow in ["[2001:db8::1:2]:5062", "10.10.1.2:5062"] {
             let cookie = cookie(flow);
-            let text = cookie.write(KEY, 99);
+            let text = cookie.write(&keys(), 99);
             assert_eq!(text.len(), digits(Family::of(cookie.flow)));
             let (read, signature) = Cookie::read(text.as_bytes()).unwrap();
             assert_eq!(read, cookie);
-            assert!(read.signed(signature, KEY, 99));
-            assert!(!read.signed(signature, KEY, 98));
-            assert!(!read.signed(signature, [3, 5], 99));
+            assert!(read.signed(signature, &keys(), 99));
+            assert!(!read.signed(signature, &keys(), 98));
+            assert!(!read.signed(signature, &Keys::new([3, 5]), 99));
             let upper = text.to_uppercase();
             assert_eq!(Cookie::read(upper.as_bytes()), Some((cookie, signature)));
             assert_eq!(Cookie::read(&text.as_bytes()[1..]), None);
@@ -139,14 +142,14 @@ mod tests {
 
     #[test]
     fn every_digit_counts() {
-        let text = cookie("[2001:db8::1:2]:5062").write(KEY, 99);
+        let text = cookie("[2001:db8::1:2]:5062").write(&keys(), 99);
         assert!(text.starts_with("20010db8000000000000000000010002"), "{text}");
         assert!(text[32..].starts_with("13c62a00"), "{text}");
         for at in 0..text.len() {
             let mut forged = text.clone().into_bytes();
             forged[at] = if forged[at] == b'0' { b'1' } else { b'0' };
             let ours = Cookie::read(&forged)
-                .is_some_and(|(cookie, signature)| cookie.signed(signature, KEY, 99));
+                .is_some_and(|(cookie, signature)| cookie.signed(signature, &keys(), 99));
             assert!(!ours, "digit {at}");
             forged[at] = b'g';
             assert_eq!(Cookie::read(&forged), None);
@@ -156,8 +159,8 @@ mod tests {
     #[test]
     fn the_kernels_cookie_is_read_and_written_as_the_kernel_does() {
         let v4 = CookieV4 { flow: Endpoint::new([10, 10, 1, 2], 5062), slot: 42 };
-        let words = v4.write(KEY, 99);
+        let words = v4.write(&keys(), 99);
         let text: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        assert_eq!(cookie("10.10.1.2:5062").write(KEY, 99).as_bytes(), text);
+        assert_eq!(cookie("10.10.1.2:5062").write(&keys(), 99).as_bytes(), text);
     }
 }

@@ -115,6 +115,11 @@ impl Counters {
         self.replies.get(&code).copied().unwrap_or(0)
     }
 
+    /// The answers that we gave, by code.
+    pub fn replies(&self) -> impl Iterator<Item = (u16, u64)> {
+        self.replies.iter().map(|(code, n)| (*code, *n))
+    }
+
     /// All by name: events, decisions, `replied_CODE`. Those that never happened too, but for replies.
     pub fn named(&self) -> BTreeMap<String, u64> {
         let events = Event::ALL.iter().map(|e| (e.name().to_owned(), self.of_event(*e)));

@@ -7,22 +7,39 @@
 //! only: PBXs with IPv6 addresses share the numbering of slots, but are unused there, and have turns of
 //! their own.
 //!
-//! A PBX has two sides. Its owner's will ([`AdminState`]) comes from the configuration or from the
-//! control command. Its health comes from probes and from ICMP. What it is used for ([`PbxState`]) follows
-//! from both.
+//! A PBX has three sides. Its owner's will ([`AdminState`]) comes from the configuration or from the
+//! control command. Its health comes from probes and from ICMP, its standing from its answers to calls: one
+//! that refuses them may answer each OPTIONS. What it is used for ([`PbxState`]) follows from all three.
+//!
+//! Calls are placed in two ways. [`Dispatcher::next_slot`] is for the stateless proxy, which forgets them at
+//! once, as the kernel does. [`Dispatcher::place`] is for who sees what becomes of a call: limits and trials
+//! count those alone, and a PBX on trial has no others while there is another PBX.
+
+mod calls;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod trial;
+mod types;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use sip_ebpf::tables::{Endpoint, MAX_PBX, Pbx, PbxState, SCHEDULE_SLOTS, Schedule};
+use sip_ebpf::tables::{Endpoint, MAX_PBX, Pbx, PbxState, Schedule};
 
+pub use types::{
+    Command, Fault, NoPbx, Origin, Placed, Refusal, Shortage, Ticket, Tried, Unreachable, View,
+};
+
+use super::admission::Rate;
 use super::family::{ByFamily, Family};
 use super::probe::{self, Token};
-use crate::config::{self, AdminState, PbxConfig, Probe};
+use crate::config::{self, AdminState, Dispatch, PbxConfig, PbxLimits, Probe};
+use schedule::interleave;
+use trial::Standing;
 
 /// T1 of RFC 3261 17.1.2.1: how long until a request is repeated over UDP; doubled with each repetition.
 const T1: Duration = Duration::from_millis(500);
@@ -34,164 +51,13 @@ const OWN_LATENESS: Duration = Duration::from_millis(300);
 /// The first probes go out within this time, spread evenly.
 const FIRST_PROBES: Duration = Duration::from_secs(1);
 
-/// What the world has to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Command {
-    /// Send a probe from our address `from` to `to`.
-    Send {
-        /// An address of ours.
-        from: SocketAddr,
-        /// The PBX.
-        to: SocketAddr,
-        /// An OPTIONS request.
-        datagram: Vec<u8>,
-    },
-    /// Write one slot of `PBXS`.
-    Pbx {
-        /// The slot.
-        slot: u32,
-        /// Its value.
-        pbx: Pbx,
-    },
-    /// Write `SCHEDULE`.
-    Schedule(Box<Schedule>),
-    /// Tell people: a PBX is used differently from now on.
-    Changed {
-        /// Its id.
-        id: String,
-        /// What it was used for.
-        from: PbxState,
-        /// What it is used for.
-        to: PbxState,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// Why a PBX is taken for dead.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Fault {
-    /// No answer to a probe.
-    Timeout,
-    /// An answer to a probe that does not count as alive.
-    Answer(u16),
-    /// An ICMP error for a packet to it, or no route.
-    Unreachable(Unreachable),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Timeout => f.write_str("no answer to OPTIONS"),
-            Self::Answer(code) => write!(f, "OPTIONS answered with {code}"),
-            Self::Unreachable(what) => write!(f, "{what} unreachable"),
-        }
-    }
-}
-
-/// What an ICMP error says that cannot be reached.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[allow(missing_docs, reason = "the names say it")]
-pub enum Unreachable {
-    Port,
-    Host,
-    Network,
-    Protocol,
-    /// By a filter.
-    Prohibited,
-}
-
-impl fmt::Display for Unreachable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Port => "port",
-            Self::Host => "host",
-            Self::Network => "network",
-            Self::Protocol => "protocol",
-            Self::Prohibited => "administratively",
-        })
-    }
-}
-
-/// Where a PBX comes from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Origin {
-    /// The configuration file: a reload may change or remove it.
-    File,
-    /// The control command: it stays until it is removed or the daemon ends.
-    Hand,
-}
-
-/// Why an order was refused. Nothing has changed then.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum Refusal {
-    UnknownId(String),
-    IdTaken(String),
-    AddressTaken { address: SocketAddr, by: String },
-    BadId(String),
-    BadAddress { address: SocketAddr, fault: &'static str },
-    BadWeight(u8),
-    Full,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownId(id) => write!(f, "there is no PBX \"{id}\""),
-            Self::IdTaken(id) => write!(f, "there is a PBX \"{id}\" already"),
-            Self::AddressTaken { address, by } => {
-                write!(f, "{address} is the address of PBX \"{by}\" already")
-            }
-            Self::BadId(id) => write!(
-                f,
-                "\"{id}\" cannot be an id: use 1 to 32 letters, digits, dots, dashes and _"
-            ),
-            Self::BadAddress { address, fault } => write!(f, "{address}: {fault}"),
-            Self::BadWeight(weight) => write!(f, "weight is {weight}: it goes from 1 to 16"),
-            Self::Full => write!(f, "there are {MAX_PBX} PBXs already"),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
-
-/// How one PBX is, for people.
-#[derive(Clone, Debug)]
-pub struct View<'a> {
-    /// Its id.
-    pub id: &'a str,
-    /// Its slot in the tables.
-    pub slot: u32,
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its share of new calls.
-    pub weight: u8,
-    /// What it is used for.
-    pub state: PbxState,
-    /// Since when.
-    pub since: Instant,
-    /// Why, where there is something to say.
-    pub reason: Option<String>,
-    /// What its owner wants.
-    pub admin: AdminState,
-    /// Where it comes from.
-    pub origin: Origin,
-    /// Failures in a row.
-    pub failures: u32,
-    /// How the last probe ended.
-    pub last_probe: Option<Result<u16, Fault>>,
-    /// How long the last answered probe took.
-    pub round_trip: Option<Duration>,
-}
-
 /// The PBXs. See the module.
 #[derive(Debug)]
 pub struct Dispatcher {
     /// The address of each family that probes leave from.
     locals: ByFamily<Option<SocketAddr>>,
     rules: Probe,
+    call_rules: Dispatch,
     slots: Vec<Option<Entry>>,
     /// When each slot was left empty, as a count of removals; a slot is taken again as late as possible,
     /// because cookies of calls in progress name it.
@@ -209,6 +75,8 @@ pub struct Dispatcher {
 struct Turns {
     schedule: Schedule,
     turn: usize,
+    /// Whether the last call went to a PBX on trial.
+    was_trial: bool,
 }
 
 #[derive(Debug)]
@@ -220,6 +88,11 @@ struct Entry {
     /// What the file last said, so that a reload changes only what somebody changed in the file.
     file: Option<AdminState>,
     dead: Option<Fault>,
+    standing: Standing,
+    limits: PbxLimits,
+    rate: Rate,
+    /// Held by each call that is there.
+    seats: Arc<()>,
     state: PbxState,
     since: Instant,
     failures: u32,
@@ -242,12 +115,16 @@ struct Outstanding {
 
 impl Entry {
     fn used_for(&self) -> PbxState {
-        match (self.admin, &self.dead) {
-            (AdminState::Disabled, _) => PbxState::Disabled,
-            (_, Some(_)) => PbxState::Inactive,
-            (AdminState::Draining, None) => PbxState::Draining,
-            (AdminState::Active, None) => PbxState::Active,
+        match self.admin {
+            AdminState::Disabled => PbxState::Disabled,
+            _ if self.dead.is_some() || self.standing.is_out() => PbxState::Inactive,
+            AdminState::Draining => PbxState::Draining,
+            AdminState::Active => PbxState::Active,
         }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.admin == AdminState::Active
     }
 
     /// As the kernel has it, which knows nothing of IPv6: there such a slot is unused.
@@ -264,6 +141,7 @@ impl Dispatcher {
         Self {
             locals: ByFamily::first(locals),
             rules,
+            call_rules: Dispatch::default(),
             slots: (0..MAX_PBX).map(|_| None).collect(),
             left: vec![0; MAX_PBX as usize],
             removals: 0,
@@ -384,19 +262,23 @@ impl Dispatcher {
     pub fn handle_timeout(&mut self, now: Instant) {
         for slot in 0..MAX_PBX {
             self.probe_timeout(now, slot);
+            self.standing_timeout(now, slot);
             self.probe_start(now, slot);
         }
     }
 
     /// When [`Dispatcher::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.entries()
-            .filter(|(_, entry)| entry.admin != AdminState::Disabled)
-            .filter_map(|(_, entry)| match &entry.probe {
+        let used = self.entries().filter(|(_, entry)| entry.admin != AdminState::Disabled);
+        used.flat_map(|(_, entry)| {
+            let probe = match &entry.probe {
                 Some(probe) => Some(probe.deadline.min(probe.repeat)),
                 None => self.local_for(entry.address).map(|_| entry.next_probe),
-            })
-            .min()
+            };
+            let out = entry.standing.out().map(|(until, _)| until);
+            [probe, out].into_iter().flatten()
+        })
+        .min()
     }
 
     /// What to do next.
@@ -456,12 +338,12 @@ impl Dispatcher {
 
     // ---- What there is --------------------------------------------------------------------------
 
-    /// The slot whose turn it is among the PBXs of a family, for a new call that the daemon places.
+    /// The slot whose turn it is among the PBXs of a family, for a new call that nobody remembers.
     pub fn next_slot(&mut self, family: Family) -> Option<u32> {
-        let Turns { schedule, turn } = self.turns.get_mut(family);
+        let Turns { schedule, turn, .. } = self.turns.get_mut(family);
         let len = schedule.len as usize;
         if len == 0 {
-            return None;
+            return self.last_resort(family);
         }
         *turn = (*turn + 1) % len;
         schedule.slots.get(*turn).map(|slot| u32::from(*slot))
@@ -504,15 +386,19 @@ impl Dispatcher {
                 weight: e.weight,
                 state: e.state,
                 since: e.since,
-                reason: match (&e.dead, e.state) {
-                    (Some(fault), PbxState::Inactive) => Some(fault.to_string()),
+                reason: match e.state {
+                    PbxState::Inactive => e.dead.as_ref().or(e.standing.fault()),
+                    PbxState::Active => e.standing.fault(),
                     _ => None,
-                },
+                }
+                .map(Fault::to_string),
                 admin: e.admin,
                 origin: if e.file.is_some() { Origin::File } else { Origin::Hand },
                 failures: e.failures,
                 last_probe: e.last_probe.clone(),
                 round_trip: e.round_trip,
+                calls: e.calls(),
+                trial: e.standing.at_once().filter(|_| e.state == PbxState::Active),
             })
             .collect();
         views.sort_by(|a, b| a.id.cmp(b.id));
@@ -628,6 +514,10 @@ impl Dispatcher {
             admin: pbx.state,
             file,
             dead: None,
+            standing: Standing::new(now),
+            limits: pbx.limits,
+            rate: Rate::default(),
+            seats: Arc::default(),
             state: PbxState::Unused,
             since: now,
             failures: 0,
@@ -649,11 +539,14 @@ impl Dispatcher {
             return;
         };
         entry.weight = pbx.weight;
+        entry.limits = pbx.limits;
         let said_before = entry.file.replace(pbx.state);
         if entry.address != pbx.address {
             // Another machine, of which nothing is known.
             entry.address = pbx.address;
             entry.dead = None;
+            entry.standing = Standing::new(now);
+            entry.seats = Arc::default();
             entry.probe = None;
             entry.last_probe = None;
             entry.round_trip = None;
@@ -677,8 +570,11 @@ impl Dispatcher {
             // What was known when it was disabled is old: ask now.
             entry.next_probe = now;
         }
-        if admin == AdminState::Disabled {
-            entry.probe = None;
+        match admin {
+            AdminState::Disabled => entry.probe = None,
+            // Who orders this knows better than its calls did.
+            AdminState::Active => entry.standing = Standing::new(now),
+            AdminState::Draining => {}
         }
         entry.admin = admin;
         self.settle(now, slot, reason);
@@ -717,12 +613,24 @@ impl Dispatcher {
         self.commands.push_back(Command::Changed { id, from, to, reason: reason.to_owned() });
     }
 
+    /// A trial is over: new is only that the PBX is in the schedule.
+    fn passed(&mut self, slot: u32) {
+        let Some(entry) = self.entry(slot).filter(|entry| entry.state == PbxState::Active) else {
+            return;
+        };
+        let (id, from, to) = (entry.id.clone(), entry.state, entry.state);
+        let reason = "it has passed its trial".to_owned();
+        self.commands.push_back(Command::Changed { id, from, to, reason });
+    }
+
     fn reschedule(&mut self) {
         for family in [Family::V4, Family::V6] {
             let mut weights = Vec::new();
             if self.accepting {
                 let of_family = self.entries().filter(|(_, entry)| {
-                    entry.state == PbxState::Active && Family::of(entry.address) == family
+                    entry.state == PbxState::Active
+                        && !entry.standing.is_on_trial()
+                        && Family::of(entry.address) == family
                 });
                 weights.extend(of_family.map(|(slot, e)| (slot as u8, u32::from(e.weight))));
             }
@@ -794,616 +702,4 @@ impl Dispatcher {
 /// FNV-1a of 32 bits: no secret, only the same on every node.
 fn fnv1a(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, b| (hash ^ u32::from(*b)).wrapping_mul(0x0100_0193))
-}
-
-/// Smooth weighted round robin (as nginx does it): each slot as often as its weight says, spread as evenly
-/// as can be. Weights are reduced by their common divisor, and scaled down if a round would not fit.
-fn interleave(weights: &[(u8, u32)]) -> (u32, [u8; SCHEDULE_SLOTS]) {
-    let mut slots = [0; SCHEDULE_SLOTS];
-    let divisor = weights.iter().fold(0, |a, (_, w)| gcd(a, *w)).max(1);
-    let mut weights: Vec<_> = weights.iter().map(|(slot, w)| (*slot, w / divisor)).collect();
-    let sum: u32 = weights.iter().map(|(_, w)| w).sum();
-    if sum as usize > SCHEDULE_SLOTS {
-        // Rounding the small ones up to one adds less than one for each PBX.
-        let room = SCHEDULE_SLOTS as u32 - MAX_PBX;
-        for (_, weight) in &mut weights {
-            *weight = (*weight * room / sum).max(1);
-        }
-    }
-    let len: u32 = weights.iter().map(|(_, w)| w).sum();
-    let mut current: Vec<i64> = vec![0; weights.len()];
-    for place in slots.iter_mut().take(len as usize) {
-        for (now, (_, weight)) in current.iter_mut().zip(&weights) {
-            *now += i64::from(*weight);
-        }
-        // The first of the highest, so that the order of slots decides between equals.
-        let mut best = 0;
-        for (i, now) in current.iter().enumerate() {
-            if *now > current[best] {
-                best = i;
-            }
-        }
-        current[best] -= i64::from(len);
-        *place = weights[best].0;
-    }
-    (len, slots)
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Accept;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn rules() -> Probe {
-        Probe {
-            interval: 15 * SECOND,
-            timeout: 2 * SECOND,
-            fall: 3,
-            rise: 2,
-            accept: Accept::default(),
-        }
-    }
-
-    fn pbx(n: u8) -> PbxConfig {
-        PbxConfig {
-            id: format!("pbx{n}"),
-            address: address(n),
-            weight: 1,
-            state: AdminState::Active,
-        }
-    }
-
-    fn address(n: u8) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, n], 5060))
-    }
-
-    fn local() -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, 254], 5060))
-    }
-
-    fn local6() -> SocketAddr {
-        "[2001:db8::fe]:5060".parse().unwrap()
-    }
-
-    fn address6(n: u8) -> SocketAddr {
-        format!("[2001:db8::{n}]:5060").parse().unwrap()
-    }
-
-    /// A PBX with an IPv6 address.
-    fn pbx6(n: u8) -> PbxConfig {
-        PbxConfig { address: address6(n), ..pbx(n) }
-    }
-
-    /// A dispatcher in a world where time passes only when a test says so.
-    struct World {
-        dispatcher: Dispatcher,
-        now: Instant,
-        sent: Vec<(Instant, SocketAddr, Token)>,
-        changes: Vec<(Duration, String)>,
-        start: Instant,
-        pbxs: [Pbx; MAX_PBX as usize],
-        schedule: Schedule,
-        /// Addresses that answer probes, with the code.
-        alive: Vec<(SocketAddr, u16)>,
-    }
-
-    impl World {
-        fn new(rules: Probe, pbxs: &[PbxConfig]) -> Self {
-            let start = Instant::now();
-            let mut world = Self {
-                dispatcher: Dispatcher::new(&[local(), local6()], rules.clone()),
-                now: start,
-                start,
-                sent: Vec::new(),
-                changes: Vec::new(),
-                pbxs: [Pbx::default(); MAX_PBX as usize],
-                schedule: Schedule::default(),
-                alive: pbxs.iter().map(|p| (p.address, 200)).collect(),
-            };
-            world.dispatcher.reload(start, pbxs, rules).unwrap();
-            world.settle();
-            world
-        }
-
-        /// Applies commands as the daemon does, PBXs answering at once.
-        fn settle(&mut self) {
-            while let Some(command) = self.dispatcher.poll_command() {
-                match command {
-                    Command::Send { from, to, datagram } => {
-                        assert_eq!(from, if to.is_ipv4() { local() } else { local6() });
-                        let text = String::from_utf8(datagram).unwrap();
-                        let at = text.find("branch=").unwrap() + 7;
-                        let token = Token::from_branch(&text.as_bytes()[at..at + 26]).unwrap();
-                        self.sent.push((self.now, to, token));
-                        if let Some((_, code)) = self.alive.iter().find(|(a, _)| *a == to) {
-                            assert!(self.dispatcher.handle_answer(self.now, token, *code));
-                        }
-                    }
-                    Command::Pbx { slot, pbx } => self.pbxs[slot as usize] = pbx,
-                    Command::Schedule(schedule) => self.schedule = *schedule,
-                    Command::Changed { id, from, to, reason } => {
-                        let text = format!("{id} {from:?} {to:?}: {reason}");
-                        self.changes.push((self.now - self.start, text));
-                    }
-                }
-            }
-            // What is mirrored is what is decided.
-            for slot in 0..MAX_PBX {
-                assert_eq!(self.pbxs[slot as usize], self.dispatcher.pbx(slot));
-            }
-            assert_eq!(&self.schedule, self.dispatcher.schedule());
-        }
-
-        /// Lets time pass, waking up when asked to.
-        fn pass(&mut self, time: Duration) {
-            let end = self.now + time;
-            while let Some(next) = self.dispatcher.poll_timeout().filter(|t| *t <= end) {
-                self.now = self.now.max(next);
-                self.dispatcher.handle_timeout(self.now);
-                self.settle();
-            }
-            self.now = end;
-        }
-
-        fn state(&self, n: u8) -> PbxState {
-            let id = format!("pbx{n}");
-            self.dispatcher.views().iter().find(|v| v.id == id).unwrap().state
-        }
-
-        fn turns(&self) -> Vec<u8> {
-            self.schedule.slots[..self.schedule.len as usize].to_vec()
-        }
-
-        fn kill(&mut self, n: u8) {
-            self.alive.retain(|(a, _)| *a != address(n));
-        }
-
-        fn slot(&self, n: u8) -> u8 {
-            self.dispatcher.slot_at(address(n)).unwrap() as u8
-        }
-    }
-
-    #[test]
-    fn first_probes_are_spread_and_then_regular() {
-        let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
-        world.pass(31 * SECOND);
-        let times: Vec<_> =
-            world.sent.iter().map(|(t, _, _)| (*t - world.start).as_millis()).collect();
-        assert_eq!(times, [0, 500, 15_000, 15_500, 30_000, 30_500]);
-        let mut tokens: Vec<_> = world.sent.iter().map(|(_, _, t)| t.0).collect();
-        tokens.sort();
-        tokens.dedup();
-        assert_eq!(tokens.len(), 6);
-    }
-
-    #[test]
-    fn a_silent_pbx_is_out_after_fall_failures_and_in_after_rise_successes() {
-        let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
-        world.pass(SECOND);
-        world.kill(1);
-        // Probes at 15, 30 and 45 s, the last given up at 47 s.
-        world.pass(45 * SECOND);
-        assert_eq!(world.state(1), PbxState::Active);
-        world.pass(SECOND);
-        assert_eq!(world.state(1), PbxState::Inactive);
-        assert_eq!(world.turns(), [world.slot(2)]);
-        assert_eq!(world.dispatcher.views()[0].reason.as_deref(), Some("no answer to OPTIONS"));
-        world.alive.push((address(1), 200));
-        // 60 s: the first success; 75 s: the second.
-        world.pass(20 * SECOND);
-        assert_eq!(world.state(1), PbxState::Inactive);
-        world.pass(10 * SECOND);
-        assert_eq!(world.state(1), PbxState::Active);
-        assert_eq!(
-            world.changes[2..],
-            [
-                (47 * SECOND, "pbx1 Active Inactive: no answer to OPTIONS".to_owned()),
-                (75 * SECOND, "pbx1 Inactive Active: OPTIONS answered with 200".to_owned()),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_probe_is_repeated_within_its_timeout() {
-        let mut world = World::new(rules(), &[pbx(1)]);
-        world.kill(1);
-        world.pass(20 * SECOND);
-        let times: Vec<_> =
-            world.sent.iter().map(|(t, _, _)| (*t - world.start).as_millis()).collect();
-        // T1 = 500 ms, then 1 s; the next would be at 3.5 s, past the timeout (RFC 3261 17.1.2.2).
-        assert_eq!(times, [0, 500, 1500, 15_000, 15_500, 16_500]);
-        assert_eq!(world.sent[0].2, world.sent[2].2);
-        assert_ne!(world.sent[0].2, world.sent[3].2);
-    }
-
-    #[test]
-    fn one_success_between_failures_starts_the_count_anew() {
-        let mut world = World::new(Probe { rise: 1, ..rules() }, &[pbx(1)]);
-        for _ in 0..5 {
-            world.kill(1);
-            world.pass(30 * SECOND);
-            world.alive.push((address(1), 200));
-            world.pass(15 * SECOND);
-        }
-        assert_eq!(world.state(1), PbxState::Active);
-    }
-
-    #[test]
-    fn answers_that_do_not_count_are_failures_and_are_told() {
-        let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
-        world.alive = vec![(address(1), 503), (address(2), 404)];
-        world.pass(60 * SECOND);
-        assert_eq!(world.state(1), PbxState::Inactive);
-        assert_eq!(world.state(2), PbxState::Active);
-        let views = world.dispatcher.views();
-        assert_eq!(views[0].reason.as_deref(), Some("OPTIONS answered with 503"));
-        assert_eq!(views[1].last_probe, Some(Ok(404)));
-    }
-
-    #[test]
-    fn provisional_answers_do_not_decide() {
-        let mut world = World::new(Probe { fall: 1, ..rules() }, &[pbx(1)]);
-        world.alive = vec![(address(1), 100)];
-        world.pass(18 * SECOND);
-        assert_eq!(world.state(1), PbxState::Inactive);
-    }
-
-    #[test]
-    fn icmp_counts_at_once_and_asks_at_once() {
-        let mut world = World::new(Probe { rise: 1, ..rules() }, &[pbx(1), pbx(2)]);
-        world.pass(5 * SECOND);
-        world.kill(1);
-        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
-        world.settle();
-        assert_eq!(world.state(1), PbxState::Inactive);
-        assert_eq!(world.turns(), [world.slot(2)]);
-        world.sent.clear();
-        world.pass(Duration::ZERO);
-        assert_eq!(world.sent.len(), 1);
-        assert_eq!(world.sent[0].1, address(1));
-        // The probe provokes another error: no probe follows upon that one at once.
-        for _ in 0..3 {
-            world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
-            world.settle();
-            world.pass(Duration::ZERO);
-        }
-        assert_eq!(world.sent.len(), 1);
-        // An error from somewhere else changes nothing.
-        world.dispatcher.handle_unreachable(world.now, address(9), Unreachable::Host);
-        world.settle();
-        assert_eq!(world.state(2), PbxState::Active);
-    }
-
-    #[test]
-    fn a_forged_icmp_error_is_undone_by_the_probe() {
-        let mut world = World::new(Probe { rise: 1, ..rules() }, &[pbx(1)]);
-        world.pass(5 * SECOND);
-        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Host);
-        world.settle();
-        assert_eq!(world.state(1), PbxState::Inactive);
-        assert!(world.turns().is_empty());
-        world.pass(Duration::ZERO);
-        assert_eq!(world.state(1), PbxState::Active);
-    }
-
-    #[test]
-    fn our_own_lateness_is_not_held_against_a_pbx() {
-        let mut world = World::new(Probe { fall: 1, ..rules() }, &[pbx(1)]);
-        world.pass(SECOND);
-        world.kill(1);
-        world.pass(14 * SECOND);
-        // We sleep for a minute with a probe out.
-        world.now += 60 * SECOND;
-        world.dispatcher.handle_timeout(world.now);
-        world.alive.push((address(1), 200));
-        world.settle();
-        assert_eq!(world.state(1), PbxState::Active);
-        assert!(world.sent.last().unwrap().0 == world.now, "asked again at once");
-    }
-
-    #[test]
-    fn answers_to_nothing_are_not_ours() {
-        let mut world = World::new(rules(), &[pbx(1)]);
-        world.pass(SECOND);
-        assert!(!world.dispatcher.handle_answer(world.now, Token(1), 200));
-        // Late: the transaction is over.
-        let token = world.sent[0].2;
-        assert!(!world.dispatcher.handle_answer(world.now, token, 200));
-    }
-
-    #[test]
-    fn drain_disable_enable() {
-        let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
-        world.pass(SECOND);
-        let order = |world: &mut World, admin| {
-            let now = world.now;
-            world.dispatcher.set_admin(now, "pbx1", admin).unwrap();
-            world.settle();
-        };
-        order(&mut world, AdminState::Draining);
-        assert_eq!(world.state(1), PbxState::Draining);
-        assert_eq!(world.turns(), [world.slot(2)]);
-        order(&mut world, AdminState::Disabled);
-        assert_eq!(world.state(1), PbxState::Disabled);
-        world.sent.clear();
-        world.pass(60 * SECOND);
-        assert!(world.sent.iter().all(|(_, to, _)| *to != address(1)), "disabled is not probed");
-        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
-        assert_eq!(world.state(1), PbxState::Disabled);
-        order(&mut world, AdminState::Active);
-        assert_eq!(world.state(1), PbxState::Active);
-        world.sent.clear();
-        world.pass(Duration::ZERO);
-        assert_eq!(world.sent.len(), 1, "asked at once");
-        let error = world.dispatcher.set_admin(world.now, "pbx9", AdminState::Active);
-        assert_eq!(error, Err(Refusal::UnknownId("pbx9".into())));
-    }
-
-    #[test]
-    fn a_draining_pbx_that_dies_and_comes_back_is_draining() {
-        let mut world = World::new(
-            Probe { rise: 1, ..rules() },
-            &[PbxConfig { state: AdminState::Draining, ..pbx(1) }],
-        );
-        world.pass(SECOND);
-        world.kill(1);
-        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
-        world.settle();
-        assert_eq!(world.state(1), PbxState::Inactive);
-        world.alive.push((address(1), 200));
-        world.pass(16 * SECOND);
-        assert_eq!(world.state(1), PbxState::Draining);
-    }
-
-    #[test]
-    fn add_and_remove() {
-        let mut world = World::new(rules(), &[pbx(1)]);
-        let now = world.now;
-        let slot = world.dispatcher.add(now, &pbx(2)).unwrap();
-        world.alive.push((address(2), 200));
-        world.settle();
-        assert_eq!(world.turns().len(), 2);
-        assert_eq!(world.pbxs[slot as usize].endpoint(), Endpoint::new([10, 0, 0, 2], 5060));
-        let refused = |world: &mut World, pbx| world.dispatcher.add(now, &pbx).unwrap_err();
-        assert_eq!(refused(&mut world, pbx(1)), Refusal::IdTaken("pbx1".into()));
-        assert_eq!(
-            refused(&mut world, PbxConfig { id: "other".into(), ..pbx(1) }),
-            Refusal::AddressTaken { address: address(1), by: "pbx1".into() }
-        );
-        assert_eq!(
-            refused(&mut world, PbxConfig { id: "a b".into(), ..pbx(3) }),
-            Refusal::BadId("a b".into())
-        );
-        assert_eq!(refused(&mut world, PbxConfig { weight: 17, ..pbx(3) }), Refusal::BadWeight(17));
-        let nowhere = PbxConfig { address: "[fe80::1]:5060".parse().unwrap(), ..pbx(3) };
-        assert!(matches!(refused(&mut world, nowhere), Refusal::BadAddress { .. }));
-        world.dispatcher.remove("pbx2").unwrap();
-        world.settle();
-        assert_eq!(world.turns(), [world.slot(1)]);
-        assert_eq!(world.pbxs[slot as usize], Pbx::default());
-        assert_eq!(world.dispatcher.remove("pbx2"), Err(Refusal::UnknownId("pbx2".into())));
-    }
-
-    #[test]
-    fn there_is_room_for_all_and_no_more() {
-        let all: Vec<_> = (1..=64).map(pbx).collect();
-        let mut world = World::new(rules(), &all);
-        assert_eq!(world.turns().len(), 64);
-        let error = world.dispatcher.add(world.now, &pbx(65));
-        assert_eq!(error, Err(Refusal::Full));
-        let mut more = all.clone();
-        more.push(pbx(65));
-        assert_eq!(world.dispatcher.reload(world.now, &more, rules()), Err(Refusal::Full));
-        assert_eq!(world.dispatcher.views().len(), 64);
-    }
-
-    #[test]
-    fn slots_follow_the_id_and_not_the_order() {
-        let forward = World::new(rules(), &[pbx(1), pbx(2), pbx(3)]);
-        let backward = World::new(rules(), &[pbx(3), pbx(2), pbx(1)]);
-        let without = World::new(rules(), &[pbx(3)]);
-        for n in 1..=3 {
-            assert_eq!(forward.slot(n), backward.slot(n));
-        }
-        assert_eq!(forward.slot(3), without.slot(3));
-    }
-
-    #[test]
-    fn a_slot_is_reused_as_late_as_possible() {
-        let mut world = World::new(rules(), &[pbx(1)]);
-        let first = world.slot(1);
-        world.dispatcher.remove("pbx1").unwrap();
-        // The same id again, on another machine: calls in progress must not reach it.
-        world.dispatcher.add(world.now, &PbxConfig { address: address(9), ..pbx(1) }).unwrap();
-        assert_ne!(world.slot(9), first);
-    }
-
-    #[test]
-    fn reload_keeps_what_is_known() {
-        let mut world = World::new(rules(), &[pbx(1), pbx(2), pbx(3)]);
-        world.pass(SECOND);
-        world.kill(1);
-        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
-        world.dispatcher.set_admin(world.now, "pbx2", AdminState::Draining).unwrap();
-        let by_hand = PbxConfig { id: "hand".into(), ..pbx(7) };
-        world.dispatcher.add(world.now, &by_hand).unwrap();
-        world.settle();
-        let since = world.dispatcher.views()[1].since;
-        // pbx3 goes, pbx4 comes, pbx2 gets a weight.
-        let file = [pbx(1), PbxConfig { weight: 3, ..pbx(2) }, pbx(4)];
-        world.pass(SECOND);
-        world.dispatcher.reload(world.now, &file, rules()).unwrap();
-        world.settle();
-        let ids: Vec<_> = world.dispatcher.views().iter().map(|v| v.id.to_owned()).collect();
-        assert_eq!(ids, ["hand", "pbx1", "pbx2", "pbx4"]);
-        assert_eq!(world.state(1), PbxState::Inactive);
-        assert_eq!(world.dispatcher.views()[1].since, since);
-        assert_eq!(world.state(2), PbxState::Draining, "an order by hand outlives a reload");
-        assert_eq!(world.state(4), PbxState::Active);
-        // The file speaks about pbx2 itself: that counts.
-        let file = [PbxConfig { state: AdminState::Disabled, ..pbx(2) }];
-        world.dispatcher.reload(world.now, &file, rules()).unwrap();
-        world.settle();
-        assert_eq!(world.state(2), PbxState::Disabled);
-        assert_eq!(world.dispatcher.views().len(), 2);
-    }
-
-    #[test]
-    fn reload_that_is_refused_changes_nothing() {
-        let mut world = World::new(rules(), &[pbx(1)]);
-        let by_hand = PbxConfig { id: "hand".into(), ..pbx(7) };
-        world.dispatcher.add(world.now, &by_hand).unwrap();
-        world.settle();
-        let error = world.dispatcher.reload(world.now, &[pbx(7)], rules());
-        assert_eq!(error, Err(Refusal::AddressTaken { address: address(7), by: "hand".into() }));
-        assert_eq!(world.dispatcher.poll_command(), None);
-        assert_eq!(world.dispatcher.views().len(), 2);
-        // The file may take a PBX over by its id.
-        let file = [pbx(1), PbxConfig { id: "hand".into(), ..pbx(7) }];
-        world.dispatcher.reload(world.now, &file, rules()).unwrap();
-        world.dispatcher.reload(world.now, &[pbx(1)], rules()).unwrap();
-        world.settle();
-        assert_eq!(world.dispatcher.views().len(), 1);
-    }
-
-    #[test]
-    fn a_changed_address_is_another_machine() {
-        let mut world = World::new(rules(), &[pbx(1)]);
-        world.pass(SECOND);
-        world.kill(1);
-        world.dispatcher.handle_unreachable(world.now, address(1), Unreachable::Port);
-        world.settle();
-        let file = [PbxConfig { address: address(9), ..pbx(1) }];
-        world.dispatcher.reload(world.now, &file, rules()).unwrap();
-        world.settle();
-        assert_eq!(world.state(1), PbxState::Active);
-        assert_eq!(world.dispatcher.slot_at(address(1)), None);
-        world.sent.clear();
-        world.pass(Duration::ZERO);
-        assert_eq!(world.sent[0].1, address(9));
-    }
-
-    #[test]
-    fn nobody_new_while_stopping() {
-        let mut world = World::new(rules(), &[pbx(1)]);
-        assert!(world.dispatcher.next_slot(Family::V4).is_some());
-        world.dispatcher.set_accepting(false);
-        world.settle();
-        assert_eq!(world.dispatcher.next_slot(Family::V4), None);
-        assert_eq!(world.state(1), PbxState::Active, "its calls go on");
-    }
-
-    #[test]
-    fn turns_go_around() {
-        let mut world = World::new(rules(), &[pbx(1), PbxConfig { weight: 2, ..pbx(2) }]);
-        let mut count = [0; MAX_PBX as usize];
-        for _ in 0..300 {
-            count[world.dispatcher.next_slot(Family::V4).unwrap() as usize] += 1;
-        }
-        assert_eq!(count[world.slot(1) as usize], 100);
-        assert_eq!(count[world.slot(2) as usize], 200);
-    }
-
-    #[test]
-    fn each_family_has_its_turns_and_the_kernel_those_of_ipv4() {
-        // Settling checks that the kernel has what is decided.
-        let mut world = World::new(rules(), &[pbx(1), pbx6(2), pbx6(3)]);
-        world.pass(SECOND);
-        assert_eq!(world.sent.len(), 3, "all are probed, each from our address of its family");
-        let slot = |world: &World, n| world.dispatcher.slot_at(address6(n)).unwrap();
-        let (two, three) = (slot(&world, 2), slot(&world, 3));
-        let turns = |world: &mut World, family| {
-            let mut turns: Vec<_> =
-                (0..4).filter_map(|_| world.dispatcher.next_slot(family)).collect();
-            turns.sort_unstable();
-            turns
-        };
-        let one = u32::from(world.slot(1));
-        assert_eq!(turns(&mut world, Family::V4), [one; 4]);
-        let mut both = [two, two, three, three];
-        both.sort_unstable();
-        assert_eq!(turns(&mut world, Family::V6), both);
-        // The kernel: one PBX, one turn.
-        assert_eq!(world.turns(), [world.slot(1)]);
-        let used = world.pbxs.iter().filter(|pbx| **pbx != Pbx::default()).count();
-        assert_eq!(used, 1);
-        let (v4, v6) = (Family::V4, Family::V6);
-        assert_eq!(world.dispatcher.pbx_of(two, v6), Some((address6(2), PbxState::Active)));
-        assert_eq!(world.dispatcher.pbx_of(two, v4), None);
-        assert_eq!(world.dispatcher.pbx_of(one, v6), None);
-        // ICMPv6 counts at once, and for its family.
-        world.alive.retain(|(a, _)| *a != address6(2));
-        world.dispatcher.handle_unreachable(world.now, address6(2), Unreachable::Port);
-        world.settle();
-        assert_eq!(world.state(2), PbxState::Inactive);
-        assert_eq!(turns(&mut world, Family::V6), [three; 4]);
-        world.dispatcher.set_admin(world.now, "pbx3", AdminState::Draining).unwrap();
-        world.settle();
-        assert_eq!(turns(&mut world, Family::V6), [0; 0]);
-        assert_eq!(turns(&mut world, Family::V4), [one; 4]);
-        assert!(world.dispatcher.has(Family::V6));
-    }
-
-    #[test]
-    fn a_pbx_that_moves_to_ipv6_leaves_the_kernel() {
-        let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
-        let slot = world.slot(1);
-        world.dispatcher.reload(world.now, &[pbx6(1), pbx(2)], rules()).unwrap();
-        world.settle();
-        assert_eq!(world.dispatcher.slot_at(address6(1)), Some(u32::from(slot)));
-        assert_eq!(world.pbxs[usize::from(slot)], Pbx::default());
-        assert_eq!(world.turns(), [world.slot(2)]);
-        assert_eq!(world.dispatcher.next_slot(Family::V6), Some(u32::from(slot)));
-        world.dispatcher.reload(world.now, &[pbx(1), pbx(2)], rules()).unwrap();
-        world.settle();
-        assert_eq!(world.turns().len(), 2);
-        assert!(!world.dispatcher.has(Family::V6));
-    }
-
-    #[test]
-    fn a_pbx_needs_an_address_of_ours_in_its_family() {
-        let mut dispatcher = Dispatcher::new(&[local()], rules());
-        let refused = |refusal: Refusal| {
-            let text = refusal.to_string();
-            assert!(text.contains("[2001:db8::1]:5060") && text.contains("IPv6"), "{text}");
-        };
-        let now = Instant::now();
-        refused(dispatcher.add(now, &pbx6(1)).unwrap_err());
-        refused(dispatcher.reload(now, &[pbx6(1)], rules()).unwrap_err());
-        assert!(dispatcher.views().is_empty());
-        assert_eq!(dispatcher.poll_command(), None);
-        dispatcher.add(now, &pbx(1)).unwrap();
-    }
-
-    #[test]
-    fn schedules_are_smooth_and_fit() {
-        let turns = |weights: &[(u8, u32)]| {
-            let (len, slots) = interleave(weights);
-            assert!(slots[len as usize..].iter().all(|s| *s == 0));
-            slots[..len as usize].to_vec()
-        };
-        assert!(turns(&[]).is_empty());
-        assert_eq!(turns(&[(7, 16)]), [7]);
-        assert_eq!(turns(&[(0, 4), (1, 4)]), [0, 1]);
-        assert_eq!(turns(&[(0, 5), (1, 1), (2, 1)]), [0, 0, 1, 0, 2, 0, 0]);
-        // 64 PBXs whose weights make 544: scaled to fit, everybody has a turn, in about their shares.
-        let many: Vec<_> = (0..64).map(|i| (i, u32::from(i) % 16 + 1)).collect();
-        let all = turns(&many);
-        assert!(all.len() <= 256);
-        for (slot, weight) in &many {
-            let share = all.iter().filter(|s| *s == slot).count() as f64 / all.len() as f64;
-            let fair = f64::from(*weight) / 544.0;
-            assert!(share > 0.0 && (share - fair).abs() < 0.006, "{slot}: {share} of {fair}");
-        }
-        // The worst case: one heavy, the rest light.
-        let mut worst: Vec<_> = (0..64).map(|i| (i, 15)).collect();
-        worst[0].1 = 16;
-        assert!(turns(&worst).len() <= 256);
-    }
 }

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use sip_ebpf::cookie::{self, Owner, STATELESS};
+use sip_ebpf::hash::Keys;
 use sip_ebpf::header::{Span, Via};
 use sip_ebpf::message::{Scheme, Uri};
 use sip_ebpf::route::{Packet, Plan};
@@ -40,8 +41,8 @@ pub struct Asked<'a> {
     pub index: &'a Index,
     /// Who sent it.
     pub from: SocketAddr,
-    /// The key of every hash and signature.
-    pub key: [u64; 2],
+    /// The keys of every hash and signature.
+    pub keys: &'a Keys,
 }
 
 impl Asked<'_> {
@@ -97,7 +98,7 @@ impl Line {
             | Reason::AckSteered => {
                 if plan.record != 0 {
                     let cookie = Cookie { flow: asked.from, slot: plan.slot };
-                    decision.cookie = cookie.write(asked.key, plan.call);
+                    decision.cookie = cookie.write(asked.keys, plan.call);
                 }
                 match dispatcher.pbx_of(plan.slot, Family::V6) {
                     Some((pbx, _)) => Ok((decision.reason, pbx)),
@@ -125,7 +126,7 @@ impl Line {
     /// and at most parameters.
     fn is_asked(&self, asked: &Asked<'_>) -> bool {
         let index = asked.index;
-        if index.seen(Kind::Route) != 0 || index.seen(Kind::Require) != 0 {
+        if index.has(Kind::Route) || index.has(Kind::Require) {
             return false;
         }
         let uri = asked.text(Span { at: index.uri, end: index.uri_end });
@@ -150,11 +151,11 @@ impl Line {
         let digits = asked.text(value).and_then(|text| text.strip_prefix(self.route.as_str()));
         let digits = digits.and_then(|text| text.strip_suffix('>'));
         let digits = digits.filter(|digits| digits.len() == super::cookie::digits(Family::V6));
-        let Some(digits) = digits.filter(|_| asked.index.seen(Kind::Route) == 1) else {
+        let Some(digits) = digits.filter(|_| !asked.index.repeated(Kind::Route)) else {
             return Err(Reason::OddRoute);
         };
         let (cookie, signature) = Cookie::read(digits.as_bytes()).ok_or(Reason::BadCookie)?;
-        if !cookie.signed(signature, asked.key, plan.call) {
+        if !cookie.signed(signature, asked.keys, plan.call) {
             return Err(Reason::BadCookie);
         }
         plan.record = 0;
@@ -222,7 +223,7 @@ fn response_forwarded(
     if plan.next_via.at == 0 {
         return Err(Reason::BadBranch);
     }
-    let branch = cookie::branch(asked.key, plan.call, asked.bytes, plan.next_via.branch);
+    let branch = cookie::branch(asked.keys, plan.call, asked.bytes, plan.next_via.branch);
     if cookie::owner(asked.bytes, plan.via.branch) != Owner::Stateless(branch) {
         return Err(Reason::BadBranch);
     }

@@ -1,8 +1,11 @@
 //! What the proxy decides, without sockets and without a clock: bytes and an `Instant` in, commands out.
 
+pub mod accounting;
+pub mod admission;
 pub mod authenticator;
 pub mod canonical;
 pub mod clock;
+pub mod context;
 pub mod cookie;
 pub mod counters;
 pub mod decision;
@@ -15,6 +18,9 @@ pub mod probe;
 pub mod proxy;
 pub mod registrar;
 pub mod reply;
+pub mod router;
+#[cfg(test)]
+mod seed;
 pub mod sources;
 pub mod stateful;
 #[cfg(test)]

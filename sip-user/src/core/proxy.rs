@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use sip_ebpf::cookie;
 use sip_ebpf::edit::{self, Front, Sink};
+use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
@@ -81,7 +82,7 @@ pub struct Policy {
 
 /// See the module.
 pub struct Proxy {
-    key: [u64; 2],
+    keys: Keys,
     locals: Vec<SocketAddr>,
     /// For each of `locals`.
     lines: Vec<Line>,
@@ -135,7 +136,7 @@ impl Proxy {
         let named = locals.iter().map(|local| SocketAddr::new(local.ip(), local.port()));
         let buckets = call_buckets.next_power_of_two() as usize;
         Self {
-            key,
+            keys: Keys::new(key),
             locals: named.collect(),
             lines: lines.collect(),
             policy,
@@ -163,6 +164,9 @@ impl Proxy {
     /// Gives it what needs memory. Without, REGISTER is refused.
     pub fn set_stateful(&mut self, stateful: Option<Stateful>) {
         self.stateful = stateful.map(Box::new);
+        if let Some(stateful) = &mut self.stateful {
+            stateful.set_cookie_keys(self.keys);
+        }
     }
 
     /// What needs memory. It gets its messages here; its commands and its time are the caller's to see to.
@@ -284,7 +288,7 @@ impl Proxy {
         let Some(line) = self.lines.get(arrival.local) else { return };
         let clock = arrival.now.saturating_duration_since(self.start).as_nanos();
         let view = View {
-            key: self.key,
+            keys: &self.keys,
             from: arrival.from,
             sources: &self.policy.sources,
             dispatcher: RefCell::new(&mut *dispatcher),
@@ -303,7 +307,7 @@ impl Proxy {
         match line {
             Line::V4(..) => decision.next = address(plan.next),
             Line::V6(line) => {
-                let asked = ipv6::Asked { bytes, index, from: arrival.from, key: self.key };
+                let asked = ipv6::Asked { bytes, index, from: arrival.from, keys: &self.keys };
                 line.decide(&asked, dispatcher, decision);
             }
         }
@@ -388,6 +392,11 @@ impl Proxy {
             {
                 *placed += 1;
             }
+            let ends = index.method == Method::Bye as u32
+                && matches!(decision.reason, Reason::DialogToPbx | Reason::DialogToPhone);
+            if ends {
+                self.note_bye(arrival, bytes, index);
+            }
             return self.send(arrival, bytes, index, &decision, out);
         }
         let Ok(message) = Message::parse(bytes, index) else {
@@ -397,6 +406,15 @@ impl Proxy {
             self.up_request(arrival, dispatcher, &message, &mut decision, out);
         } else {
             self.up_response(arrival, dispatcher, &message, &decision);
+        }
+    }
+
+    /// A BYE goes by: a call that has a record may be over.
+    fn note_bye(&mut self, arrival: &Arrival<'_>, bytes: &[u8], index: &mut Index) {
+        if let Some(stateful) = &mut self.stateful
+            && let Ok(message) = Message::parse(bytes, index)
+        {
+            stateful.handle_bye(arrival.now, &message);
         }
     }
 
@@ -442,8 +460,8 @@ impl Proxy {
                 (to, [front, rest].concat())
             }
             Some(Line::V6(line)) => {
-                let (from, key) = (arrival.from, self.key);
-                let asked = ipv6::Asked { bytes: &self.text, index, from, key };
+                let (from, keys) = (arrival.from, &self.keys);
+                let asked = ipv6::Asked { bytes: &self.text, index, from, keys };
                 let bytes = match reason {
                     Reason::ResponseForwarded => ipv6::response(bytes, plan),
                     _ => line.request(&asked, decision),
@@ -460,7 +478,7 @@ impl Proxy {
     fn up_request(
         &mut self,
         arrival: &Arrival<'_>,
-        dispatcher: &Dispatcher,
+        dispatcher: &mut Dispatcher,
         message: &Message<'_>,
         decision: &mut Decision,
         out: &mut Vec<Transmit>,
@@ -468,10 +486,8 @@ impl Proxy {
         let in_dialog = !decision.plan.to_tag.is_empty();
         let from_pbx = dispatcher.slot_at(arrival.from);
         let refusal = match decision.reason {
-            Reason::Method | Reason::FromPbx
-                if self.stateful.is_some() && message.method() == Method::Register =>
-            {
-                match self.hand_over(arrival, message) {
+            reason if self.needs_memory(message, reason, in_dialog) => {
+                match self.hand_over(arrival, dispatcher, message) {
                     Ok(()) => return,
                     Err(fault) => Refusal::from(&fault),
                 }
@@ -513,14 +529,44 @@ impl Proxy {
         self.answer(arrival, message, &refusal, out);
     }
 
+    /// Whether a request is one for [`Stateful`]: what starts something and is to be authenticated, or is for one of
+    /// our users, and what belongs to such a request (CANCEL, and the ACK of its failure).
+    fn needs_memory(&self, message: &Message<'_>, reason: Reason, in_dialog: bool) -> bool {
+        let Some(stateful) = &self.stateful else { return false };
+        let method = message.method();
+        let register = method == Method::Register;
+        let uri = message.request_uri().ok();
+        let to_us = uri.as_ref().is_some_and(|uri| stateful.is_ours(uri));
+        match reason {
+            Reason::Untrusted | Reason::UnknownCall => true,
+            Reason::FromPbx => register || to_us && (!in_dialog || method == Method::Ack),
+            Reason::OptionsNotForUs => {
+                let user = uri.is_some_and(|uri| uri.user.is_some());
+                to_us && user
+            }
+            // These belong into a dialog, and with one of ours they would have our Route.
+            Reason::Method => match method {
+                Method::Bye | Method::Prack | Method::Update | Method::Info => false,
+                _ => register || !in_dialog,
+            },
+            _ => false,
+        }
+    }
+
     /// A request that needs memory.
-    fn hand_over(&mut self, arrival: &Arrival<'_>, message: &Message<'_>) -> Result<(), Fault> {
+    fn hand_over(
+        &mut self,
+        arrival: &Arrival<'_>,
+        dispatcher: &mut Dispatcher,
+        message: &Message<'_>,
+    ) -> Result<(), Fault> {
         // The shared decision has read what it needs, and no more.
         message.check()?;
         let flow = Flow { local: arrival.local, peer: arrival.from, reliable: false };
         if let Some(stateful) = &mut self.stateful {
             self.counters.event(Event::HandledStateful);
             stateful.handle_request(arrival.now, message, flow);
+            stateful.handle_calls(arrival.now, dispatcher);
         }
         Ok(())
     }
@@ -542,7 +588,7 @@ impl Proxy {
             return None;
         }
         let (cookie, signature) = Cookie::read(digits.as_bytes())?;
-        if !cookie.signed(signature, self.key, plan.call) {
+        if !cookie.signed(signature, &self.keys, plan.call) {
             return None;
         }
         // To the PBX goes what the other side says.
@@ -611,8 +657,8 @@ impl Proxy {
                 return Err(Refusal::new(400, "Missing Call-ID"));
             };
             let call_id = Span { at: u32::from(line.value), end: u32::from(line.end) };
-            (plan.call, _) = cookie::call(self.key, message.bytes(), call_id);
-            plan.branch = cookie::branch(self.key, plan.call, message.bytes(), plan.via.branch);
+            (plan.call, _) = cookie::call(&self.keys, message.bytes(), call_id);
+            plan.branch = cookie::branch(&self.keys, plan.call, message.bytes(), plan.via.branch);
         }
         // What makes a dialog (12.1, RFC 6665 4.1, RFC 3515 3).
         let makes = matches!(method, Method::Invite | Method::Subscribe | Method::Refer);
@@ -620,7 +666,7 @@ impl Proxy {
         plan.cut = Span::default();
         plan.record = u32::from(makes && !in_dialog);
         if plan.record != 0 {
-            let digits = Cookie { flow: next, slot }.write(self.key, plan.call);
+            let digits = Cookie { flow: next, slot }.write(&self.keys, plan.call);
             // Over IPv4, in the words of the shared edit.
             for (word, eight) in plan.cookie.iter_mut().zip(digits.as_bytes().chunks(8)) {
                 *word = literal(eight);
@@ -658,7 +704,7 @@ impl Proxy {
         if message.request_uri().is_ok_and(|uri| uri.user.is_some()) {
             return Refusal::new(404, "Not Found");
         }
-        if message.index().seen(Kind::Require) != 0 {
+        if message.index().has(Kind::Require) {
             return unsupported(message.requires());
         }
         // The end of the kernel's own answer, but for the length that every answer of ours ends with.
@@ -696,7 +742,11 @@ impl Proxy {
         if str::from_utf8(branch).ok().and_then(Branch::parse).is_some() {
             let checked = message.check().is_ok();
             let stateful = self.stateful.as_mut().filter(|_| checked);
-            let known = stateful.is_some_and(|s| s.handle_response(arrival.now, message));
+            let known = stateful.is_some_and(|stateful| {
+                let known = stateful.handle_response(arrival.now, message);
+                stateful.handle_calls(arrival.now, dispatcher);
+                known
+            });
             self.counters.event(if known {
                 Event::HandledStateful
             } else {
@@ -725,7 +775,7 @@ impl Proxy {
         }
         let Refusal { code, phrase, headers } = refusal;
         let answer = Answer { code: *code, phrase, headers };
-        match reply::build(message, arrival.from, self.key, answer) {
+        match reply::build(message, arrival.from, &self.keys, answer) {
             Some((to, bytes)) => {
                 self.counters.reply(*code);
                 out.push(Transmit { local: arrival.local, to, bytes });
@@ -1442,6 +1492,7 @@ mod tests {
             registrar: Default::default(),
             forking: Default::default(),
             transactions: Default::default(),
+            calls: Default::default(),
             credentials: Default::default(),
             retry_after: 5,
         };
@@ -1466,10 +1517,10 @@ mod tests {
         assert_eq!(said(PHONE, &register("Subject: a\r\n b\r\n")), "SIP/2.0 403 Not Relaying");
         let of_pbx = from_pbx("REGISTER", "sip:10.10.0.1", "<sip:b@10.10.0.1>");
         assert_eq!(said(PBX1, &of_pbx), "SIP/2.0 200 OK");
-        // What is malformed is answered without it, and others are told what there is.
+        // What is malformed is answered without it.
         let bad = register("Contact: <sip:b@c>\r\nFrom: <sip:c@d>;tag=b\r\n");
         assert_eq!(w.status(PHONE, &bad), "SIP/2.0 400 Duplicate From");
-        let (_, other) = w.say(PHONE, &request("MESSAGE", "sip:10.10.0.1", "<sip:b@c>", ""));
+        let (_, other) = w.say(PHONE, &request("INFO", "sip:10.10.0.1", "<sip:b@c>", ""));
         assert_eq!(header(&other, "Allow"), ["INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER"]);
         // A response to a request that is none of ours.
         let stray = response(&register(""), "200 OK", "x");

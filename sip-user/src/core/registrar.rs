@@ -288,12 +288,16 @@ impl Registrar {
     /// Where a user can be reached, the preferred first; of equal ones, the latest first.
     pub fn lookup(&self, aor: &Aor, now: Instant) -> Vec<Reach<'_>> {
         let record = self.find(aor.user(), aor.domain());
-        let record = record.and_then(|at| self.records.get(at as usize));
-        let bindings = record.map_or(&[][..], |record| &record.bindings);
-        let live = bindings.iter().rev().filter(|binding| binding.expires > now);
-        let mut reaches: Vec<_> = live.map(Reach::of).collect();
-        reaches.sort_by_key(|reach| std::cmp::Reverse(reach.q));
-        reaches
+        in_preference(record.and_then(|at| self.records.get(at as usize)).into_iter(), now)
+    }
+
+    /// The same in all our domains: a PBX knows users and not our domains.
+    pub fn lookup_user(&self, user: &str, now: Instant) -> Vec<Reach<'_>> {
+        let records = self.by_user.iter_hash(self.hasher.hash_one(user));
+        let records = records.filter_map(|at| self.records.get(*at as usize));
+        let has =
+            |record: &&Record| *record.user == *user && self.domains.get(&record.domain).is_some();
+        in_preference(records.filter(has), now)
     }
 
     /// Until when a user is registered in any domain of ours; what has ended and was not noticed counts.
@@ -671,6 +675,14 @@ enum Fate<'a> {
     Stays,
     Goes,
     Becomes(&'a Asking<'a>),
+}
+
+/// The contacts of these that last, the preferred first; of equal ones, the latest first.
+fn in_preference<'a>(records: impl Iterator<Item = &'a Record>, now: Instant) -> Vec<Reach<'a>> {
+    let all = records.flat_map(|record| record.bindings.iter().rev());
+    let mut reaches: Vec<_> = all.filter(|binding| binding.expires > now).map(Reach::of).collect();
+    reaches.sort_by_key(|reach| std::cmp::Reverse(reach.q));
+    reaches
 }
 
 impl<'a> Reach<'a> {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use sip_ebpf::cookie;
+use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Message, Param, Rport, Via};
 use sip_ebpf::scan::Kind;
@@ -56,7 +57,7 @@ impl Response {
 pub fn build(
     message: &Message<'_>,
     from: SocketAddr,
-    key: [u64; 2],
+    keys: &Keys,
     answer: Answer<'_>,
 ) -> Option<(SocketAddr, Vec<u8>)> {
     let mut out = Vec::with_capacity(message.bytes().len().min(2048) + 128);
@@ -68,7 +69,7 @@ pub fn build(
     if !has_tag(message, &to) {
         let line = message.index().first(Kind::CallId)?;
         let span = Span { at: u32::from(line.value), end: u32::from(line.end) };
-        let (tag, _) = cookie::to_tag(key, message.bytes(), span);
+        let (tag, _) = cookie::to_tag(keys, message.bytes(), span);
         to.extend_from_slice(b";tag=");
         to.extend_from_slice(&tag.to_le_bytes());
     }
@@ -89,8 +90,32 @@ pub fn way_back(via: &Via<'_>, from: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The line by which the sender of a request measures the way, for its 100 (8.2.6.1); empty without one.
+pub(super) fn timestamp(message: &Message<'_>) -> String {
+    let header = message.headers().find(|has| has.name.eq_ignore_ascii_case(b"Timestamp"));
+    let value = header.and_then(|header| str::from_utf8(header.value).ok());
+    value.map(|value| format!("Timestamp: {value}\r\n")).unwrap_or_default()
+}
+
+/// The reason phrase of an answer that is made because none has come, or none that can go on.
+pub(super) const fn phrase(code: u16) -> &'static str {
+    match code {
+        408 => "Request Timeout",
+        480 => "Temporarily Unavailable",
+        482 => "Loop Detected",
+        487 => "Request Terminated",
+        503 => "Service Unavailable",
+        513 => "Message Too Large",
+        _ => "Server Internal Error",
+    }
+}
+
 /// All Vias in their order, the top one with what its receiver adds (18.2.1, RFC 3581 4).
-fn vias(message: &Message<'_>, from: SocketAddr, out: &mut Vec<u8>) -> Option<SocketAddr> {
+pub(super) fn vias(
+    message: &Message<'_>,
+    from: SocketAddr,
+    out: &mut Vec<u8>,
+) -> Option<SocketAddr> {
     let via = message.top_via().ok().filter(Via::is_sip2)?;
     out.extend_from_slice(b"Via: ");
     let sent_by = Span { at: via.span.at, end: via.sent_by.end };
@@ -156,13 +181,15 @@ mod tests {
     use super::*;
     use sip_ebpf::scan::Index;
 
-    const KEY: [u64; 2] = [1, 2];
+    fn keys() -> Keys {
+        Keys::new([1, 2])
+    }
 
     fn answer(text: &str, from: &str) -> Option<(String, Vec<String>)> {
         let mut index = Index::new();
         let message = Message::parse(text.as_bytes(), &mut index).unwrap();
         let answer = Answer { code: 403, phrase: "Forbidden", headers: "Retry-After: 3\r\n" };
-        let (to, bytes) = build(&message, from.parse().unwrap(), KEY, answer)?;
+        let (to, bytes) = build(&message, from.parse().unwrap(), &keys(), answer)?;
         let text = String::from_utf8(bytes).unwrap();
         Some((to.to_string(), text.split("\r\n").map(str::to_owned).collect()))
     }

@@ -9,6 +9,7 @@
 //! [`Stateful::poll_command`] until there are none, and call [`Stateful::handle_timeout`] when
 //! [`Stateful::poll_timeout`] says.
 
+mod calls;
 mod pbx;
 mod register;
 #[cfg(test)]
@@ -17,13 +18,18 @@ mod tests;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use sip_ebpf::message::Message;
+use sip_ebpf::hash::Keys;
+use sip_ebpf::message::{Message, Uri};
 use sip_ebpf::scan::{Index, Method};
-use sip_ebpf::tables::source;
+use sip_ebpf::tables::{MAX_PBX, source};
+use slab::Slab;
 
+use super::accounting::{self, Accounting, Cdr};
+use super::admission::Admission;
 use super::authenticator::{self, Asked, Authenticator, Away, Claim, Parked, Source, Verdict};
+use super::context::{self, Contexts};
 use super::digest::Secret;
 use super::dispatcher::Dispatcher;
 use super::forking::{self, Forking};
@@ -34,6 +40,8 @@ use super::transaction::{
     self, ClientId, Flow, RequestFate, ResponseFate, ServerId, TransactionId, Transactions,
     Transmit,
 };
+use calls::Call;
+pub use calls::Rules as CallRules;
 pub use pbx::PbxCredentials;
 
 /// What the owner wants.
@@ -51,6 +59,8 @@ pub struct Settings {
     pub forking: forking::Rules,
     /// What transactions may cost.
     pub transactions: transaction::Config,
+    /// How calls are carried.
+    pub calls: CallRules,
     /// By the id of a PBX: what answers its challenges.
     pub credentials: HashMap<Box<str>, PbxCredentials>,
     /// Retry-After of a 503 of ours, in seconds.
@@ -75,6 +85,8 @@ pub enum Command {
     Save(Box<Row>),
     /// Remove a binding.
     Remove(Box<Key>),
+    /// Store the record of a call, which is over.
+    Cdr(Box<Cdr>),
 }
 
 /// What has happened, in numbers.
@@ -100,11 +112,24 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Stateful {
     key: [u64; 2],
+    /// Makes the tags of our answers.
+    keys: Keys,
     settings: Settings,
     transactions: Transactions,
     authenticator: Option<Authenticator>,
     registrar: Registrar,
     forking: Forking,
+    contexts: Contexts,
+    admission: Admission,
+    accounting: Option<Accounting>,
+    /// What is forwarded. A context knows its own by the place here.
+    calls: Slab<Call>,
+    /// Calls for which a PBX has to be found.
+    unplaced: VecDeque<usize>,
+    /// Calls that were placed so far, by the slot of the PBX.
+    placed: Vec<u64>,
+    /// Signs the cookies of our Record-Routes.
+    cookie_keys: Keys,
     /// REGISTERs of ours that are on their way.
     flights: HashMap<ClientId, forking::Token>,
     /// The PBXs as the dispatcher last had them.
@@ -128,9 +153,18 @@ impl Stateful {
         authenticator: Option<Authenticator>,
         now: Instant,
     ) -> Self {
-        let Settings { locals, domains, registrar, forking, transactions, .. } = &settings;
+        let Settings { locals, domains, registrar, forking, transactions, calls, .. } = &settings;
+        let carried = calls::contexts(&settings, authenticator.as_ref());
         Self {
             key,
+            keys: Keys::new(key),
+            contexts: Contexts::new(key, carried),
+            admission: Admission::new(calls.max_transactions),
+            accounting: None,
+            calls: Slab::new(),
+            unplaced: VecDeque::new(),
+            placed: vec![0; MAX_PBX as usize],
+            cookie_keys: Keys::new(key),
             transactions: Transactions::new(key, *transactions, now),
             authenticator,
             registrar: Registrar::new(*registrar, domains.clone(), locals, key),
@@ -144,6 +178,16 @@ impl Stateful {
             index: None,
             settings,
         }
+    }
+
+    /// With records of its calls.
+    pub fn set_accounting(&mut self, accounting: Option<Accounting>) {
+        self.accounting = accounting;
+    }
+
+    /// The keys that the cookies of our Record-Routes are signed with: those of the proxy, which reads them.
+    pub fn set_cookie_keys(&mut self, keys: Keys) {
+        self.cookie_keys = keys;
     }
 
     // ---- What happens ---------------------------------------------------------------------------
@@ -204,15 +248,20 @@ impl Stateful {
         self.registrar.handle_timeout(now, &mut changes);
         self.apply(now, changes);
         self.forking.handle_timeout(now);
+        if let Some(accounting) = &mut self.accounting {
+            accounting.handle_timeout(now);
+        }
         self.carry_out(now);
     }
 
     /// When [`Stateful::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let asking = self.authenticator.as_ref().and_then(Authenticator::poll_timeout);
+        let recording = self.accounting.as_ref().and_then(Accounting::poll_timeout);
         [
             self.transactions.poll_timeout(),
             asking,
+            recording,
             self.registrar.poll_timeout(),
             self.forking.poll_timeout(),
         ]
@@ -268,6 +317,9 @@ impl Stateful {
         let Settings { locals, transactions, .. } = &self.settings;
         let (locals, transactions) = (locals.clone(), *transactions);
         self.settings = Settings { locals, transactions, ..settings };
+        self.admission.reload(self.settings.calls.max_transactions);
+        let carried = calls::contexts(&self.settings, self.authenticator.as_ref());
+        self.contexts.set_settings(carried);
     }
 
     // ---- What there is --------------------------------------------------------------------------
@@ -292,6 +344,31 @@ impl Stateful {
         self.authenticator.as_mut()
     }
 
+    /// The records of calls that go on.
+    pub fn accounting(&self) -> Option<&Accounting> {
+        self.accounting.as_ref()
+    }
+
+    /// As [`Stateful::accounting`]. What it wants is carried out with the next input.
+    pub fn accounting_mut(&mut self) -> Option<&mut Accounting> {
+        self.accounting.as_mut()
+    }
+
+    /// Calls that were placed so far, by the slot of the PBX.
+    pub fn placed(&self) -> &[u64] {
+        &self.placed
+    }
+
+    /// How many requests are being forwarded.
+    pub fn contexts(&self) -> usize {
+        self.contexts.len()
+    }
+
+    /// Whether a URI is of a domain of ours.
+    pub fn is_ours(&self, uri: &Uri<'_>) -> bool {
+        uri.is_sip() && uri.host.is_some_and(|host| self.registrar.domains().has(host))
+    }
+
     /// How many transactions there are.
     pub fn transactions(&self) -> usize {
         self.transactions.len()
@@ -311,6 +388,9 @@ impl Stateful {
             Asked::Refused(response) => return self.answer_stateless(message, flow, &response),
         };
         match self.transactions.handle_request(now, message, flow) {
+            RequestFate::New { id, cancels, .. } if message.method() == Method::Cancel => {
+                self.cancel(now, message, id, flow, cancels);
+            }
             RequestFate::New { id, request, .. } => {
                 self.examine(now, message, claim, Parked { id, request, flow });
             }
@@ -357,6 +437,7 @@ impl Stateful {
         request: Parked,
     ) {
         let Parked { id, flow, .. } = request;
+        let bytes = request.request.clone();
         let verdict = match (&mut self.authenticator, &claim) {
             (Some(asking), Some(claim)) => {
                 asking.decide(now, message, self.registrar.domains(), claim, request)
@@ -364,7 +445,10 @@ impl Stateful {
             _ => Verdict::Passed,
         };
         match verdict {
-            Verdict::Passed => self.serve(now, message, id, flow),
+            Verdict::Passed if message.method() == Method::Register => {
+                self.register(now, message, id, flow);
+            }
+            Verdict::Passed => self.forward(now, message, id, bytes, flow),
             Verdict::Refused(response) => self.answer(now, message, id, flow, &response),
             Verdict::Parked => {}
         }
@@ -386,24 +470,13 @@ impl Stateful {
         self.index = Some(index);
     }
 
-    /// A request whose sender is who he says.
-    fn serve(&mut self, now: Instant, message: &Message<'_>, id: ServerId, flow: Flow) {
-        match message.method() {
-            Method::Register => self.register(now, message, id, flow),
-            Method::Cancel => {
-                let response = Response::new(481, "Call/Transaction Does Not Exist");
-                self.answer(now, message, id, flow, &response);
-            }
-            _ => {
-                let response = Response::new(405, "Method Not Allowed").with("Allow: REGISTER\r\n");
-                self.answer(now, message, id, flow, &response);
-            }
-        }
-    }
-
     // ---- A response -----------------------------------------------------------------------------
 
     fn response(&mut self, now: Instant, id: ClientId, message: &Message<'_>) {
+        let Self { contexts, transactions, .. } = self;
+        if contexts.handle_response(now, transactions, id, message) {
+            return;
+        }
         let Some(token) = self.flights.get(&id).copied() else { return };
         if message.status().is_some_and(|status| status >= 200) {
             self.flights.remove(&id);
@@ -432,6 +505,10 @@ impl Stateful {
                     forking::Command::Register(register) => self.tell_pbx(now, &register),
                     forking::Command::Challenged(challenged) => self.authorize(now, &challenged),
                 }
+            } else if let Some(accounting::Command::Cdr(cdr)) =
+                self.accounting.as_mut().and_then(Accounting::poll_command)
+            {
+                self.commands.push_back(Command::Cdr(cdr));
             } else {
                 return;
             }
@@ -439,6 +516,10 @@ impl Stateful {
     }
 
     fn obey_transactions(&mut self, now: Instant, command: transaction::Command) {
+        let Self { contexts, transactions, .. } = self;
+        if contexts.handle(now, transactions, &command) {
+            return;
+        }
         let id = match command {
             transaction::Command::Send(transmit) => {
                 return self.commands.push_back(Command::Send(transmit));
@@ -465,7 +546,7 @@ impl Stateful {
         flow: Flow,
         response: &Response,
     ) {
-        let built = reply::build(message, flow.peer, self.key, response.answer());
+        let built = reply::build(message, flow.peer, &self.keys, response.answer());
         let Some((_, bytes)) = built else { return };
         let bytes: Arc<[u8]> = bytes.into();
         if self.transactions.respond(now, id, bytes).is_ok() {
@@ -478,7 +559,7 @@ impl Stateful {
         if message.method() == Method::Ack {
             return;
         }
-        let built = reply::build(message, flow.peer, self.key, response.answer());
+        let built = reply::build(message, flow.peer, &self.keys, response.answer());
         let Some((to, bytes)) = built else { return };
         *self.counts.replies.entry(response.code).or_insert(0) += 1;
         let transmit = Transmit { local: flow.local, to, bytes: bytes.into() };

@@ -10,7 +10,7 @@ use super::counters::Event;
 use super::dispatcher::Dispatcher;
 use super::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
 use super::sources::Sources;
-use crate::config::{Accept, AdminState, NoDestination, PbxConfig, Probe, Trust};
+use crate::config::{Accept, AdminState, NoDestination, PbxConfig, PbxLimits, Probe, Trust};
 
 /// What a proxy is made of.
 pub(super) struct Setup<'a> {
@@ -59,6 +59,7 @@ impl World {
                 address: address.parse().unwrap(),
                 weight: 1,
                 state: AdminState::Active,
+                limits: PbxLimits::default(),
             })
             .collect();
         dispatcher.reload(now, &pbxs, rules).unwrap();

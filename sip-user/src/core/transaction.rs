@@ -243,6 +243,12 @@ impl Transactions {
         id.map(ClientId).ok_or(RequestError::Full)
     }
 
+    /// Sends what has no transaction, once: the ACK of a 2xx (13.2.2.4). It leaves before what comes after it.
+    pub fn send(&mut self, flow: Flow, request: impl Into<Arc<[u8]>>) {
+        let Flow { local, peer, .. } = flow;
+        self.out.push_back(Command::Send(Transmit { local, to: peer, bytes: request.into() }));
+    }
+
     /// Takes an INVITE of ours back: with a CANCEL, as soon as a provisional response is there (9.1). The
     /// transaction goes on, until a final response comes or 64 T1 have passed. Nothing happens if there is a
     /// final response, or no such INVITE.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 
 use sip_ebpf::calls;
+use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{CallBucket, Endpoint, Pbx, source};
 
@@ -29,7 +30,7 @@ impl KernelCalls for () {
 /// The shared decision knows addresses of IPv4 only. Over IPv6 it has a stand-in for the sender's, so what it
 /// asks about that is answered by `from`.
 pub(super) struct View<'a> {
-    pub(super) key: [u64; 2],
+    pub(super) keys: &'a Keys,
     pub(super) from: SocketAddr,
     pub(super) sources: &'a Sources,
     pub(super) dispatcher: RefCell<&'a mut Dispatcher>,
@@ -50,8 +51,8 @@ impl View<'_> {
 }
 
 impl Tables for View<'_> {
-    fn key(&self) -> [u64; 2] {
-        self.key
+    fn keys(&self) -> &Keys {
+        self.keys
     }
 
     fn alive(&self) -> bool {

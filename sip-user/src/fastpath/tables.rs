@@ -8,6 +8,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::Ipv4Net;
+use sip_ebpf::hash::Keys;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
     CallBucket, Config, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx,
@@ -62,7 +63,7 @@ impl Tables {
         let current = Config {
             generation: after(generation),
             calls_mask: call_buckets - 1,
-            key,
+            keys: Keys::new(key),
             ..Config::default()
         };
         Ok(Self {

@@ -17,12 +17,13 @@ use tokio::time::sleep;
 
 use super::{Node, random_key};
 use crate::config::{Config, Key, Trust};
+use crate::core::accounting::{Accounting, Cdr, Disposition};
 use crate::core::authenticator::{Authenticator, Away, Ticket};
 use crate::core::clock::Clock;
 use crate::core::digest::{Ha1, Hash, Secret};
 use crate::core::registrar::{Domains, Key as BindingName, Methods, Row};
 use crate::core::sources::Sources;
-use crate::core::stateful::{Settings, Stateful};
+use crate::core::stateful::{CallRules, Settings, Stateful};
 use crate::core::transaction;
 use crate::store::{self, BindingKey, Credentials, Store, Writer, WriterSettings};
 
@@ -81,7 +82,11 @@ pub(super) fn open(
     // As many questions as the authenticator has on their way at most.
     let (questions, asked) = unbounded_channel();
     let keeper = Keeper { store, writer, questions, clock, most_waiting: most_waiting as u64 };
-    let stateful = Stateful::new(fresh, settings, Some(authenticator), now);
+    let mut stateful = Stateful::new(fresh, settings, Some(authenticator), now);
+    let other = random_key()?.0;
+    let since = (now, UNIX_EPOCH + unix);
+    let accounting = Accounting::new(config.accounting, other, fresh[1] as u32, since);
+    stateful.set_accounting(Some(accounting));
     Ok(Some((stateful, keeper, asked)))
 }
 
@@ -97,6 +102,13 @@ pub(super) fn settings(config: &Config) -> Option<Settings> {
         registrar: registrar.rules,
         forking: registrar.forking,
         transactions: transaction::Config::default(),
+        calls: CallRules {
+            answer_timeout: config.dispatch.answer_timeout,
+            ring_timeout: config.dispatch.ring_timeout,
+            max_transactions: config.dispatch.max_transactions,
+            no_destination: config.sip.no_destination,
+            ..CallRules::default()
+        },
         credentials: config.pbx_credentials.clone(),
         retry_after: config.auth.rules.retry_after,
     })
@@ -132,6 +144,12 @@ impl Keeper {
             BindingKey::new(&key.user, &key.domain, &key.contact, key.instance.as_deref(), reg_id);
         if let Err(refused) = self.writer.delete_binding(key) {
             tracing::error!(%refused, "the end of a registration is not stored");
+        }
+    }
+
+    pub(super) fn record(&self, cdr: &Cdr) {
+        if let Err(refused) = self.writer.insert_cdr(record(cdr)) {
+            tracing::error!(%refused, call_id = &*cdr.call_id, "the record of a call is not stored");
         }
     }
 
@@ -321,6 +339,39 @@ fn row(binding: &store::Binding, now: Instant, unix: Duration) -> Option<Row> {
 
 /// In thousandths.
 const HIGHEST_Q: u16 = 1000;
+
+/// The record of a call as the store has it.
+fn record(cdr: &Cdr) -> store::Cdr {
+    let at = |micros| UNIX_EPOCH + Duration::from_micros(micros);
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    store::Cdr {
+        calldate: at(cdr.calldate),
+        clid: cdr.clid.to_string(),
+        src: cdr.src.to_string(),
+        dst: cdr.dst.to_string(),
+        dcontext: cdr.dcontext.to_string(),
+        channel: cdr.channel.to_string(),
+        dstchannel: cdr.dstchannel.to_string(),
+        lastapp: cdr.lastapp.to_owned(),
+        lastdata: cdr.lastdata.to_string(),
+        duration: seconds(cdr.duration),
+        billsec: seconds(cdr.billsec),
+        disposition: match cdr.disposition {
+            Disposition::Answered => store::Disposition::Answered,
+            Disposition::NoAnswer => store::Disposition::NoAnswer,
+            Disposition::Busy => store::Disposition::Busy,
+            Disposition::Failed => store::Disposition::Failed,
+        },
+        accountcode: cdr.accountcode.to_string(),
+        uniqueid: cdr.uniqueid.to_string(),
+        answerdate: cdr.answerdate.map(at),
+        enddate: at(cdr.enddate),
+        call_id: cdr.call_id.to_string(),
+        sip_code: cdr.sip_code,
+        ending: cdr.ending.as_str().to_owned(),
+        ..store::Cdr::default()
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use std::cell::Cell;
 
 use sip_ebpf::cookie::{COOKIE_DIGITS, Cookie};
 use sip_ebpf::edit::{self, Front, Sink};
+use sip_ebpf::hash::Keys;
 use sip_ebpf::header::{self, Span};
 use sip_ebpf::insert;
 use sip_ebpf::message::{Error, Host, Message, Rport};
@@ -27,15 +28,22 @@ pub(crate) const PBXS: [Endpoint; 2] =
     [Endpoint::new([10, 10, 2, 2], 5060), Endpoint::new([10, 10, 3, 2], 5060)];
 
 /// Fixed tables, and a call table of one call.
-#[derive(Default)]
 pub(crate) struct Fixed {
+    keys: Keys,
     call: Cell<Option<(u64, u32)>>,
     turn: Cell<u32>,
 }
 
+impl Default for Fixed {
+    fn default() -> Self {
+        let keys = Keys::new([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
+        Self { keys, call: Cell::default(), turn: Cell::default() }
+    }
+}
+
 impl Tables for Fixed {
-    fn key(&self) -> [u64; 2] {
-        [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]
+    fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     fn alive(&self) -> bool {
@@ -132,9 +140,17 @@ fn index_holds(data: &[u8], index: &Index) {
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Other) {
         let numbers = index.lines().iter().zip(1..).filter(|(line, _)| line.kind == kind as u8);
         let numbers: Vec<u32> = numbers.map(|(_, number)| number).collect();
-        assert_eq!(index.first_number(kind), numbers.first().copied().unwrap_or(0));
-        assert_eq!(index.last_number(kind), numbers.last().copied().unwrap_or(0));
-        assert_eq!(index.seen(kind) as usize, numbers.len());
+        assert_eq!(
+            (index.has(kind), index.repeated(kind)),
+            (!numbers.is_empty(), numbers.len() > 1)
+        );
+        let gap = numbers.windows(2).any(|pair| pair[0] + 1 != pair[1]);
+        assert_eq!(index.apart(kind), gap);
+        let line = |number: Option<&u32>| number.map(|number| index.lines()[*number as usize - 1]);
+        assert_eq!(
+            (index.first(kind), index.last(kind)),
+            (line(numbers.first()), line(numbers.last()))
+        );
     }
     for line in index.lines() {
         let raw = &data[line.start as usize..line.value as usize];
@@ -241,7 +257,7 @@ fn quick_readers_agree(message: &Message<'_>) {
     if let Some(line) = index.first(Kind::CSeq)
         && message.is_request()
         && message.method_name().is_ok()
-        && index.seen(Kind::CSeq) == 1
+        && !index.repeated(Kind::CSeq)
         && header::cseq_fits(t, line, index.method_end).is_ok()
     {
         message.cseq().expect("a CSeq that the quick reader takes");
@@ -362,7 +378,7 @@ fn forwarding_holds(message: &Message<'_>, src: Endpoint) {
 fn sign(message: &Message<'_>, plan: &Plan, tables: &Fixed, local: &Local) -> Option<Vec<u8>> {
     let line = message.index().first(Kind::Route)?;
     let at = line.value as usize + local.route_len as usize;
-    let words = Cookie { flow: PHONE, slot: 0 }.write(tables.key(), plan.call);
+    let words = Cookie { flow: PHONE, slot: 0 }.write(tables.keys(), plan.call);
     let digits: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     assert_eq!(digits.len(), COOKIE_DIGITS as usize);
     let mut bytes = message.bytes().to_vec();

@@ -5,6 +5,7 @@ use std::{
     fmt::{self, Write as _},
     fs,
     io::{BufRead, BufReader, Write as _},
+    net::SocketAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -71,6 +72,8 @@ pub struct Settings {
     pub fall: u32,
     /// Whether the PBXs are reached over IPv6; the proxy listens on both addresses in any case.
     pub ipv6: bool,
+    /// `[metrics] listen`
+    pub metrics: Option<SocketAddr>,
     /// Whether there is a registrar for example.com, with its store in the lab's directory.
     pub registrar: bool,
 }
@@ -85,6 +88,7 @@ impl Settings {
             probe: Duration::from_secs(1),
             fall: 2,
             ipv6: false,
+            metrics: None,
             registrar: false,
         }
     }
@@ -129,6 +133,9 @@ level = "info"
             loops = self.loops,
             socket = socket(lab).display(),
         );
+        if let Some(address) = self.metrics {
+            let _ = write!(text, "\n[metrics]\nlisten = \"{address}\"\n");
+        }
         if self.registrar {
             let _ = write!(
                 text,

@@ -69,6 +69,11 @@ impl Domains {
         self.get(&domain_of(host)).is_some()
     }
 
+    /// All of them, as [`Aor::domain`] writes them, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|name| &**name)
+    }
+
     /// The domain of this name, as [`Aor::domain`] writes it.
     pub(super) fn get(&self, domain: &str) -> Option<&Arc<str>> {
         self.0.get(domain)

@@ -24,6 +24,11 @@ pub(super) struct Pbx {
 }
 
 impl Pbx {
+    /// Its id.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Whether it listens there, and so sends from there.
     pub(super) fn is_at(&self, address: SocketAddr) -> bool {
         self.address == address

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{AdminState, PbxConfig, Probe, Trust};
+use crate::config::{AdminState, PbxConfig, PbxLimits, Probe, Trust};
 use crate::core::authenticator::Rules;
 use crate::core::clock::Clock;
 use crate::core::digest::{Challenge, Role, Session, Settings as Digest};
@@ -43,6 +43,7 @@ fn settings() -> Settings {
         registrar: registrar::Rules { jitter: 0, ..registrar::Rules::default() },
         forking: forking::Rules::default(),
         transactions: transaction::Config::default(),
+        calls: CallRules::default(),
         credentials: HashMap::new(),
         retry_after: 5,
     }
@@ -50,7 +51,7 @@ fn settings() -> Settings {
 
 fn pbx(id: &str, address: &str) -> PbxConfig {
     let (id, address) = (id.to_owned(), address.parse().unwrap());
-    PbxConfig { id, address, weight: 1, state: AdminState::Active }
+    PbxConfig { id, address, weight: 1, state: AdminState::Active, limits: PbxLimits::default() }
 }
 
 impl World {
@@ -76,6 +77,7 @@ impl World {
     }
 
     fn collect(&mut self) {
+        self.stateful.handle_calls(self.now, &mut self.dispatcher);
         while let Some(command) = self.stateful.poll_command() {
             match command {
                 Command::Send(Transmit { local, to, bytes }) => {
@@ -88,6 +90,7 @@ impl World {
                 }
                 Command::Save(row) => self.written.push(Written::Saved(*row)),
                 Command::Remove(key) => self.written.push(Written::Removed(*key)),
+                Command::Cdr(_) => {}
             }
         }
     }
@@ -178,9 +181,11 @@ impl World {
     /// A REGISTER with credentials that answer a challenge which is asked for first.
     fn register(&mut self, password: &str, contact: &str) -> String {
         let bare = self.bare(contact);
-        let challenge = self.say(&bare);
+        let said = self.say(&bare);
+        // Behind what may have left for another request of the phone.
+        let challenge = said.last().unwrap();
         let secret = Secret::Password(password.into());
-        let values = header(&challenge[0], "WWW-Authenticate");
+        let values = header(challenge, "WWW-Authenticate");
         let challenge = Challenge::choose(values.iter().map(|v| v.as_bytes()), &secret).unwrap();
         let mut session = Session::new(challenge, "cnonce".into());
         let uri = "sip:example.com";
@@ -554,7 +559,7 @@ fn what_is_not_served() {
     let mut w = World::new(settings());
     let text = w.bare("").replace("REGISTER", "MESSAGE");
     w.hear_from(BELIEVED, &text);
-    assert_eq!(status(&w.one(BELIEVED)), "SIP/2.0 405 Method Not Allowed");
+    assert_eq!(status(&w.one(BELIEVED)), "SIP/2.0 484 Address Incomplete");
     let text = w.bare("").replace("REGISTER", "CANCEL");
     assert_eq!(status(&w.say(&text)[0]), "SIP/2.0 481 Call/Transaction Does Not Exist");
     let text = w.bare("").replace("REGISTER", "ACK");

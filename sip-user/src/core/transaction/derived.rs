@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use sip_ebpf::hash::Keys;
 use sip_ebpf::message::Message;
 use sip_ebpf::scan::{Index, Kind};
 
@@ -35,12 +36,9 @@ pub(super) fn trying(
     key: [u64; 2],
 ) -> Option<Vec<u8>> {
     let request = Message::parse(request, index).ok()?;
-    // By it the client measures the way (8.2.6.1).
-    let timestamp = request.headers().find(|has| has.name.eq_ignore_ascii_case(b"Timestamp"));
-    let timestamp = timestamp.and_then(|header| str::from_utf8(header.value).ok());
-    let headers = timestamp.map(|value| format!("Timestamp: {value}\r\n")).unwrap_or_default();
+    let headers = reply::timestamp(&request);
     let answer = Answer { code: 100, phrase: "Trying", headers: &headers };
-    reply::build(&request, peer, key, answer).map(|(_, bytes)| bytes)
+    reply::build(&request, peer, &Keys::new(key), answer).map(|(_, bytes)| bytes)
 }
 
 /// A request of the same transaction: Request-URI, top Via, Route, From, Call-ID and the number of CSeq are

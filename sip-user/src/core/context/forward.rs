@@ -1,0 +1,168 @@
+//! What is forwarded: a request with what 16.6 changes in it, and a response without our Via (16.7 step 3).
+
+use std::net::SocketAddr;
+
+use sip_ebpf::message::{Error, Message, Uri};
+use sip_ebpf::scan::Kind;
+
+use super::{Settings, Target};
+use crate::core::digest::Credentials;
+use crate::core::reply;
+
+/// Max-Forwards that a request without one goes on with: the seed's.
+const DEFAULT_HOPS: u8 = 10;
+/// The largest Max-Forwards that is taken (8.1.1.6 recommends to start with it).
+const MOST_HOPS: u8 = 70;
+/// The largest Max-Breadth, and that of a request without one (RFC 5393 5.3.3).
+const MOST_BREADTH: u16 = 60;
+/// The longest datagram of UDP over IPv4.
+const LONGEST: usize = 65_507;
+
+/// What all copies of a request have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Original<'a> {
+    pub(super) message: &'a Message<'a>,
+    /// Where it came from.
+    pub(super) from: SocketAddr,
+}
+
+/// How far a request may go on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Hops {
+    /// Max-Forwards of the forwarded request.
+    Left(u8),
+    /// Not at all.
+    None,
+}
+
+/// Max-Forwards of what is forwarded (16.3 step 3, 16.6 step 3). One that is no number ends here, as in the
+/// seed: whoever cannot count could go on for ever.
+pub(super) fn hops(message: &Message<'_>) -> Hops {
+    match message.max_forwards() {
+        Ok(None) => Hops::Left(DEFAULT_HOPS),
+        Ok(Some(hops)) if hops.value > 0 => Hops::Left(hops.value.min(MOST_HOPS) - 1),
+        _ => Hops::None,
+    }
+}
+
+/// Max-Breadth of a request (RFC 5393 5.3.3): how many copies of it there may be at once.
+pub(super) fn breadth(message: &Message<'_>) -> u16 {
+    let header = message.headers().find(|header| is_max_breadth(header.name));
+    let digits = header.and_then(|header| str::from_utf8(header.value).ok());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(MOST_BREADTH).min(MOST_BREADTH)
+}
+
+/// The copy of a request for a target (16.6). None if it is too long for a datagram.
+pub(super) fn request(
+    original: Original<'_>,
+    settings: &Settings,
+    target: &Target,
+    branch: &str,
+    breadth: u16,
+) -> Result<Option<Vec<u8>>, Error> {
+    let Original { message, from } = original;
+    let Hops::Left(hops) = hops(message) else { return Ok(None) };
+    let Some(local) = settings.locals.get(target.flow.local) else { return Ok(None) };
+    let old_uri = str::from_utf8(message.request_uri_bytes()).unwrap_or_default();
+    let uri = target.uri.as_deref().unwrap_or(old_uri);
+    let (uri, route) = next_hop(uri, target.route.as_deref());
+    let mut out = Vec::with_capacity(message.bytes().len() + 384);
+    let mut put = |pieces: &[&str]| {
+        pieces.iter().for_each(|piece| out.extend_from_slice(piece.as_bytes()));
+        out.extend_from_slice(b"\r\n");
+    };
+    put(&[message.method_name()?, " ", &uri, " SIP/2.0"]);
+    if let Some(record_route) = &target.record_route {
+        put(&["Record-Route: ", record_route]);
+    }
+    put(&["Via: SIP/2.0/UDP ", &local.to_string(), ";branch=", branch]);
+    if let Some(route) = &route {
+        put(&["Route: ", route]);
+    }
+    put(&["Max-Forwards: ", &hops.to_string()]);
+    put(&["Max-Breadth: ", &breadth.to_string()]);
+    if reply::vias(message, from, &mut out).is_none() {
+        return Err(Error::Missing(Kind::Via));
+    }
+    for header in message.headers() {
+        let ours = |realm: &String| Credentials::are_for(header.value, realm);
+        let dropped = match header.kind {
+            Kind::Via | Kind::Route | Kind::MaxForwards => true,
+            Kind::ProxyAuthorization => settings.realms.iter().any(ours),
+            Kind::Other => is_max_breadth(header.name),
+            _ => false,
+        };
+        if !dropped {
+            out.extend_from_slice(message.slice(header.span));
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(message.body()?);
+    Ok((out.len() <= LONGEST).then_some(out))
+}
+
+/// A response as it is forwarded: without our Via. None if no other Via is below it: then it was for us.
+pub(super) fn response(message: &Message<'_>) -> Option<Vec<u8>> {
+    message.vias().nth(1)?.ok()?;
+    let cut = message.cut_first(Kind::Via).ok()??;
+    let body = message.body().ok()?;
+    let head = message.bytes().get(..message.headers_end() as usize + 2)?;
+    let (before, after) = (head.get(..cut.at as usize)?, head.get(cut.end as usize..)?);
+    Some([before, after, body].concat())
+}
+
+/// Request-URI and Route for the next hop. A neighbour that routes strictly wants its own address as the
+/// Request-URI, and ours at the end of the Routes (16.6 step 6).
+fn next_hop(uri: &str, route: Option<&str>) -> (String, Option<String>) {
+    let strict = route.and_then(first_route).filter(|(first, _)| {
+        // What cannot be read is not taken for strict.
+        Uri::parse(first).is_ok_and(|first| !first.lr())
+    });
+    match strict {
+        None => (uri.to_owned(), route.map(str::to_owned)),
+        Some((first, "")) => (first.to_owned(), Some(format!("<{uri}>"))),
+        Some((first, rest)) => (first.to_owned(), Some(format!("{rest}, <{uri}>"))),
+    }
+}
+
+/// The URI of the first value of a Route, and the values behind it.
+pub(super) fn first_route(route: &str) -> Option<(&str, &str)> {
+    let mut quoted = false;
+    let mut escaped = false;
+    let open = route.find(|character| {
+        let is_quote = character == '"' && !escaped;
+        quoted ^= is_quote;
+        escaped = quoted && character == '\\' && !escaped;
+        character == '<' && !quoted
+    })?;
+    let (uri, rest) = route.get(open + 1..)?.split_once('>')?;
+    Some((uri, rest.split_once(',').map_or("", |(_, rest)| rest.trim())))
+}
+
+fn is_max_breadth(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"Max-Breadth")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_come_apart() {
+        assert_eq!(first_route("<sip:a;lr>"), Some(("sip:a;lr", "")));
+        assert_eq!(first_route("<sip:a;lr>;x=1, <sip:b>"), Some(("sip:a;lr", "<sip:b>")));
+        assert_eq!(first_route("\"<\\\"<\" <sip:a>,<sip:b>"), Some(("sip:a", "<sip:b>")));
+        assert_eq!(first_route("sip:a"), None);
+        assert_eq!(first_route("<sip:a"), None);
+    }
+
+    #[test]
+    fn strict_neighbours() {
+        let next = |route| next_hop("sip:bob@x", route);
+        let own = |uri: &str, route: &str| (uri.to_owned(), Some(route.to_owned()));
+        assert_eq!(next(None), ("sip:bob@x".to_owned(), None));
+        assert_eq!(next(Some("<sip:p;lr>, <sip:q>")), own("sip:bob@x", "<sip:p;lr>, <sip:q>"));
+        assert_eq!(next(Some("<sip:p>")), own("sip:p", "<sip:bob@x>"));
+        assert_eq!(next(Some("<sip:p>, <sip:q;lr>")), own("sip:p", "<sip:q;lr>, <sip:bob@x>"));
+    }
+}
