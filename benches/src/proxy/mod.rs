@@ -197,17 +197,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for scenario in SCENARIOS.iter().filter(|scenario| chosen(scenario.name)) {
         for proxy in &proxies {
             note(scenario.name, *proxy, bench.scenario(scenario, *proxy));
+            bench.write(args)?;
         }
     }
     if chosen(MEMORY) {
         for proxy in proxies {
             note(MEMORY, proxy, bench.memory(proxy, &memory));
+            bench.write(args)?;
         }
     }
     print!("{}", rows::table(&bench.rows));
-    if let Some(file) = &args.json {
-        rows::write_json(file, &bench.rows)?;
-    }
     ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
     Ok(())
 }
@@ -233,6 +232,11 @@ struct Highest {
 }
 
 impl Bench {
+    /// Writes what there is so far: a long run that is cut short has not been for nothing.
+    fn write(&self, args: &Args) -> Result<()> {
+        args.json.as_deref().map_or(Ok(()), |file| rows::write_json(file, &self.rows))
+    }
+
     fn scenario(&mut self, scenario: &Scenario, proxy: Proxy) -> Result<()> {
         let Scenario { name, operation, .. } = *scenario;
         let mut server = self.start(scenario, proxy)?;
