@@ -1,9 +1,11 @@
 //! `sipline-bench`: nanoseconds and packets per second of each path through the kernel program, beside
-//! the denominators of the same run. docs/performance.md says what the numbers mean.
+//! the denominators of the same run; and the daemon beside Kamailio. docs/performance.md says what the
+//! numbers mean.
 
 mod chart;
 mod machine;
 mod paths;
+mod proxy;
 mod report;
 mod testrun;
 mod wire;
@@ -11,15 +13,17 @@ mod wire;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use sip_user::fastpath::object::Build;
 
 use report::Row;
 
 /// Measures each path through the kernel program, beside a drop, a reflector and a load balancer.
 #[derive(Parser)]
-#[command(name = "sipline-bench")]
+#[command(name = "sipline-bench", args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Write the rows as JSON to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -40,8 +44,17 @@ struct Args {
     no_wire: bool,
 }
 
+#[derive(Subcommand)]
+enum What {
+    /// Compares the daemon with Kamailio: CPU, rate, delay and memory
+    Proxy(proxy::Args),
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(What::Proxy(args)) = &args.what {
+        return proxy::run(args);
+    }
     let Some(build) = Build::ALL.into_iter().find(|build| build.name() == args.build) else {
         bail!("there is no build {}: it is may_goto or bpf_loop", args.build);
     };

@@ -52,6 +52,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Debian's Kamailio, for the benchmark that compares us with it: nothing else needs it.
+pub(crate) fn kamailio() -> Result<()> {
+    const PACKAGES: [&str; 2] = ["kamailio", "kamailio-mysql-modules"];
+    let query = ["--show", "--showformat=${db:Status-Status}\\n"];
+    let states = process::output("dpkg-query", query.iter().chain(&PACKAGES));
+    let there =
+        states.is_some_and(|text| text.lines().filter(|state| *state == "installed").count() == 2);
+    if there {
+        return Ok(());
+    }
+    if !is_root() {
+        bail!("this needs root: it installs Kamailio");
+    }
+    no_kamailio_at_boot()?;
+    install_packages(&PACKAGES.map(String::from))
+}
+
 /// What is to be done. All empty: nothing.
 #[derive(Default)]
 struct Plan {
@@ -209,6 +226,20 @@ fn no_database_at_boot() -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     fs::write(path, TEXT).with_context(|| format!("cannot write {FILE}"))
+}
+
+/// The package's service would take port 5060 from then on. Masked, as `systemctl mask` does it, which also
+/// works where systemd does not run; what was installed before stays as it is.
+fn no_kamailio_at_boot() -> Result<()> {
+    const UNIT: &str = "/etc/systemd/system/kamailio.service";
+
+    if find("kamailio").is_some() || fs::symlink_metadata(UNIT).is_ok() {
+        return Ok(());
+    }
+    fs::create_dir_all("/etc/systemd/system").context("cannot make /etc/systemd/system")?;
+    std::os::unix::fs::symlink("/dev/null", UNIT).with_context(|| format!("cannot mask {UNIT}"))?;
+    eprintln!("setup: the service of Kamailio is masked; `systemctl unmask kamailio` undoes it");
+    Ok(())
 }
 
 /// Whether apt's package lists are there and were read within a day.

@@ -119,6 +119,16 @@ pub struct Lab {
 impl Lab {
     /// Makes the namespaces, links, addresses and routes. Needs root.
     pub fn new() -> Result<Self> {
+        Self::make(true)
+    }
+
+    /// A lab without XDP: its links are as the kernel makes them, and a native program on the proxy's
+    /// interfaces cannot send.
+    pub fn plain() -> Result<Self> {
+        Self::make(false)
+    }
+
+    fn make(xdp: bool) -> Result<Self> {
         // SAFETY: geteuid has no preconditions and cannot fail.
         let user = unsafe { libc::geteuid() };
         ensure!(user == 0, "the lab needs root: it makes network namespaces");
@@ -144,7 +154,7 @@ impl Lab {
         });
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let mut lab = Self { name, dir, _passers: Vec::new(), _remains: guard };
-        lab.build().context("cannot build the lab")?;
+        lab.build(xdp).context("cannot build the lab")?;
         Ok(lab)
     }
 
@@ -194,7 +204,7 @@ impl Lab {
         Path::new("/run/netns").join(namespace(&self.name, place))
     }
 
-    fn build(&mut self) -> Result<()> {
+    fn build(&mut self, xdp: bool) -> Result<()> {
         for place in Place::ALL {
             ip(&["netns", "add", &namespace(&self.name, place)])?;
             self.run(place, "ip", &["link", "set", "lo", "up"])?;
@@ -223,12 +233,16 @@ impl Lab {
                 for address in [format!("{address}/24"), format!("{address_ipv6}/64")] {
                     self.run(place, "ip", &["address", "add", &address, "dev", interface])?;
                 }
-                // Checksums must be real: a program that edits a packet cannot finish a partial one.
-                // GRO switches on the receive path that takes frames sent by XDP.
-                self.run(place, "ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
+                if xdp {
+                    // Checksums must be real: a program that edits a packet cannot finish a partial
+                    // one. GRO switches on the receive path that takes frames sent by XDP.
+                    self.run(place, "ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
+                }
                 self.run(place, "ip", &["link", "set", interface, "up"])?;
             }
-            self._passers.push(kernel::pass_everything(&self.namespace_file(peer), "eth0")?);
+            if xdp {
+                self._passers.push(kernel::pass_everything(&self.namespace_file(peer), "eth0")?);
+            }
             self.add_default_route(peer)?;
             self.run(peer, "ip", &["-6", "route", "add", "default", "via", address_ipv6])?;
         }

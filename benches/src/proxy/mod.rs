@@ -1,0 +1,516 @@
+//! sipline beside Kamailio, both as daemons: the same namespaces, the same CPU, the same load, the same work.
+//!
+//! docs/performance.md says what the numbers mean.
+
+mod digest;
+mod generator;
+mod message;
+mod rows;
+mod server;
+mod socket;
+mod usage;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use sipline_tests::lab::{Database, Lab};
+
+use crate::machine;
+use crate::report::median;
+use generator::{Generator, Operation};
+use rows::{Row, put};
+use server::{Proxy, Server, Setting, Tuning};
+
+/// CPU of the proxy.
+const PROXY_CPU: usize = 0;
+/// CPU of the generator and of the database.
+const GENERATOR_CPU: usize = 1;
+/// Users there are.
+const USERS: usize = 20_100;
+/// Those that take turns where the proxy knows them already: what it remembers of them it may use.
+const KNOWN: usize = 4000;
+/// Those that show whether the proxy works, where it does not know the others.
+const TRIAL: usize = 100;
+/// Operations per second that make users known.
+const GENTLE: f64 = 1000.0;
+/// How long after the last start of an operation its end is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A rate at which the 99th percentile of the delay is above this is not held: what comes is queued, and
+/// would be lost a little later.
+const QUEUED: Duration = Duration::from_millis(50);
+/// An operation that starts later than this was not started at the rate that was asked for.
+const LATE: Duration = Duration::from_millis(100);
+
+/// Compares the daemon with Kamailio: CPU, rate, delay and memory.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Write the rows as JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Shorter windows, coarser steps, no memory
+    #[arg(long)]
+    quick: bool,
+    /// Only what has this name (`memory` too); can be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only this proxy
+    #[arg(long)]
+    proxy: Option<Proxy>,
+    /// Operations per second at which the CPU time of both is compared
+    #[arg(long, default_value_t = 1000.0)]
+    rate: f64,
+    /// Kamailio's processes that receive; several for each CPU, because they wait for the database
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    children: u32,
+    /// Kamailio keeps registrations in memory only, and does not write them behind
+    #[arg(long)]
+    memory_only: bool,
+}
+
+/// What is compared.
+struct Scenario {
+    name: &'static str,
+    operation: Operation,
+    setting: Setting,
+    /// The users have been there before.
+    known: bool,
+}
+
+const MEMORY: &str = "memory";
+
+const SCENARIOS: [Scenario; 6] = [
+    Scenario {
+        name: "register",
+        operation: Operation::Register { remember: false },
+        setting: Setting { challenge: true, fork: false, calls: false },
+        known: true,
+    },
+    Scenario {
+        name: "register_first",
+        operation: Operation::Register { remember: false },
+        setting: Setting { challenge: true, fork: false, calls: false },
+        known: false,
+    },
+    Scenario {
+        name: "register_again",
+        operation: Operation::Register { remember: true },
+        setting: Setting { challenge: true, fork: false, calls: false },
+        known: true,
+    },
+    Scenario {
+        name: "register_forked",
+        operation: Operation::Register { remember: false },
+        setting: Setting { challenge: true, fork: true, calls: false },
+        known: true,
+    },
+    Scenario {
+        name: "call",
+        operation: Operation::Call,
+        setting: Setting { challenge: true, fork: false, calls: true },
+        known: true,
+    },
+    Scenario {
+        name: "call_trusted (sipline stateless)",
+        operation: Operation::Call,
+        setting: Setting { challenge: false, fork: false, calls: true },
+        known: true,
+    },
+];
+
+/// How long and how often.
+struct Effort {
+    warm_up: Duration,
+    window: Duration,
+    windows: usize,
+    step: Duration,
+    /// From one rate to the next on the way up.
+    factor: f64,
+    /// Halvings of the gap between the last good rate and the first bad one.
+    halvings: u32,
+}
+
+impl Effort {
+    fn new(quick: bool) -> Self {
+        if quick {
+            Self {
+                warm_up: Duration::from_millis(1500),
+                window: Duration::from_secs(1),
+                windows: 3,
+                step: Duration::from_secs(1),
+                factor: 1.4,
+                halvings: 1,
+            }
+        } else {
+            Self {
+                warm_up: Duration::from_secs(5),
+                window: Duration::from_secs(2),
+                windows: 5,
+                step: Duration::from_secs(3),
+                factor: 1.25,
+                halvings: 2,
+            }
+        }
+    }
+}
+
+/// Runs the comparison.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(machine::cpus() >= 2, "two CPUs are needed: one for the proxy, one for its peers");
+    let names: Vec<&str> = SCENARIOS.iter().map(|s| s.name).chain([MEMORY]).collect();
+    if let Some(unknown) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("there is no {unknown}: it is one of {}", names.join(", "));
+    }
+    let chosen = |name: &str| match args.only.is_empty() {
+        true => name != MEMORY || !args.quick,
+        false => args.only.iter().any(|only| only == name),
+    };
+    eprintln!("{}", machine::describe());
+    machine::pin(0, GENERATOR_CPU)?;
+    let memory = if args.quick { Memory::QUICK } else { Memory::FULL };
+    eprintln!("database: MariaDB, {USERS} users");
+    let database = server::database(USERS as u32)?;
+    let lab = Lab::plain()?;
+    let generator = Generator::new(&lab, USERS)?;
+    machine::favour(0, 1)?;
+    let mut bench = Bench {
+        lab,
+        database,
+        generator,
+        effort: Effort::new(args.quick),
+        tuning: Tuning { children: args.children, write_behind: !args.memory_only },
+        rate: args.rate,
+        rows: Vec::new(),
+    };
+    let proxies = match args.proxy {
+        Some(only) => vec![only],
+        None => vec![Proxy::Kamailio, Proxy::Sipline],
+    };
+    // What can be measured is, also when something else cannot.
+    let mut failed = Vec::new();
+    let mut note = |name: &str, proxy: Proxy, result: Result<()>| {
+        if let Err(error) = result {
+            eprintln!("{name}, {proxy:?}: FAILED: {error:#}");
+            failed.push(format!("{name}, {proxy:?}"));
+        }
+    };
+    for scenario in SCENARIOS.iter().filter(|scenario| chosen(scenario.name)) {
+        for proxy in &proxies {
+            note(scenario.name, *proxy, bench.scenario(scenario, *proxy));
+            bench.write(args)?;
+        }
+    }
+    if chosen(MEMORY) {
+        for proxy in proxies {
+            note(MEMORY, proxy, bench.memory(proxy, &memory));
+            bench.write(args)?;
+        }
+    }
+    print!("{}", rows::table(&bench.rows));
+    ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
+    Ok(())
+}
+
+struct Bench {
+    lab: Lab,
+    database: Database,
+    generator: Generator,
+    effort: Effort,
+    tuning: Tuning,
+    rate: f64,
+    rows: Vec<Row>,
+}
+
+/// What was found in a search for the highest rate.
+struct Highest {
+    /// In a second, without a loss.
+    rate: f64,
+    /// The least CPU time per operation that was seen, in microseconds.
+    best: f64,
+    /// Whether the generator could not do more.
+    limited: bool,
+}
+
+impl Bench {
+    /// Writes what there is so far: a long run that is cut short has not been for nothing.
+    fn write(&self, args: &Args) -> Result<()> {
+        args.json.as_deref().map_or(Ok(()), |file| rows::write_json(file, &self.rows))
+    }
+
+    fn scenario(&mut self, scenario: &Scenario, proxy: Proxy) -> Result<()> {
+        let Scenario { name, operation, .. } = *scenario;
+        let mut server = self.start(scenario, proxy)?;
+        let us = self.at_rate(&mut server, scenario, proxy)?;
+        put(&mut self.rows, &format!("{name}, CPU at {:.0}/s", self.rate), "us", proxy, us);
+        if !scenario.known {
+            // There are not enough users for more.
+            return Ok(());
+        }
+        let highest = self.highest(&mut server, scenario, proxy, 0.6e6 / us)?;
+        eprintln!(
+            "{name}, {proxy:?}: {}{:.0}/s without a loss, {:.1} us at best",
+            if highest.limited { "at least " } else { "" },
+            highest.rate,
+            highest.best
+        );
+        let rows = &mut self.rows;
+        put(rows, &format!("{name}, CPU at best"), "us", proxy, highest.best.min(us));
+        let row = put(rows, &format!("{name}, highest rate"), "1/s", proxy, highest.rate);
+        if highest.limited {
+            row.lower_bounds.push(proxy);
+        }
+
+        let rate = highest.rate * 0.7;
+        let steps = self.effort.windows as f64;
+        let count = (rate * self.effort.window.as_secs_f64() * steps).ceil() as u64;
+        self.generator.begin(operation, rate, count);
+        self.generator.run(self.effort.window / 2);
+        self.generator.clear_delays();
+        self.generator.finish(self.effort.window * self.effort.windows as u32 + PATIENCE);
+        let lost = self.generator.counts().lost();
+        let delays = self.generator.delays();
+        let (middle, high) = (percentile(delays, 0.5), percentile(delays, 0.99));
+        eprintln!(
+            "{name}, {proxy:?}: delay {middle:.0} us, p99 {high:.0} us at {rate:.0}/s, {lost} lost"
+        );
+        put(&mut self.rows, &format!("{name}, delay at 70 %, p50"), "us", proxy, middle);
+        put(&mut self.rows, &format!("{name}, delay at 70 %, p99"), "us", proxy, high);
+        server.check()
+    }
+
+    /// CPU time per operation at the rate that both are given, in microseconds.
+    fn at_rate(&mut self, server: &mut Server, scenario: &Scenario, proxy: Proxy) -> Result<f64> {
+        let Scenario { name, operation, .. } = *scenario;
+        let Effort { warm_up, window, windows, .. } = self.effort;
+        let time = warm_up + window * windows as u32;
+        let count = (self.rate * time.as_secs_f64()).ceil() as u64;
+        self.generator.begin(operation, self.rate, count);
+        self.generator.run(warm_up);
+        let mut costs = Vec::new();
+        for _ in 0..windows {
+            let (before, done) = (server.cpu()?, self.generator.counts().succeeded);
+            self.generator.run(window);
+            let done = self.generator.counts().succeeded - done;
+            ensure!(done > 0, "nothing succeeds: {:?}", self.generator.counts());
+            costs.push((server.cpu()? - before).as_secs_f64() * 1e6 / done as f64);
+        }
+        self.generator.finish(PATIENCE);
+        let counts = self.generator.counts();
+        let spread = costs.iter().map(|cost| format!("{cost:.1}")).collect::<Vec<_>>().join(" ");
+        let us = median(&mut costs);
+        eprintln!(
+            "{name}, {proxy:?}: {us:.1} us of CPU at {:.0}/s ({spread}), {} lost, {:.2} forked each",
+            self.rate,
+            counts.lost(),
+            counts.forked as f64 / counts.started as f64
+        );
+        if counts.lost() > 0 {
+            eprintln!("  {counts:?}");
+        }
+        Ok(us)
+    }
+
+    /// Goes up by steps until something is lost, and halves the last step.
+    fn highest(
+        &mut self,
+        server: &mut Server,
+        scenario: &Scenario,
+        proxy: Proxy,
+        guess: f64,
+    ) -> Result<Highest> {
+        let mut highest = Highest { rate: 0.0, best: f64::MAX, limited: false };
+        let (mut rate, mut bad) = (guess, None);
+        let mut halvings = self.effort.halvings;
+        loop {
+            let mut step = self.step(server, scenario, rate)?;
+            let few = rate * self.effort.step.as_secs_f64() / 100.0;
+            if step.queued || step.lost > 0 && (step.lost as f64) < few {
+                // The machine may have been elsewhere for a moment: it has to happen twice.
+                step = self.step(server, scenario, rate)?;
+            }
+            let Step { us, lost, late, queued } = step;
+            if lost == 0 && !late && !queued {
+                highest.rate = rate;
+                highest.best = highest.best.min(us);
+            } else {
+                highest.limited |= lost == 0 && late;
+                bad = Some(rate);
+                // What it thinks of its PBXs is no longer what it was.
+                server.stop()?;
+                *server = self.start(scenario, proxy)?;
+            }
+            rate = match bad {
+                None => rate * self.effort.factor,
+                Some(bad) if highest.rate == 0.0 => {
+                    ensure!(bad > 10.0, "it loses at every rate: {}", server.last_words());
+                    bad / self.effort.factor
+                }
+                Some(_) if halvings == 0 => return Ok(highest),
+                Some(bad) => {
+                    halvings -= 1;
+                    (highest.rate * bad).sqrt()
+                }
+            };
+        }
+    }
+
+    fn step(&mut self, server: &mut Server, scenario: &Scenario, rate: f64) -> Result<Step> {
+        let time = self.effort.step;
+        let count = (rate * time.as_secs_f64()).ceil() as u64;
+        let before = server.cpu()?;
+        self.generator.begin(scenario.operation, rate, count);
+        self.generator.finish(time + PATIENCE);
+        let used = server.cpu()? - before;
+        server.check()?;
+        let p99 = percentile(self.generator.delays(), 0.99);
+        let counts = self.generator.counts();
+        let step = Step {
+            us: used.as_secs_f64() * 1e6 / counts.succeeded.max(1) as f64,
+            lost: counts.lost() + (count - counts.started),
+            late: counts.late > LATE,
+            queued: p99 > QUEUED.as_secs_f64() * 1e6,
+        };
+        eprintln!(
+            "  {rate:.0}/s: {:.1} us, {} lost, p99 of the delay {:.1} ms{}",
+            step.us,
+            step.lost,
+            p99 / 1e3,
+            if step.late { ", the generator is late" } else { "" }
+        );
+        Ok(step)
+    }
+
+    /// Starts a proxy and waits until it works.
+    fn start(&mut self, scenario: &Scenario, proxy: Proxy) -> Result<Server> {
+        server::forget_registrations(&self.database)?;
+        self.generator.forget();
+        let mut server =
+            Server::start(&self.lab, &self.database, proxy, scenario.setting, self.tuning)?;
+        let operation = match scenario.operation {
+            Operation::Ring => Operation::Call,
+            other => other,
+        };
+        self.generator.take_turns(if scenario.known { 0..KNOWN } else { USERS - TRIAL..USERS });
+        for _ in 0..50 {
+            self.generator.begin(operation, 100.0, 10);
+            self.generator.finish(Duration::from_millis(400));
+            server.check()?;
+            if self.generator.counts().lost() > 0 {
+                continue;
+            }
+            server.settle()?;
+            // Not all at once into what has just started.
+            let users = if scenario.known { KNOWN } else { TRIAL };
+            self.generator.begin(operation, GENTLE, users as u64);
+            self.generator.finish(Duration::from_secs_f64(users as f64 / GENTLE) + PATIENCE);
+            let lost = self.generator.counts().lost();
+            if lost > 0 {
+                eprintln!("  {lost} of the first {users} were lost: {:?}", self.generator.counts());
+            }
+            if !scenario.known {
+                self.generator.take_turns(0..USERS - TRIAL);
+            }
+            return Ok(server);
+        }
+        bail!("{proxy:?} does not work: {:?}\n{}", self.generator.counts(), server.last_words());
+    }
+
+    /// Resident memory of registrations and of ringing calls.
+    fn memory(&mut self, proxy: Proxy, memory: &Memory) -> Result<()> {
+        let Memory { registrations, calls, rate, rest } = *memory;
+        let scenario = Scenario {
+            name: MEMORY,
+            operation: Operation::Register { remember: false },
+            setting: Setting { challenge: true, fork: true, calls: true },
+            known: false,
+        };
+        // The first half also fills what is used for a while and then used again.
+        let mut server = self.start(&scenario, proxy)?;
+        let mut seen = Vec::new();
+        for half in 0..2 {
+            self.generator.take_turns(half * registrations..(half + 1) * registrations);
+            self.generator.begin(scenario.operation, rate, registrations as u64);
+            let time = Duration::from_secs_f64(registrations as f64 / rate);
+            self.generator.finish(time + PATIENCE);
+            let counts = self.generator.counts().clone();
+            ensure!(counts.lost() == 0, "registrations were lost: {counts:?}");
+            self.generator.run(rest);
+            seen.push(server.memory()?);
+            eprintln!(
+                "memory, {proxy:?}: {:.1} MB after {} registrations",
+                seen[half] as f64 / 1e6,
+                (half + 1) * registrations
+            );
+        }
+        let each = (seen[1] as f64 - seen[0] as f64) / registrations as f64;
+        put(&mut self.rows, "memory per registration", "bytes", proxy, each);
+
+        let scenario = Scenario { operation: Operation::Ring, ..scenario };
+        server.stop()?;
+        server = self.start(&scenario, proxy)?;
+        // A few users who are known by now, so that only calls are counted. The first calls are over, and
+        // so are their transactions.
+        self.generator.take_turns(USERS - TRIAL..USERS);
+        self.generator.run(rest);
+        let before = server.memory()?;
+        self.generator.begin(Operation::Ring, rate, calls.into());
+        self.generator.finish(Duration::from_secs_f64(f64::from(calls) / rate) + PATIENCE);
+        let counts = self.generator.counts().clone();
+        ensure!(counts.lost() == 0, "calls do not ring: {counts:?}");
+        let after = server.memory()?;
+        let each = (after as f64 - before as f64) / f64::from(calls);
+        eprintln!(
+            "memory, {proxy:?}: {:.1} MB, {:.1} MB with {calls} calls ringing",
+            before as f64 / 1e6,
+            after as f64 / 1e6
+        );
+        put(&mut self.rows, "memory per ringing call", "bytes", proxy, each);
+        Ok(())
+    }
+}
+
+/// One rate, tried.
+struct Step {
+    us: f64,
+    lost: u64,
+    /// The generator did not get as far.
+    late: bool,
+    /// What came had to wait.
+    queued: bool,
+}
+
+/// How much memory is filled with.
+struct Memory {
+    /// Twice as many users register: what the second half adds counts.
+    registrations: usize,
+    calls: u32,
+    /// Per second.
+    rate: f64,
+    /// How long transactions are kept after their end: 32 s by RFC 3261's timer J.
+    rest: Duration,
+}
+
+impl Memory {
+    const FULL: Self =
+        Self { registrations: 10_000, calls: 2000, rate: 500.0, rest: Duration::from_secs(36) };
+    const QUICK: Self =
+        Self { registrations: 5000, calls: 1000, rate: 1000.0, rest: Duration::from_secs(6) };
+}
+
+/// In microseconds, of sorted nanoseconds.
+fn percentile(sorted: &[u64], share: f64) -> f64 {
+    let at = (sorted.len() as f64 * share) as usize;
+    sorted.get(at.min(sorted.len().saturating_sub(1))).map_or(0.0, |ns| *ns as f64 / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_sorted() {
+        let sorted: Vec<u64> = (1..=100).map(|n| n * 1000).collect();
+        assert_eq!((percentile(&sorted, 0.5), percentile(&sorted, 0.99)), (51.0, 100.0));
+        assert_eq!(percentile(&[], 0.99), 0.0);
+    }
+}

@@ -1,0 +1,243 @@
+//! The two proxies, set up to do the same.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sipline_tests::lab::{self, Database, Engine, INTERFACES, Lab, PORT, PROXY, Place, Process};
+
+use super::generator::{password, user_name};
+use super::usage::Tree;
+use super::{GENERATOR_CPU, PROXY_CPU};
+use crate::machine;
+
+/// A proxy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(super) enum Proxy {
+    /// Ours.
+    Sipline,
+    /// Debian's.
+    Kamailio,
+}
+
+/// What is switched on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Setting {
+    /// Phones' calls are challenged.
+    pub(super) challenge: bool,
+    /// Registrations go to the PBXs too.
+    pub(super) fork: bool,
+    /// Calls go to the PBXs.
+    pub(super) calls: bool,
+}
+
+/// How Kamailio is tuned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tuning {
+    /// Processes that receive.
+    pub(super) children: u32,
+    /// Whether registrations go to the database too.
+    pub(super) write_behind: bool,
+}
+
+/// A running proxy. Dropping it kills it.
+pub(super) struct Server {
+    process: Process,
+    tree: Tree,
+}
+
+/// The file of Kamailio's configuration.
+const KAMAILIO: &str = include_str!("../../kamailio.cfg");
+/// The database of Kamailio, where the users of both are.
+const DATABASE: &str = "sipline_bench";
+/// The database that sipline writes to.
+const OWN: &str = "sipline";
+
+impl Server {
+    /// Starts a proxy on its CPU.
+    pub(super) fn start(
+        lab: &Lab,
+        database: &Database,
+        proxy: Proxy,
+        setting: Setting,
+        tuning: Tuning,
+    ) -> Result<Self> {
+        let mut command = match proxy {
+            Proxy::Sipline => sipline(lab, database, setting)?,
+            Proxy::Kamailio => kamailio(lab, database, setting, tuning)?,
+        };
+        let log = lab.dir().join(format!("{proxy:?}.log"));
+        // What it starts is where it is.
+        machine::pin(0, PROXY_CPU)?;
+        let process = Process::start(&format!("{proxy:?}"), &mut command, &log);
+        machine::pin(0, GENERATOR_CPU)?;
+        let process = process?;
+        Ok(Self { tree: Tree::below(process.pid(), PROXY_CPU)?, process })
+    }
+
+    /// Looks again which processes there are: they have all started now.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.check()?;
+        self.tree = Tree::below(self.process.pid(), PROXY_CPU)?;
+        Ok(())
+    }
+
+    /// Ends it: there is room for another one.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Fails when it has ended.
+    pub(super) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.process.ended()? {
+            bail!("the proxy has ended ({status}):\n{}", self.process.last_words());
+        }
+        Ok(())
+    }
+
+    /// What it printed last.
+    pub(super) fn last_words(&self) -> String {
+        self.process.last_words()
+    }
+
+    pub(super) fn cpu(&self) -> Result<Duration> {
+        self.tree.cpu()
+    }
+
+    pub(super) fn memory(&self) -> Result<u64> {
+        self.tree.memory()
+    }
+}
+
+fn kamailio(lab: &Lab, database: &Database, setting: Setting, tuning: Tuning) -> Result<Command> {
+    let dir = lab.dir();
+    let config = dir.join("kamailio.cfg");
+    fs::write(&config, KAMAILIO).with_context(|| format!("cannot write {}", config.display()))?;
+    let list = dir.join("dispatcher.list");
+    let pbxs = [Place::Pbx1, Place::Pbx2].map(|pbx| format!("1 sip:{}:{PORT}\n", pbx.address()));
+    fs::write(&list, pbxs.concat()).with_context(|| format!("cannot write {}", list.display()))?;
+    // A namespace of process numbers: when the first one dies, by whatever, so do its children.
+    let mut command = lab.command(Place::Proxy, "unshare");
+    command.args(["--pid", "--fork", "--kill-child", "kamailio"]);
+    command.args(["-DD", "-E", "-x", "tlsf", "-X", "tlsf", "-m", "1024"]);
+    command.arg("-f").arg(&config).arg("-Y").arg(dir).arg("-n").arg(tuning.children.to_string());
+    command.arg("-l").arg(format!("udp:{PROXY}:{PORT}"));
+    // As much room for datagrams as it can get.
+    command.args(["-b", "16777216"]);
+    let mut define = |text: String| {
+        command.arg("-A").arg(text);
+    };
+    define(format!("PBX1=\"{}\"", Place::Pbx1.address()));
+    define(format!("PBX2=\"{}\"", Place::Pbx2.address()));
+    define(format!("DISPATCHER_LIST=\"{}\"", list.display()));
+    define(format!("DATABASE=\"mysql://root@localhost/{DATABASE}\""));
+    if tuning.write_behind {
+        define("WRITE_BEHIND".to_owned());
+    }
+    if setting.fork {
+        define("FORK".to_owned());
+    }
+    if !setting.challenge {
+        define("TRUSTED".to_owned());
+    }
+    command.env("MYSQL_UNIX_PORT", socket(database)?);
+    Ok(command)
+}
+
+fn sipline(lab: &Lab, database: &Database, setting: Setting) -> Result<Command> {
+    let dir = lab.dir().display();
+    let mut text = format!(
+        "[sip]\nlisten = [\"{PROXY}:{PORT}\"]\nkey = \"000102030405060708090a0b0c0d0e0f\"\n\
+         [probe]\ninterval = \"15s\"\n\
+         [xdp]\nmode = \"off\"\ninterfaces = {INTERFACES:?}\npin = \"\"\n\
+         [control]\nsocket = \"{dir}/control.sock\"\n\
+         [log]\nlevel = \"warn\"\n"
+    );
+    if setting.challenge {
+        let url = database.url(Some(OWN));
+        // Each registration is told to the PBXs at once, as Kamailio does it.
+        text.push_str(&format!(
+            "[registrar]\nfork_rate = 100000\njitter = 0\n[auth]\n\
+             [store]\nurl = \"{url}\"\ntable = {{ table = \"{DATABASE}.sipusers\", \
+             username = \"username\", password = \"sippasswd\" }}\n"
+        ));
+    } else {
+        text.push_str("[trust]\nnetworks = [\"10.10.1.0/24\"]\n");
+    }
+    // One that is disabled is not told of registrations.
+    let state = if setting.fork || setting.calls { "active" } else { "disabled" };
+    for pbx in [Place::Pbx1, Place::Pbx2] {
+        let (id, address) = (pbx.name(), pbx.address());
+        text.push_str(&format!(
+            "[[pbx]]\nid = \"{id}\"\naddress = \"{address}:{PORT}\"\nstate = \"{state}\"\n"
+        ));
+    }
+    let config = lab.dir().join("sipline.toml");
+    fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+    let mut command = lab.command(Place::Proxy, lab::binary()?);
+    command.arg("run").arg("--config").arg(&config);
+    Ok(command)
+}
+
+/// Starts MariaDB with the users in a table as Asterisk reads it, and Kamailio's tables.
+pub(super) fn database(users: u32) -> Result<Database> {
+    let database = Database::start(Engine::MariaDb)?;
+    let mut text = format!("CREATE DATABASE {DATABASE};\nUSE {DATABASE};\n");
+    text.push_str(
+        "CREATE TABLE sipusers (id INT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(80) NOT NULL, \
+         username VARCHAR(80) NOT NULL, sippasswd VARCHAR(80) NOT NULL, UNIQUE KEY (username));\n",
+    );
+    for first in (0..users).step_by(1000) {
+        let rows: Vec<String> = (first..users.min(first + 1000))
+            .map(|user| {
+                let name = user_name(user);
+                format!("('{name}','{name}','{}')", password(user))
+            })
+            .collect();
+        let rows = rows.join(",");
+        text.push_str(&format!("INSERT INTO sipusers (name,username,sippasswd) VALUES {rows};\n"));
+    }
+    // Kamailio wants its own tables as its package makes them.
+    for file in ["standard-create.sql", "usrloc-create.sql"] {
+        let path = Path::new("/usr/share/kamailio/mysql").join(file);
+        let sql =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        text.push_str(&sql);
+    }
+    execute(&database, &text)?;
+    Ok(database)
+}
+
+/// Forgets all registrations.
+pub(super) fn forget_registrations(database: &Database) -> Result<()> {
+    execute(
+        database,
+        &format!(
+            "DELETE FROM {DATABASE}.location; DROP DATABASE IF EXISTS {OWN}; CREATE DATABASE {OWN};\n"
+        ),
+    )
+}
+
+fn execute(database: &Database, sql: &str) -> Result<()> {
+    let file = Path::new(&socket(database)?).with_file_name("bench.sql");
+    fs::write(&file, sql).with_context(|| format!("cannot write {}", file.display()))?;
+    let input = fs::File::open(&file).with_context(|| format!("no {}", file.display()))?;
+    let output = Command::new("mariadb")
+        .args(["--no-defaults", "--user=root"])
+        .arg(format!("--socket={}", socket(database)?))
+        .stdin(input)
+        .output()
+        .context("cannot start `mariadb`")?;
+    if !output.status.success() {
+        bail!("the database refuses: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+fn socket(database: &Database) -> Result<String> {
+    let url = database.url(None);
+    let (_, socket) = url.rsplit_once("socket=").with_context(|| format!("no socket in {url}"))?;
+    Ok(socket.to_owned())
+}
