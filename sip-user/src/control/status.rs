@@ -190,10 +190,11 @@ pub const fn state_name(state: PbxState) -> &'static str {
 }
 
 /// Since 1970; a clock before that is one that was never set.
-pub(super) fn unix(time: SystemTime) -> Duration {
+pub(crate) fn unix(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn milliseconds(time: Duration) -> u64 {
+/// For the control socket.
+pub(crate) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
