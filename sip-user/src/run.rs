@@ -733,6 +733,7 @@ impl Node {
             proxy: &self.proxy,
             fastpath: &mut *self.fastpath,
             sockets: &self.sockets,
+            store: self.keeper.as_ref().map(Keeper::counters),
             course: self.course,
         }
     }
