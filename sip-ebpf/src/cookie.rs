@@ -78,6 +78,8 @@ pub struct Cookie {
     pub flow: Endpoint,
     /// Slot of the PBX.
     pub slot: u32,
+    /// Whether the daemon keeps a record of the call: then it wants to see the BYE that ends it.
+    pub recorded: bool,
 }
 
 impl Cookie {
@@ -85,7 +87,7 @@ impl Cookie {
     fn word(self) -> u64 {
         let addr = u32::from_be(self.flow.addr) as u64;
         let port = u16::from_be(self.flow.port) as u64;
-        addr << 32 | port << 16 | (self.slot as u64 & 0xff) << 8
+        addr << 32 | port << 16 | (self.slot as u64 & 0xff) << 8 | self.recorded as u64
     }
 
     /// The four words of its digits.
@@ -108,12 +110,13 @@ impl Cookie {
         let rest = unhex8(t.word(at + 8))?;
         let high = unhex8(t.word(at + 16))?;
         let low = unhex8(t.word(at + 24))?;
-        if rest & 0xff != 0 {
+        if rest & 0xfe != 0 {
             return None;
         }
         let cookie = Self {
             flow: Endpoint { addr: addr.to_be(), port: ((rest >> 16) as u16).to_be(), pad: 0 },
             slot: rest >> 8 & 0xff,
+            recorded: rest & 1 != 0,
         };
         Some((cookie, (high as u64) << 32 | low as u64))
     }
@@ -171,7 +174,8 @@ mod tests {
 
     #[test]
     fn a_cookie_is_ours_for_its_call_only() {
-        let cookie = Cookie { flow: Endpoint::new([10, 10, 1, 2], 5061), slot: 3 };
+        let flow = Endpoint::new([10, 10, 1, 2], 5061);
+        let cookie = Cookie { flow, slot: 3, recorded: false };
         let text = digits(&cookie.write(&keys(), 99));
         let (read, signature) = Cookie::read(&text[..], 0).expect("digits");
         assert_eq!(read, cookie);
@@ -180,6 +184,10 @@ mod tests {
         assert!(!read.signed(signature, &Keys::new([3, 5]), 99));
         let moved = Cookie { slot: 4, ..read };
         assert!(!moved.signed(signature, &keys(), 99));
+        let other = Cookie { recorded: true, ..read };
+        assert!(!other.signed(signature, &keys(), 99));
+        let recorded = digits(&other.write(&keys(), 99));
+        assert_eq!(Cookie::read(&recorded[..], 0).map(|(read, _)| read), Some(other));
         let upper = text.to_ascii_uppercase();
         assert_eq!(Cookie::read(&upper[..], 0), Some((cookie, signature)));
         assert_eq!(Cookie::read(&text[1..], 0), None);

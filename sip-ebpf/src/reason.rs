@@ -130,6 +130,8 @@ reasons! {
     Mtu = "mtu", Up;
     /// The frame's buffer has no room for the longer head.
     Headroom = "headroom", Up;
+    /// A BYE in a call that the daemon keeps a record of: while it is there, it carries it.
+    ByeRecorded = "bye_recorded", Up;
 }
 
 /// How many reasons there are: the length of the counter table.

@@ -4,6 +4,7 @@
 //! standard error, or with `--json` to standard output as `{"error": ...}`. The exit status is 0 when it was
 //! done, 1 when it was not, 2 when the command line is wrong.
 
+mod cdr;
 mod users;
 
 use std::io::Write;
@@ -21,6 +22,7 @@ use crate::config::{
 use crate::control::protocol::{Request, Response, SHOWN};
 use crate::control::{client, human};
 use crate::{fastpath, import, run};
+use cdr::Records;
 use users::Users;
 
 /// SIP proxy and load balancer with an XDP fast path.
@@ -60,6 +62,13 @@ enum Verb {
         #[command(subcommand)]
         order: Option<Registrations>,
     },
+    /// Show calls that go on and have a record.
+    Calls {
+        #[command(subcommand)]
+        order: Option<Calls>,
+    },
+    /// Show records of calls that are over, from the store itself: the daemon need not run.
+    Cdr(Records),
     /// Show what the kernel and the daemon have done.
     Stats,
     /// Read the configuration file again; a bad one changes nothing.
@@ -114,6 +123,21 @@ enum Registrations {
         user: String,
         /// Only this contact: its URI, as `list` shows it.
         contact: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Calls {
+    /// Show them (the default).
+    List {
+        /// How many at most.
+        #[arg(long, default_value_t = SHOWN)]
+        limit: usize,
+    },
+    /// Show one.
+    Show {
+        /// Its id, as `list` shows it, or its Call-ID.
+        id: String,
     },
 }
 
@@ -175,6 +199,8 @@ pub fn main() -> ExitCode {
             users::main(&file.config, &cli.socket, order.unwrap_or(Users::List), json)
         }
         Verb::Registrations { order } => ask(&cli.socket, &registrations(order), json),
+        Verb::Calls { order } => ask(&cli.socket, &calls(order), json),
+        Verb::Cdr(records) => cdr::main(records, json),
         Verb::Stats => ask(&cli.socket, &Request::Stats, json),
         Verb::Reload => ask(&cli.socket, &Request::Reload, json),
         Verb::Backends { order } => {
@@ -323,6 +349,14 @@ fn registrations(order: Option<Registrations>) -> Request {
             Request::Registrations { user: Some(user), limit: SHOWN }
         }
         Some(Registrations::Remove { user, contact }) => Request::Unregister { user, contact },
+    }
+}
+
+fn calls(order: Option<Calls>) -> Request {
+    match order {
+        None => Request::Calls { id: None, limit: SHOWN },
+        Some(Calls::List { limit }) => Request::Calls { id: None, limit },
+        Some(Calls::Show { id }) => Request::Calls { id: Some(id), limit: SHOWN },
     }
 }
 
@@ -484,6 +518,12 @@ mod tests {
             "registrations list --limit 5",
             "registrations show anna@example.com --json",
             "registrations remove anna@example.com sip:anna@192.0.2.7",
+            "calls",
+            "calls list --limit 5 --json",
+            "calls show 1700000000.1-00c0ffee",
+            "cdr --config x",
+            "cdr --from 2h --to 2026-01-31 --src 101 --dst 200 --limit 5 --csv",
+            "cdr --json",
             "stats --json",
             "reload",
             "detach --config x",
@@ -500,6 +540,8 @@ mod tests {
             "backends add a 1.2.3.4:5 --weight 17",
             "import kamailio-dispatcher",
             "import x",
+            "cdr --from yesterday",
+            "cdr --csv --json",
             "walk",
         ] {
             let words = std::iter::once("sipline").chain(line.split_terminator(' '));

@@ -3,6 +3,7 @@
 //! One thread. Everything that decides lives in `Node`; tasks borrow it for one batch of datagrams, one
 //! timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
 
+mod calls;
 mod registrations;
 mod stateful;
 
@@ -13,7 +14,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use sip_ebpf::calls;
 use sip_ebpf::tables::{MAX_PBX, PbxState, flag};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -469,7 +469,10 @@ impl Node {
             (StatefulCommand::Save(row), Some(keeper)) => keeper.save(now, &row),
             (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(&key),
             (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(&cdr),
-            // Both are there, or neither is.
+            // The configuration gives both or neither.
+            (StatefulCommand::Cdr(cdr), None) => {
+                tracing::debug!(?cdr, "the record of a call, and no store for it");
+            }
             (_, None) => {}
         }
     }
@@ -641,6 +644,7 @@ impl Node {
                 return self.unregister(&user, contact.as_deref());
             }
             Request::Forget { user } => return self.forget(&user),
+            Request::Calls { id, limit } => return self.calls(id.as_deref(), limit),
         };
         self.carry_out();
         let listed = done.map_err(anyhow::Error::from).and_then(|()| self.parts().backends());
@@ -729,6 +733,7 @@ impl Node {
             proxy: &self.proxy,
             fastpath: &mut *self.fastpath,
             sockets: &self.sockets,
+            store: self.keeper.as_ref().map(Keeper::counters),
             course: self.course,
         }
     }
@@ -753,9 +758,9 @@ impl KernelCalls for Kernel<'_> {
         if !self.there {
             return None;
         }
-        let at = calls::bucket(hash, self.mask);
+        let at = sip_ebpf::calls::bucket(hash, self.mask);
         match self.fastpath.borrow_mut().call_bucket(at) {
-            Ok(bucket) => calls::find(&bucket?.words, hash, monotonic_ns()),
+            Ok(bucket) => sip_ebpf::calls::find(&bucket?.words, hash, monotonic_ns()),
             Err(error) => {
                 tracing::debug!(error = format!("{error:#}"), "the kernel's call table");
                 None

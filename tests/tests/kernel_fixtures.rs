@@ -1,13 +1,16 @@
 //! One packet at a time through the kernel program: at least one fixture for every way out.
 
 use sip_ebpf::Reason;
+use sip_ebpf::cookie::{self, Cookie};
+use sip_ebpf::header::Span;
 use sip_ebpf::reason::Way;
+use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{PbxState, flag};
 use sipline_tests::fixtures::frame::{DOT1AD, DOT1Q};
 use sipline_tests::fixtures::subject::at;
 use sipline_tests::fixtures::world::{
     DENIED, ELSEWHERE_PBX, LOST_PBX, NARROW_PBX, PBX1, PBX2, PHONE, PROXY, QINQ_PHONE, STRANGER,
-    VLAN_PHONE, pbx,
+    VLAN_PHONE, endpoint, pbx,
 };
 use sipline_tests::fixtures::{Checksum, Frame, Message, Outcome, Subject, each_build};
 
@@ -140,6 +143,17 @@ fn answered(subject: &mut Subject, call: &str) -> (Message, std::net::SocketAddr
 fn bye(subject: &mut Subject, call: &str) -> (Message, std::net::SocketAddrV4) {
     let (ok, pbx) = answered(subject, call);
     (ok.next("BYE", PHONE, 2), pbx)
+}
+
+/// The same with the cookie of a call that has a record.
+fn recorded(subject: &Subject, message: Message, pbx: std::net::SocketAddrV4) -> Message {
+    let keys = subject.world().keys();
+    let call_id = message.value("Call-ID").into_bytes();
+    let (call, _) = cookie::call(keys, &call_id[..], Span { at: 0, end: call_id.len() as u32 });
+    let cookie = Cookie { flow: endpoint(PHONE), slot: u32::from(pbx == PBX2), recorded: true };
+    let digits: Vec<u8> = cookie.write(keys, call).iter().flat_map(|w| w.to_le_bytes()).collect();
+    let digits = String::from_utf8(digits).expect("digits");
+    message.set("Route", &format!("<sip:{PROXY};lr;sl={digits}>"))
 }
 
 #[rustfmt::skip]
@@ -589,6 +603,23 @@ fn fixtures() -> Vec<Fixture> {
         let (bye, pbx) = bye(s, "d7");
         s.set_state(usize::from(pbx == PBX2), PbxState::Unused);
         s.send(PHONE, bye)
+    });
+    add("BYE of the phone in a call with a record", Reason::ByeRecorded, |s| {
+        let (bye, pbx) = bye(s, "r1");
+        s.send(PHONE, recorded(s, bye, pbx))
+    });
+    add("BYE of the PBX in a call with a record", Reason::ByeRecorded, |s| {
+        let (ok, pbx) = answered(s, "r2");
+        s.send(pbx, recorded(s, ok.next_back("BYE", pbx, 1), pbx))
+    });
+    add("BYE in a call with a record while the daemon is dead", Reason::DialogToPbx, |s| {
+        let (bye, pbx) = bye(s, "r4");
+        s.change(|w| w.alive = false);
+        s.send(PHONE, recorded(s, bye, pbx))
+    });
+    add("ACK in a call with a record", Reason::DialogToPbx, |s| {
+        let (ok, pbx) = answered(s, "r3");
+        s.send(PHONE, recorded(s, ok.next("ACK", PHONE, 1), pbx))
     });
     add("two Routes", Reason::OddRoute, |s| {
         let (bye, _) = bye(s, "d8");

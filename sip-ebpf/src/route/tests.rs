@@ -235,7 +235,7 @@ fn what_goes_the_long_way() {
 #[test]
 fn a_dialog_follows_its_cookie() {
     let tables = Here::default();
-    let called = Cookie { flow: PHONE, slot: 0 };
+    let called = Cookie { flow: PHONE, ..Cookie::default() };
     let route = route_of(called);
     let bye = request("BYE", ";tag=b", &route);
     let (reason, plan) = decide(&bye, PHONE, &tables);
@@ -257,11 +257,31 @@ fn a_dialog_follows_its_cookie() {
     assert_eq!(decide(&text, PHONE, &tables).0, Reason::NoPbx);
 }
 
+/// Of a call that has a record the daemon wants the BYE, and nothing else. While it is away, calls end without it.
+#[test]
+fn the_end_of_a_recorded_call_goes_up() {
+    let mut tables = Here::default();
+    let route = route_of(Cookie { flow: PHONE, recorded: true, ..Cookie::default() });
+    let bye = request("BYE", ";tag=b", &route);
+    for (source, next) in [(PHONE, PBX[0]), (PBX[0], PHONE)] {
+        let (reason, plan) = decide(&bye, source, &tables);
+        assert_eq!((reason, reason.way(), plan.next), (Reason::ByeRecorded, Way::Up, next));
+        assert_eq!(&bye[plan.cut.at as usize..plan.cut.end as usize], route);
+    }
+    assert_eq!(decide(&bye, PBX[1], &tables).0, Reason::WrongSide);
+    for method in ["INVITE", "ACK", "INFO"] {
+        let text = request(method, ";tag=b", &route);
+        assert_eq!(decide(&text, PHONE, &tables).0, Reason::DialogToPbx, "{method}");
+    }
+    tables.alive = false;
+    assert_eq!(decide(&bye, PHONE, &tables).0, Reason::DialogToPbx);
+}
+
 /// A cookie belongs to its call and its words; a Route of ours stands alone.
 #[test]
 fn routes_that_are_not_ours() {
     let tables = Here::default();
-    let route = route_of(Cookie { flow: PHONE, slot: 0 });
+    let route = route_of(Cookie { flow: PHONE, ..Cookie::default() });
     let bye = request("BYE", ";tag=b", &route);
     let digits = bye.find("sl=").expect("a cookie") + 3;
     for at in [0, 7, 8, 15, 16, 31] {

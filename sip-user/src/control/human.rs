@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::protocol::{Backend, Outcome, RegistrarStats, Registrations, Stats};
+use super::protocol::{Backend, Calls, Outcome, RegistrarStats, Registrations, Stats};
 
 /// The outcome as text that ends with a new line.
 pub fn outcome(outcome: &Outcome) -> String {
@@ -18,6 +18,7 @@ pub fn outcome(outcome: &Outcome) -> String {
         }
         Outcome::Stats(all) => stats(all),
         Outcome::Registrations(list) => registrations(list),
+        Outcome::Calls(list) => calls(list),
         Outcome::Forgotten(user) => format!("{} is looked up anew\n", user.forgotten),
     }
 }
@@ -87,6 +88,29 @@ fn registrations(list: &Registrations) -> String {
     text
 }
 
+fn calls(list: &Calls) -> String {
+    let head = ["ID", "FROM", "TO", "STATE", "FOR", "CALLER", "PBX", "CALLEE", "CALL-ID"];
+    let mut rows = vec![row(head)];
+    for call in &list.calls {
+        rows.push(row([
+            &call.id,
+            &call.from,
+            &call.to,
+            &call.state,
+            &age(call.state_for_ms),
+            &call.caller.to_string(),
+            call.pbx.as_deref().unwrap_or("-"),
+            &call.callee.map_or("-".to_owned(), |callee| callee.to_string()),
+            &call.call_id,
+        ]));
+    }
+    let mut text = table(&rows);
+    if list.calls.len() < list.total {
+        let _ = writeln!(text, "{} of {}: --limit shows more", list.calls.len(), list.total);
+    }
+    text
+}
+
 fn registrar(all: &RegistrarStats) -> String {
     let store = match all.connected {
         true => all.store.clone(),
@@ -151,7 +175,8 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-fn table(rows: &[Vec<String>]) -> String {
+/// Rows with their columns in line; the first has the heads.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -185,7 +210,7 @@ fn age(milliseconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::AdminState;
-    use crate::control::protocol::{Backends, Leg, Registration};
+    use crate::control::protocol::{Backends, CallInProgress, Leg, Registration};
 
     #[test]
     fn a_table_lines_up() {
@@ -254,6 +279,29 @@ pbx1  60 s         200          0
 pbx2  -            -            3
 ";
         assert_eq!(outcome(&Outcome::Registrations(list)), want);
+    }
+
+    #[test]
+    fn calls_that_go_on() {
+        let one = CallInProgress {
+            id: "1700000000.1-00c0ffee".into(),
+            from: "anna".into(),
+            to: "200".into(),
+            state: "ringing".into(),
+            state_for_ms: 3_500,
+            started: 1_700_000_000,
+            for_ms: 4_000,
+            pbx: Some("pbx1".into()),
+            caller: "10.10.1.2:5062".parse().unwrap(),
+            callee: None,
+            call_id: "c1".into(),
+        };
+        let want = "\
+ID                     FROM  TO   STATE    FOR  CALLER          PBX   CALLEE  CALL-ID
+1700000000.1-00c0ffee  anna  200  ringing  3 s  10.10.1.2:5062  pbx1  -       c1
+1 of 2: --limit shows more
+";
+        assert_eq!(outcome(&Outcome::Calls(Calls { calls: vec![one], total: 2 })), want);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use sip_ebpf::reason::{Reason, Way};
 use sip_ebpf::tables::PbxState;
 
 use super::http::{Page, plain, typed};
-use super::status::{Parts, STATES, Status, state_name, unix};
+use super::status::{Memory, Parts, STATES, Status, state_name, unix};
 use crate::core::counters::Event;
 use crate::fastpath::Mode;
 
@@ -97,7 +97,11 @@ impl Collector for Status {
         self.kernel_half(&mut out)?;
         self.daemon_half(&mut out)?;
         self.pbxs(&mut out)?;
-        self.sockets(&mut out)
+        self.sockets(&mut out)?;
+        match &self.memory {
+            Some(memory) => memory.encode(&mut out),
+            None => Ok(()),
+        }
     }
 }
 
@@ -196,7 +200,9 @@ impl Status {
                 .map(|event| ([("event", event.name())], of(*event))),
         )?;
         let mut classes = [("1xx", 0), ("2xx", 0), ("3xx", 0), ("4xx", 0), ("5xx", 0), ("6xx", 0)];
-        for (code, times) in self.daemon.replies() {
+        let stateful = self.memory.iter().flat_map(|memory| &memory.done.replies);
+        let stateful = stateful.map(|(code, times)| (*code, *times));
+        for (code, times) in self.daemon.replies().chain(stateful) {
             let class = usize::from(code / 100).wrapping_sub(1);
             if let Some((_, all)) = classes.get_mut(class) {
                 *all += times;
@@ -263,6 +269,140 @@ impl Status {
                 .map(|(address, socket)| ([("address", &address[..])], socket.receive_buffer)),
         )
     }
+}
+
+impl Memory {
+    fn encode(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        self.registrations(out)?;
+        self.calls(out)?;
+        self.store(out)
+    }
+
+    fn registrations(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        out.gauge(
+            "sipline_registered_users",
+            "Users who are registered",
+            [([], count(self.users))],
+        )?;
+        out.gauge(
+            "sipline_registered_contacts",
+            "Contacts of users who are registered",
+            [([], count(self.contacts))],
+        )?;
+        out.counter(
+            "sipline_registers",
+            "REGISTERs of phones that were carried out",
+            [([], self.done.registered)],
+        )?;
+        let Self { done, asked, .. } = self;
+        out.counter(
+            "sipline_forked_registers",
+            "REGISTERs of ours to PBXs, by whether there was any answer so far",
+            [
+                ([("result", "sent")], done.forked.saturating_sub(done.forked_unanswered)),
+                ([("result", "unanswered")], done.forked_unanswered),
+            ],
+        )?;
+        out.counter(
+            "sipline_forked_challenges_unanswered",
+            "Challenges of PBXs that could not be answered",
+            [([], done.challenges_unanswered)],
+        )?;
+        out.counter(
+            "sipline_digest_results",
+            "What became of requests that had to have credentials",
+            [
+                ([("result", "right")], asked.passed),
+                ([("result", "wrong")], asked.wrong),
+                ([("result", "challenged")], asked.challenged),
+                ([("result", "unavailable")], asked.unavailable),
+            ],
+        )
+    }
+
+    fn calls(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        out.gauge(
+            "sipline_transactions",
+            "Transactions that go on",
+            [([], count(self.transactions))],
+        )?;
+        out.counter(
+            "sipline_requests_shed",
+            "Requests that were refused because too much goes on",
+            [([("cause", "admission")], self.shed), ([("cause", "transactions")], self.done.full)],
+        )?;
+        out.gauge(
+            "sipline_calls_in_progress",
+            "Calls that have a record and are not over",
+            [([], count(self.calls))],
+        )?;
+        let recorded = &self.recorded;
+        out.counter("sipline_calls_recorded", "Calls that have a record", [([], recorded.calls)])?;
+        out.counter(
+            "sipline_calls_unrecorded",
+            "Calls without a record, because there was no room",
+            [([], recorded.unrecorded)],
+        )?;
+        out.counter(
+            "sipline_calls_limited",
+            "Calls whose BYE was lost, closed by the limit",
+            [([], recorded.limited)],
+        )
+    }
+
+    fn store(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let Self { store, asked, .. } = self;
+        out.counter(
+            "sipline_cdrs_written",
+            "Records of calls that the store has",
+            [([], store.written_cdrs)],
+        )?;
+        out.gauge(
+            "sipline_cdrs_queued",
+            "Records of calls that wait for the store",
+            [([], store.waiting_cdrs)],
+        )?;
+        out.counter(
+            "sipline_cdrs_dropped",
+            "Records of calls that are lost",
+            [
+                ([("cause", "queue_full")], store.refused_cdrs),
+                ([("cause", "refused")], store.failed_cdrs),
+            ],
+        )?;
+        out.gauge(
+            "sipline_store_reachable",
+            "Whether the database is there, as far as is known",
+            [([], u64::from(store.connected))],
+        )?;
+        out.counter(
+            "sipline_store_reconnects",
+            "How often the database came back",
+            [([], store.reconnects)],
+        )?;
+        out.gauge(
+            "sipline_store_bindings_queued",
+            "Changes of registrations that wait for the store",
+            [([], store.waiting_bindings)],
+        )?;
+        out.counter(
+            "sipline_store_questions",
+            "Questions to the store for the secrets of a user",
+            [
+                ([("result", "asked")], asked.fetches.saturating_sub(asked.fetches_failed)),
+                ([("result", "failed")], asked.fetches_failed),
+            ],
+        )?;
+        out.gauge(
+            "sipline_store_requests_waiting",
+            "Requests that wait for the secrets of their user",
+            [([], count(self.waiting))],
+        )
+    }
+}
+
+fn count(number: usize) -> u64 {
+    number as u64
 }
 
 /// Events that have metrics of their own.

@@ -77,6 +77,15 @@ pub enum Request {
         #[serde(default)]
         contact: Option<String>,
     },
+    /// Calls that go on and have a record.
+    Calls {
+        /// Only those with this id or Call-ID.
+        #[serde(default)]
+        id: Option<String>,
+        /// How many at most.
+        #[serde(default = "some")]
+        limit: usize,
+    },
     /// A user has been changed in the store: what is known of his password counts no more.
     Forget {
         /// `user@domain`
@@ -84,7 +93,7 @@ pub enum Request {
     },
 }
 
-/// As many registrations as are shown unless more are asked for.
+/// As many registrations, calls or records as are shown unless more are asked for.
 pub const SHOWN: usize = 1000;
 
 fn some() -> usize {
@@ -143,6 +152,8 @@ pub enum Outcome {
     Registrations(Registrations),
     /// Of `forget`.
     Forgotten(Forgotten),
+    /// Of `calls`.
+    Calls(Calls),
     /// Of everything about PBXs: all of them as they are now.
     Backends(Backends),
 }
@@ -209,6 +220,42 @@ pub struct Leg {
 pub struct Forgotten {
     /// `user@domain`
     pub forgotten: String,
+}
+
+/// Calls that go on and have a record.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Calls {
+    /// The oldest first.
+    pub calls: Vec<CallInProgress>,
+    /// How many there are in all.
+    pub total: usize,
+}
+
+/// One call.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CallInProgress {
+    /// What its record will be known by: the column `uniqueid`.
+    pub id: String,
+    /// The caller's number.
+    pub from: String,
+    /// The called number.
+    pub to: String,
+    /// `calling`, `ringing` or `answered`.
+    pub state: String,
+    /// For how long it is in this state, in milliseconds.
+    pub state_for_ms: u64,
+    /// When its INVITE came: seconds of Unix time.
+    pub started: u64,
+    /// How long ago that was, in milliseconds.
+    pub for_ms: u64,
+    /// The PBX that it went to, or came from.
+    pub pbx: Option<String>,
+    /// The caller's address.
+    pub caller: SocketAddr,
+    /// Where it went last.
+    pub callee: Option<SocketAddr>,
+    /// The Call-ID.
+    pub call_id: String,
 }
 
 /// The registrar, in numbers.
@@ -393,8 +440,9 @@ mod tests {
             backends: Vec::new(),
         }));
         let backends = Response::done(Outcome::Backends(Backends { backends: Vec::new() }));
+        let calls = Response::done(Outcome::Calls(Calls { calls: Vec::new(), total: 0 }));
         let failed = Response::failed("no");
-        for response in [reloaded, backends, failed] {
+        for response in [reloaded, backends, calls, failed] {
             let text = serde_json::to_string(&response).unwrap();
             assert_eq!(serde_json::from_str::<Response>(&text).unwrap(), response, "{text}");
         }

@@ -12,8 +12,11 @@ use super::protocol::{Backend, Share, SocketStats, Stats, XdpStats};
 use crate::core::counters::{Counters, Event};
 use crate::core::dispatcher::{Dispatcher, Origin};
 use crate::core::proxy::Proxy;
+use crate::core::stateful::Stateful;
+use crate::core::{accounting, authenticator, stateful};
 use crate::fastpath::Fastpath;
 use crate::io::udp::Udp;
+use crate::store;
 
 /// What is known outside of the parts that work.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +43,8 @@ pub struct Parts<'a> {
     pub fastpath: &'a mut dyn Fastpath,
     /// Our addresses.
     pub sockets: &'a [Udp],
+    /// What is written to the store, if there is one.
+    pub store: Option<store::Counters>,
     /// The rest.
     pub course: Course,
 }
@@ -113,6 +118,7 @@ impl Parts<'_> {
             daemon: self.proxy.counters().clone(),
             backends: self.backends()?,
             sockets,
+            memory: self.proxy.stateful().map(|stateful| Memory::of(stateful, self.store)),
         })
     }
 }
@@ -134,6 +140,52 @@ pub struct Status {
     pub backends: Vec<Backend>,
     /// Our addresses.
     pub sockets: Vec<SocketStats>,
+    /// What needs memory, if it is configured.
+    pub memory: Option<Memory>,
+}
+
+/// How the stateful half is at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Users who are registered.
+    pub users: usize,
+    /// Their contacts.
+    pub contacts: usize,
+    /// Transactions that go on.
+    pub transactions: usize,
+    /// Calls that have a record and are not over.
+    pub calls: usize,
+    /// Requests that wait for the secrets of their user.
+    pub waiting: usize,
+    /// Requests that were refused because too much goes on.
+    pub shed: u64,
+    /// What happened.
+    pub done: stateful::Counts,
+    /// What became of credentials.
+    pub asked: authenticator::Counts,
+    /// What became of calls.
+    pub recorded: accounting::Counts,
+    /// What was written.
+    pub store: store::Counters,
+}
+
+impl Memory {
+    fn of(stateful: &Stateful, store: Option<store::Counters>) -> Self {
+        let accounting = stateful.accounting();
+        let asking = stateful.authenticator();
+        Self {
+            users: stateful.registrar().aors(),
+            contacts: stateful.registrar().bindings(),
+            transactions: stateful.transactions(),
+            calls: accounting.map_or(0, accounting::Accounting::len),
+            waiting: asking.map_or(0, authenticator::Authenticator::parked),
+            shed: stateful.shed(),
+            done: stateful.counts().clone(),
+            asked: asking.map(authenticator::Authenticator::counts).unwrap_or_default(),
+            recorded: accounting.map(accounting::Accounting::counts).unwrap_or_default(),
+            store: store.unwrap_or_default(),
+        }
+    }
 }
 
 impl Status {
@@ -190,10 +242,11 @@ pub const fn state_name(state: PbxState) -> &'static str {
 }
 
 /// Since 1970; a clock before that is one that was never set.
-pub(super) fn unix(time: SystemTime) -> Duration {
+pub(crate) fn unix(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn milliseconds(time: Duration) -> u64 {
+/// For the control socket.
+pub(crate) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

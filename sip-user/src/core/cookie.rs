@@ -8,8 +8,8 @@
 //! | 0..32 | address of the flow |
 //! | 32..36 | its port |
 //! | 36..38 | slot of the PBX |
-//! | 38..40 | zeros |
-//! | 40..56 | signature: SipHash of the address, port and slot with the call's key |
+//! | 38..40 | 01 if the call has a record, else 00 |
+//! | 40..56 | signature: SipHash of all of these with the call's key |
 
 use std::net::{SocketAddr, SocketAddrV6};
 
@@ -31,6 +31,8 @@ pub struct Cookie {
     pub flow: SocketAddr,
     /// Slot of the PBX.
     pub slot: u32,
+    /// Whether the call has a record, which its BYE ends.
+    pub recorded: bool,
 }
 
 /// How many digits a cookie has that stands beside an address of this family.
@@ -51,8 +53,9 @@ impl Cookie {
             }
             Err(flow) => {
                 let (bits, slot) = (flow.ip().to_bits(), self.slot & 0xff);
+                let recorded = u8::from(self.recorded);
                 let signature = self.sign(flow, keys, call);
-                format!("{bits:032x}{:04x}{slot:02x}00{signature:016x}", flow.port())
+                format!("{bits:032x}{:04x}{slot:02x}{recorded:02x}{signature:016x}", flow.port())
             }
         }
     }
@@ -63,7 +66,7 @@ impl Cookie {
         if digits.len() == self::digits(Family::V4) {
             let (v4, signature) = CookieV4::read(digits, 0)?;
             let flow = SocketAddr::from((v4.flow.octets(), v4.flow.port_number()));
-            return Some((Self { flow, slot: v4.slot }, signature));
+            return Some((Self { flow, slot: v4.slot, recorded: v4.recorded }, signature));
         }
         if digits.len() != DIGITS_V6 {
             return None;
@@ -73,13 +76,14 @@ impl Cookie {
             *word = unhex8(digits.word(at))?;
         }
         let [a, b, c, d, rest, high, low] = words;
-        if rest & 0xff != 0 {
+        if rest & 0xfe != 0 {
             return None;
         }
         let ip = [a, b, c, d].iter().fold(0, |bits, word| bits << 32 | u128::from(*word));
         let cookie = Self {
             flow: SocketAddrV6::new(ip.into(), (rest >> 16) as u16, 0, 0).into(),
             slot: rest >> 8 & 0xff,
+            recorded: rest & 1 != 0,
         };
         Some((cookie, u64::from(high) << 32 | u64::from(low)))
     }
@@ -95,18 +99,22 @@ impl Cookie {
     /// As the kernel has it, or the IPv6 address for which it has no room.
     fn in_family(self) -> Result<CookieV4, SocketAddrV6> {
         match self.flow {
-            SocketAddr::V4(v4) => {
-                Ok(CookieV4 { flow: Endpoint::new(v4.ip().octets(), v4.port()), slot: self.slot })
-            }
+            SocketAddr::V4(v4) => Ok(CookieV4 {
+                flow: Endpoint::new(v4.ip().octets(), v4.port()),
+                slot: self.slot,
+                recorded: self.recorded,
+            }),
             SocketAddr::V6(v6) => Err(v6),
         }
     }
 
     fn sign(self, flow: SocketAddrV6, keys: &Keys, call: u64) -> u64 {
-        let mut text = Vec::with_capacity(19);
+        let mut text = Vec::with_capacity(20);
         text.extend_from_slice(&flow.ip().octets());
         text.extend_from_slice(&flow.port().to_be_bytes());
         text.push((self.slot & 0xff) as u8);
+        // As it was before there were records, so that calls which go on over an upgrade do go on.
+        text.extend(self.recorded.then_some(1));
         siphash(cookie_key(keys, call), &text[..], 0, Text::len(&text[..])).0
     }
 }
@@ -120,7 +128,7 @@ mod tests {
     }
 
     fn cookie(flow: &str) -> Cookie {
-        Cookie { flow: flow.parse().unwrap(), slot: 0x2a }
+        Cookie { flow: flow.parse().unwrap(), slot: 0x2a, recorded: false }
     }
 
     #[test]
@@ -134,6 +142,10 @@ mod tests {
             assert!(read.signed(signature, &keys(), 99));
             assert!(!read.signed(signature, &keys(), 98));
             assert!(!read.signed(signature, &Keys::new([3, 5]), 99));
+            let other = Cookie { recorded: true, ..read };
+            assert!(!other.signed(signature, &keys(), 99));
+            let recorded = Cookie::read(other.write(&keys(), 99).as_bytes());
+            assert_eq!(recorded.map(|(read, _)| read), Some(other));
             let upper = text.to_uppercase();
             assert_eq!(Cookie::read(upper.as_bytes()), Some((cookie, signature)));
             assert_eq!(Cookie::read(&text.as_bytes()[1..]), None);
@@ -158,7 +170,8 @@ mod tests {
 
     #[test]
     fn the_kernels_cookie_is_read_and_written_as_the_kernel_does() {
-        let v4 = CookieV4 { flow: Endpoint::new([10, 10, 1, 2], 5062), slot: 42 };
+        let flow = Endpoint::new([10, 10, 1, 2], 5062);
+        let v4 = CookieV4 { flow, slot: 42, recorded: false };
         let words = v4.write(&keys(), 99);
         let text: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         assert_eq!(cookie("10.10.1.2:5062").write(&keys(), 99).as_bytes(), text);

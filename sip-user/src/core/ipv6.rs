@@ -97,7 +97,7 @@ impl Line {
             | Reason::CancelSteered
             | Reason::AckSteered => {
                 if plan.record != 0 {
-                    let cookie = Cookie { flow: asked.from, slot: plan.slot };
+                    let cookie = Cookie { flow: asked.from, slot: plan.slot, recorded: false };
                     decision.cookie = cookie.write(asked.keys, plan.call);
                 }
                 match dispatcher.pbx_of(plan.slot, Family::V6) {
@@ -161,14 +161,16 @@ impl Line {
         plan.record = 0;
         plan.slot = cookie.slot;
         plan.cut = Span { at: line.start.into(), end: u32::from(line.end) + 2 };
-        match dispatcher.slot_at(asked.from) {
-            Some(slot) if slot == cookie.slot => Ok((Reason::DialogToPhone, cookie.flow)),
-            Some(_) => Err(Reason::WrongSide),
+        let (reason, next) = match dispatcher.slot_at(asked.from) {
+            Some(slot) if slot == cookie.slot => (Reason::DialogToPhone, cookie.flow),
+            Some(_) => return Err(Reason::WrongSide),
             None => match dispatcher.pbx_of(cookie.slot, Family::V6) {
-                Some((pbx, _)) => Ok((Reason::DialogToPbx, pbx)),
-                None => Err(Reason::NoPbx),
+                Some((pbx, _)) => (Reason::DialogToPbx, pbx),
+                None => return Err(Reason::NoPbx),
             },
-        }
+        };
+        let ends = cookie.recorded && asked.index.method == Method::Bye as u32;
+        Ok((if ends { Reason::ByeRecorded } else { reason }, next))
     }
 
     /// A request on its way: our Via on top, maybe a Record-Route, `received` and `rport` for who sent it

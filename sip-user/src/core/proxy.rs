@@ -392,16 +392,15 @@ impl Proxy {
             {
                 *placed += 1;
             }
-            let ends = index.method == Method::Bye as u32
-                && matches!(decision.reason, Reason::DialogToPbx | Reason::DialogToPhone);
-            if ends {
-                self.note_bye(arrival, bytes, index);
-            }
             return self.send(arrival, bytes, index, &decision, out);
         }
         let Ok(message) = Message::parse(bytes, index) else {
             return self.counters.event(Event::DroppedMalformed);
         };
+        if decision.reason == Reason::ByeRecorded {
+            self.note_bye(arrival, &message);
+            return self.send(arrival, bytes, message.index(), &decision, out);
+        }
         if message.is_request() {
             self.up_request(arrival, dispatcher, &message, &mut decision, out);
         } else {
@@ -409,12 +408,10 @@ impl Proxy {
         }
     }
 
-    /// A BYE goes by: a call that has a record may be over.
-    fn note_bye(&mut self, arrival: &Arrival<'_>, bytes: &[u8], index: &mut Index) {
-        if let Some(stateful) = &mut self.stateful
-            && let Ok(message) = Message::parse(bytes, index)
-        {
-            stateful.handle_bye(arrival.now, &message);
+    /// A BYE of a dialog of ours: the call has a record, or may have one, and is over whatever becomes of it.
+    fn note_bye(&mut self, arrival: &Arrival<'_>, message: &Message<'_>) {
+        if let Some(stateful) = &mut self.stateful {
+            stateful.handle_bye(arrival.now, message);
         }
     }
 
@@ -494,6 +491,9 @@ impl Proxy {
             }
             Reason::OddRoute | Reason::WrongSide | Reason::BadCookie => {
                 if self.follow_routes(arrival, dispatcher, message, decision).is_some() {
+                    if message.method() == Method::Bye {
+                        self.note_bye(arrival, message);
+                    }
                     return self.send(arrival, message.bytes(), message.index(), decision, out);
                 }
                 Refusal::new(404, "Not Here")
@@ -513,7 +513,12 @@ impl Proxy {
             Reason::OptionsNotForUs | Reason::OptionsAnswered => self.options(message),
             Reason::Untrusted => Refusal::new(403, "Not Relaying"),
             // A dialog whose PBX is gone is gone too (12.2.1.2).
-            Reason::NoPbx if in_dialog => Refusal::new(481, "Call/Transaction Does Not Exist"),
+            Reason::NoPbx if in_dialog => {
+                if message.method() == Method::Bye {
+                    self.note_bye(arrival, message);
+                }
+                Refusal::new(481, "Call/Transaction Does Not Exist")
+            }
             Reason::NoPbx => self.no_destination(Family::of(arrival.from), dispatcher),
             Reason::UnknownCall => Refusal::new(481, "Call/Transaction Does Not Exist"),
             Reason::Required => unsupported(message.proxy_requires()),
@@ -666,7 +671,7 @@ impl Proxy {
         plan.cut = Span::default();
         plan.record = u32::from(makes && !in_dialog);
         if plan.record != 0 {
-            let digits = Cookie { flow: next, slot }.write(&self.keys, plan.call);
+            let digits = Cookie { flow: next, slot, recorded: false }.write(&self.keys, plan.call);
             // Over IPv4, in the words of the shared edit.
             for (word, eight) in plan.cookie.iter_mut().zip(digits.as_bytes().chunks(8)) {
                 *word = literal(eight);

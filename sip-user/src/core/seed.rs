@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use sip_ebpf::message::Message;
 use sip_ebpf::scan::Index;
 
-use super::accounting::{Accounting, Cdr, Disposition, Rules as Records};
+use super::accounting::{Accounting, Cdr, Disposition, Ending, Rules as Records};
 use super::authenticator::{Authenticator, Rules};
 use super::clock::Clock;
 use super::digest::{Challenge, Role, Secret, Session, Settings as Digest};
@@ -443,6 +443,39 @@ fn a_whole_call() {
     d.pass(64_000);
     assert_eq!(d.stateful().contexts(), 0);
     assert_eq!(d.stateful().transactions(), 0);
+}
+
+/// A BYE in a form that the kernel does not read, and one that nobody answers: each ends the record.
+#[test]
+fn every_bye_ends_a_record() {
+    let mut d = Daemon::new();
+    for (call, two_routes) in [("two", true), ("gone", false)] {
+        let pbx = d.call("sip:200@example.com", call);
+        d.answer(pbx, "200 OK");
+        assert_eq!(d.take(ANNA), ["200"]);
+        let ok = d.got(ANNA, "200");
+        let (route, to) = (header(&ok, "Record-Route")[0], header(&ok, "To")[0]);
+        let uri = format!("sip:x@{pbx}");
+        let routes = match two_routes {
+            true => format!("Route: {route}\r\nRoute: <sip:{pbx};lr>\r\n"),
+            false => format!("Route: {route}\r\n"),
+        };
+        let bye = d.request("BYE", "anna", &uri, call, &routes);
+        let bye = bye.replace(&format!("To: <{uri}>"), &format!("To: {to}"));
+        if !two_routes {
+            d.dispatcher.remove(if pbx == PBX1 { "pbx1" } else { "pbx2" }).unwrap();
+            d.collect();
+        }
+        d.hear(ANNA, &bye);
+        if two_routes {
+            assert_eq!(d.take(pbx), ["BYE"]);
+        } else {
+            assert_eq!(d.take(ANNA), ["481"]);
+        }
+        let cdr = d.cdrs.pop().unwrap();
+        assert_eq!((cdr.disposition, cdr.ending), (Disposition::Answered, Ending::Caller));
+        assert!(d.cdrs.is_empty());
+    }
 }
 
 // ---- 3. CANCEL, 4. repetitions -------------------------------------------------------------------

@@ -377,6 +377,11 @@ impl Stateful {
         uri.is_sip() && uri.host.is_some_and(|host| self.registrar.domains().has(host))
     }
 
+    /// How many requests were refused because too much goes on.
+    pub fn shed(&self) -> u64 {
+        self.admission.shed()
+    }
+
     /// How many transactions there are.
     pub fn transactions(&self) -> usize {
         self.transactions.len()

@@ -91,6 +91,12 @@ pub struct Counters {
     pub written: u64,
     /// Changes that the database will not have: they are lost, and logged.
     pub failed: u64,
+    /// Of the changes refused: records of calls.
+    pub refused_cdrs: u64,
+    /// Of the changes written: records of calls.
+    pub written_cdrs: u64,
+    /// Of the changes that the database will not have: records of calls.
+    pub failed_cdrs: u64,
     /// Batches written.
     pub batches: u64,
     /// How often the database came back.
@@ -160,6 +166,7 @@ impl Writer {
     /// [`Refused`]
     pub fn insert_cdr(&self, cdr: Cdr) -> Result<(), Refused> {
         let taken = Record::new(cdr).and_then(|record| self.shared.take_cdr(record));
+        add(&self.shared.counts.refused_cdrs, usize::from(taken.is_err()));
         self.shared.count(taken)
     }
 
@@ -266,6 +273,9 @@ struct Counts {
     refused: AtomicU64,
     written: AtomicU64,
     failed: AtomicU64,
+    refused_cdrs: AtomicU64,
+    written_cdrs: AtomicU64,
+    failed_cdrs: AtomicU64,
     batches: AtomicU64,
     reconnects: AtomicU64,
     connected: AtomicBool,
@@ -340,6 +350,9 @@ impl Shared {
             refused: of(&counts.refused),
             written: of(&counts.written),
             failed: of(&counts.failed),
+            refused_cdrs: of(&counts.refused_cdrs),
+            written_cdrs: of(&counts.written_cdrs),
+            failed_cdrs: of(&counts.failed_cdrs),
             batches: of(&counts.batches),
             reconnects: of(&counts.reconnects),
             waiting_bindings,
@@ -515,31 +528,42 @@ impl Task {
         match self.transaction(&batch.bindings, &batch.cdrs).await {
             Ok(()) => {
                 add(&self.shared.counts.written, all);
+                add(&self.shared.counts.written_cdrs, batch.cdrs.len());
                 return Ok(());
             }
             Err(error) if self.is_about_values(&error) => {}
             Err(error) => return Err(error),
         }
+        // How many in all, and how many of these are records.
+        let add_one = |counts: &mut [usize; 2], cdr: &[Record]| {
+            counts[0] += 1;
+            counts[1] += cdr.len();
+        };
         // One of them is to blame, and the others must not suffer. Should the database go away meanwhile,
         // all of them are written again: that does no harm.
-        let (mut written, mut failed) = (0, 0);
+        let (mut written, mut failed) = ([0, 0], [0, 0]);
         for number in 0..all {
             // One list after the other: beyond its end a list gives nothing.
             let binding = batch.bindings.get(number..=number).unwrap_or_default();
             let number = number.wrapping_sub(batch.bindings.len());
             let cdr = batch.cdrs.get(number..).and_then(|cdrs| cdrs.get(..1)).unwrap_or_default();
             match self.transaction(binding, cdr).await {
-                Ok(()) => written += 1,
+                Ok(()) => add_one(&mut written, cdr),
                 Err(error) if self.is_about_values(&error) => {
-                    failed += 1;
+                    add_one(&mut failed, cdr);
                     let uniqueid = cdr.first().map(Record::uniqueid);
                     tracing::error!(%error, uniqueid, "the database refuses a change; it is lost");
                 }
                 Err(error) => return Err(error),
             }
         }
-        add(&self.shared.counts.written, written);
-        add(&self.shared.counts.failed, failed);
+        let counts = &self.shared.counts;
+        let [all, cdrs] = written;
+        add(&counts.written, all);
+        add(&counts.written_cdrs, cdrs);
+        let [all, cdrs] = failed;
+        add(&counts.failed, all);
+        add(&counts.failed_cdrs, cdrs);
         Ok(())
     }
 

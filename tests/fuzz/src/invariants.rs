@@ -378,7 +378,7 @@ fn forwarding_holds(message: &Message<'_>, src: Endpoint) {
 fn sign(message: &Message<'_>, plan: &Plan, tables: &Fixed, local: &Local) -> Option<Vec<u8>> {
     let line = message.index().first(Kind::Route)?;
     let at = line.value as usize + local.route_len as usize;
-    let words = Cookie { flow: PHONE, slot: 0 }.write(tables.keys(), plan.call);
+    let words = Cookie { flow: PHONE, ..Cookie::default() }.write(tables.keys(), plan.call);
     let digits: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     assert_eq!(digits.len(), COOKIE_DIGITS as usize);
     let mut bytes = message.bytes().to_vec();

@@ -76,6 +76,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Whether there is a registrar for example.com, with its store in the lab's directory.
     pub registrar: bool,
+    /// Whether calls of the phones are taken without a password.
+    pub trusted: bool,
 }
 
 impl Settings {
@@ -90,6 +92,7 @@ impl Settings {
             ipv6: false,
             metrics: None,
             registrar: false,
+            trusted: true,
         }
     }
 
@@ -104,7 +107,7 @@ listen = ["{PROXY}:{PORT}", "[{PROXY_IPV6}]:{PORT}"]
 key = "000102030405060708090a0b0c0d0e0f"
 
 [trust]
-networks = ["10.10.1.0/24", "fd10:10:1::/64"]
+networks = {trusted}
 
 [probe]
 interval = "{milliseconds}ms"
@@ -127,6 +130,10 @@ level = "info"
 "#,
             timeout = milliseconds.min(1000),
             fall = self.fall,
+            trusted = match self.trusted {
+                true => r#"["10.10.1.0/24", "fd10:10:1::/64"]"#,
+                false => "[]",
+            },
             mode = self.mode,
             pins = lab.pins().display(),
             keep = self.keep,

@@ -26,6 +26,8 @@ pub struct Sipp {
     ipv6: bool,
     /// What the scenario reads as `[field0]` and so on: a line for each call, in order.
     injected: Vec<String>,
+    /// What credentials are made for, without the scheme.
+    auth_uri: Option<String>,
 }
 
 impl Sipp {
@@ -41,6 +43,7 @@ impl Sipp {
             target: PROXY.to_owned(),
             ipv6: false,
             injected: Vec::new(),
+            auth_uri: None,
         }
     }
 
@@ -80,6 +83,12 @@ impl Sipp {
         Self { injected, ..self }
     }
 
+    /// Makes credentials for this Request-URI, without its scheme; else they are for the proxy's address.
+    #[must_use]
+    pub fn auth_uri(self, uri: &str) -> Self {
+        Self { auth_uri: Some(uri.to_owned()), ..self }
+    }
+
     /// Uses the IPv6 addresses of its place and of the proxy.
     #[must_use]
     pub fn ipv6(self) -> Self {
@@ -111,6 +120,9 @@ impl Sipp {
             let file = lab.dir().join(format!("{name}.csv"));
             fs::write(&file, format!("SEQUENTIAL\n{}\n", self.injected.join("\n")))?;
             command.arg("-inf").arg(file);
+        }
+        if let Some(uri) = &self.auth_uri {
+            command.args(["-auth_uri", uri]);
         }
         if let Some((rate, calls)) = self.calls {
             command.args(["-r", &rate.to_string(), "-m", &calls.to_string()]);

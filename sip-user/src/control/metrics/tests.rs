@@ -9,8 +9,10 @@ use crate::core::counters::Counters;
 use crate::core::dispatcher::{Dispatcher, Unreachable};
 use crate::core::proxy::{Policy, Proxy};
 use crate::core::sources::Sources;
+use crate::core::stateful;
 use crate::fastpath::Attachment;
 use crate::fastpath::off::Off;
+use crate::store;
 
 // ---- A strict reader of the format ----------------------------------------------------------------
 
@@ -161,6 +163,13 @@ fn status() -> Status {
             dropped: 3,
             receive_buffer: 4096,
         }],
+        memory: Some(Memory {
+            users: 3,
+            contacts: 4,
+            done: stateful::Counts { forked: 7, forked_unanswered: 2, ..Default::default() },
+            store: store::Counters { written_cdrs: 5, connected: true, ..Default::default() },
+            ..Memory::default()
+        }),
     }
 }
 
@@ -194,6 +203,12 @@ fn the_text_is_sound_and_says_what_is() {
     let replies = &all["sipline_daemon_replies_total"];
     let classes: Vec<f64> = replies.samples.values().copied().collect();
     assert_eq!(classes, [1.0, 1.0, 0.0, 2.0, 0.0, 1.0]);
+
+    assert_eq!(all["sipline_registered_contacts"].at(&[]), 4.0);
+    let forked = &all["sipline_forked_registers_total"];
+    assert_eq!(forked.at(&[("result", "sent")]) + forked.at(&[("result", "unanswered")]), 7.0);
+    assert_eq!(all["sipline_cdrs_written_total"].at(&[]), 5.0);
+    assert_eq!(all["sipline_store_reachable"].at(&[]), 1.0);
 
     let states = &all["sipline_pbx_state"];
     assert_eq!(states.samples.len(), 2 * STATES.len());
@@ -300,6 +315,7 @@ impl World {
                 proxy: &self.proxy,
                 fastpath: &mut self.fastpath,
                 sockets: &[],
+                store: None,
                 course: self.course,
             },
         );
@@ -334,6 +350,8 @@ fn not_ready_without_pbxs_or_at_the_end() {
     assert_eq!(world.page(Page::Ready), (503, "stopping: new calls are refused\n".into()));
     let all = read(&world.page(Page::Metrics).1);
     assert_eq!(all["sipline_stopping"].at(&[]), 1.0);
+    // Nothing is said of what is not configured.
+    assert!(!all.contains_key("sipline_store_reachable"));
 }
 
 #[test]
@@ -353,6 +371,7 @@ fn the_page_has_the_type_of_its_text() {
         proxy: &world.proxy,
         fastpath: &mut world.fastpath,
         sockets: &[],
+        store: None,
         course: world.course,
     };
     let response = page(Page::Metrics, &mut parts);

@@ -154,13 +154,14 @@ impl Stateful {
                 // A dialog goes by us only if a PBX is one of its ends: a cookie has its slot.
                 let makes = matches!(message.method(), Method::Invite | Method::Refer);
                 let routed = slot.filter(|_| makes);
+                let recorded = record.is_some();
                 let targets = (0..).zip(contacts).map(|(number, (contact, next))| Target {
                     tag: number,
                     flow: Flow { local: flow.local, peer: next, reliable: false },
                     uri: Some(contact.contact.into()),
                     route: contact.path.map(Into::into),
                     record_route: routed
-                        .and_then(|slot| self.record_route(flow.local, next, slot, hash)),
+                        .and_then(|slot| self.record_route(flow.local, next, slot, hash, recorded)),
                     limits: Limits::default(),
                     q: contact.q,
                 });
@@ -312,7 +313,7 @@ impl Stateful {
             flow: Flow { local, peer: address, reliable: false },
             uri: None,
             route: None,
-            record_route: self.record_route(local, from, slot, hash),
+            record_route: self.record_route(local, from, slot, hash, record.is_some()),
             limits: Limits {
                 answer: Some(self.settings.calls.answer_timeout),
                 ring: Some(self.settings.calls.ring_timeout),
@@ -468,17 +469,19 @@ impl Stateful {
         cookie::call(&self.cookie_keys, message.bytes(), call_id).0
     }
 
-    /// The value of our Record-Route: it leads from the PBX to the other side of it, and back.
+    /// The value of our Record-Route: it leads from the PBX to the other side of it, and back. That of a call with
+    /// a record has its BYE come to us.
     fn record_route(
         &self,
         local: usize,
         other: SocketAddr,
         slot: u32,
         hash: u64,
+        recorded: bool,
     ) -> Option<Box<str>> {
         let local = self.settings.locals.get(local)?;
         let local = SocketAddr::new(local.ip(), local.port());
-        let digits = Cookie { flow: other, slot }.write(&self.cookie_keys, hash);
+        let digits = Cookie { flow: other, slot, recorded }.write(&self.cookie_keys, hash);
         Some(format!("<sip:{local};lr;sl={digits}>").into())
     }
 }

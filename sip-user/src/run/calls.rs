@@ -1,0 +1,48 @@
+//! Orders about calls that go on.
+
+use std::time::{Instant, SystemTime};
+
+use super::Node;
+use crate::control::protocol::{CallInProgress, Calls, Outcome, Response};
+use crate::control::status::{milliseconds, unix};
+use crate::core::accounting::View;
+
+impl Node {
+    /// Calls that have a record and go on: up to `limit` of all, or those of one id or Call-ID.
+    pub(super) fn calls(&self, id: Option<&str>, limit: usize) -> Response {
+        let accounting = self.proxy.stateful().and_then(|stateful| stateful.accounting());
+        let Some(accounting) = accounting else {
+            return Response::failed("no call has a record: the configuration has no [registrar]");
+        };
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let views = accounting.calls();
+        let mut calls: Vec<_> = match id {
+            Some(id) => views.filter(|view| &*view.id == id || view.call_id == id).collect(),
+            None => views.take(limit).collect(),
+        };
+        if let (Some(id), true) = (id, calls.is_empty()) {
+            return Response::failed(format!("no call goes on with the id or Call-ID {id}"));
+        }
+        calls.sort_by_key(|call| call.started);
+        let total = if id.is_some() { calls.len() } else { accounting.len() };
+        let calls = calls.iter().map(|view| call(view, now, wall)).collect();
+        Response::done(Outcome::Calls(Calls { calls, total }))
+    }
+}
+
+fn call(view: &View<'_>, now: Instant, wall: SystemTime) -> CallInProgress {
+    let age = now.saturating_duration_since(view.started);
+    CallInProgress {
+        id: view.id.to_string(),
+        from: view.from.to_owned(),
+        to: view.to.to_owned(),
+        state: view.state.as_str().to_owned(),
+        state_for_ms: milliseconds(now.saturating_duration_since(view.since)),
+        started: unix(wall).saturating_sub(age).as_secs(),
+        for_ms: milliseconds(age),
+        pbx: view.pbx.map(str::to_owned),
+        caller: view.caller,
+        callee: view.callee,
+        call_id: view.call_id.to_owned(),
+    }
+}
