@@ -23,6 +23,10 @@ pub struct Sipp {
     /// How long it may run at most.
     limit: Duration,
     target: String,
+    /// Whom its calls name.
+    user: String,
+    /// Whether what its credentials are for has the user in it, as a call has and a REGISTER has not.
+    names_user: bool,
     ipv6: bool,
     /// What the scenario reads as `[field0]` and so on: a line for each call, in order.
     injected: Vec<String>,
@@ -39,6 +43,8 @@ impl Sipp {
             talk: Duration::from_millis(500),
             limit: Duration::from_secs(600),
             target: PROXY.to_owned(),
+            user: "service".to_owned(),
+            names_user: false,
             ipv6: false,
             injected: Vec::new(),
         }
@@ -74,6 +80,18 @@ impl Sipp {
         Self { target: address.to_owned(), ..self }
     }
 
+    /// Calls this user, from a PBX in place of the phones.
+    #[must_use]
+    pub fn from_pbx(self, place: Place, user: &str) -> Self {
+        Self { place, user: user.to_owned(), ..self }
+    }
+
+    /// Its credentials are for calls: SIPp itself would leave the user out of their `uri`.
+    #[must_use]
+    pub fn authenticates_calls(self) -> Self {
+        Self { names_user: true, ..self }
+    }
+
     /// Gives each call a line of fields with semicolons between them.
     #[must_use]
     pub fn inject(self, injected: Vec<String>) -> Self {
@@ -101,7 +119,7 @@ impl Sipp {
             false => self.place.address().to_owned(),
         };
         command.args(["-i", &address, "-p", &self.port.to_string()]);
-        command.args(["-key", "pbx", self.place.name()]);
+        command.args(["-key", "pbx", self.place.name(), "-s", &self.user]);
         command.args(["-d", &self.talk.as_millis().to_string()]);
         command.args(["-timeout", &format!("{}s", self.limit.as_secs())]);
         // No behaviour of SIPp's own: what is unexpected is to be seen, not answered.
@@ -111,6 +129,9 @@ impl Sipp {
             let file = lab.dir().join(format!("{name}.csv"));
             fs::write(&file, format!("SEQUENTIAL\n{}\n", self.injected.join("\n")))?;
             command.arg("-inf").arg(file);
+        }
+        if self.names_user {
+            command.arg("-auth_uri").arg(format!("{}@{}:{PORT}", self.user, self.target));
         }
         if let Some((rate, calls)) = self.calls {
             command.args(["-r", &rate.to_string(), "-m", &calls.to_string()]);
