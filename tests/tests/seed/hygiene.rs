@@ -19,6 +19,7 @@ const CASES: &[Case] = &[
     ("compact forms", compact_forms),
     ("a missing Contact", missing_contact),
     ("a branch of before RFC 3261", old_branch),
+    ("a From without a tag, a Via without a branch: as the RFCs have it", without_tag_or_branch),
     ("received and rport are filled in", received),
     ("420 for an extension that a proxy must have", bad_extension),
 ];
@@ -138,6 +139,21 @@ fn old_branch(world: &mut World) {
     phone.peer.expect("486");
     let end = phone.peer.next_new(std::time::Duration::from_millis(100));
     assert_eq!(end, None, "the repetition is absorbed");
+}
+
+/// Those of before RFC 3261 know neither, and are served (12.1.1, 17.2.3).
+fn without_tag_or_branch(world: &mut World) {
+    for part in [";tag=from", ";branch=z9hG4bKseed"] {
+        let mut phone = world.phone();
+        let text = phone.authorized("INVITE", EXTENSION, "part", "");
+        let (start, rest) = text.split_once(part).unwrap();
+        let text = format!("{start}\r\n{}", rest.split_once("\r\n").unwrap().1);
+        phone.peer.send(&text);
+        phone.peer.expect("100");
+        let (place, invite) = world.who_is_invited();
+        world.answer(place, &invite, "486 Busy Here");
+        phone.hears(&text, "486");
+    }
 }
 
 fn received(world: &mut World) {
