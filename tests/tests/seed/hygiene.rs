@@ -21,6 +21,7 @@ const CASES: &[Case] = &[
     ("a branch of before RFC 3261", old_branch),
     ("a From without a tag, a Via without a branch: as the RFCs have it", without_tag_or_branch),
     ("received and rport are filled in", received),
+    ("damaged messages by the thousand: still there, and no larger", damaged),
     ("420 for an extension that a proxy must have", bad_extension),
 ];
 
@@ -180,4 +181,47 @@ fn bad_extension(world: &mut World) {
     phone.peer.send(&text);
     let answer = phone.hears(&text, "420");
     assert_eq!(header(&answer, "Unsupported"), "foo");
+}
+
+fn damaged(world: &mut World) {
+    let mut phone = world.phone();
+    let mut random = 0x5eed_u64;
+    let mut next = |below: usize| {
+        // Knuth's MMIX: the same messages in each run.
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below
+    };
+    let resident = |world: &World| {
+        let status = format!("/proc/{}/status", world.daemon.process.pid());
+        let text = std::fs::read_to_string(status).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let mut before = 0;
+    for number in 0..30_000 {
+        // What a start needs it may keep.
+        if number == 5_000 {
+            before = resident(world);
+        }
+        let method = ["INVITE", "REGISTER", "MESSAGE", "CANCEL", "ACK", "BYE"][next(6)];
+        let mut bytes = phone.request(method, EXTENSION, "damaged", "").into_bytes();
+        for _ in 0..=next(4) {
+            let at = next(bytes.len());
+            match next(3) {
+                0 => bytes[at] = u8::try_from(next(256)).unwrap(),
+                1 => bytes.truncate(at.max(1)),
+                _ => bytes.splice(at..at, vec![b'(', b'<', b'"', b',', 0xff]).for_each(drop),
+            }
+        }
+        phone.peer.send(bytes);
+        if number % 100 == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    phone.peer.forget();
+    let after = resident(world);
+    assert!(after < before + 16 * 1024, "{before} kB and then {after} kB");
+    println!("resident: {before} kB, {after} kB");
+    world.phone().registers("");
 }
