@@ -23,8 +23,13 @@ pub(crate) struct Args {
 }
 
 /// Programs that the lab runs, and the Debian packages that bring them.
-pub(crate) const PROGRAMS: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("ethtool", "ethtool"), ("nsenter", "util-linux"), ("sipp", "sip-tester")];
+pub(crate) const PROGRAMS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("nsenter", "util-linux"),
+    ("sipp", "sip-tester"),
+    ("baresip", "baresip-core"),
+];
 
 const BPFFS: &str = "/sys/fs/bpf";
 

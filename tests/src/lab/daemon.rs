@@ -76,8 +76,14 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Whether there is a registrar for example.com, with its store in the lab's directory.
     pub registrar: bool,
-    /// Whether calls of the phones are taken without a password.
+    /// The URL of the registrar's store, if it is another one: its users are those of Asterisk's `sipusers`.
+    pub database: Option<String>,
+    /// Whether calls of the phones' network are steered without asking who calls.
     pub trusted: bool,
+    /// `[sip] no_destination`
+    pub no_destination: String,
+    /// More sections, as they stand in the file.
+    pub more: String,
 }
 
 impl Settings {
@@ -92,7 +98,10 @@ impl Settings {
             ipv6: false,
             metrics: None,
             registrar: false,
+            database: None,
             trusted: true,
+            no_destination: "503".into(),
+            more: String::new(),
         }
     }
 
@@ -105,9 +114,10 @@ impl Settings {
             r#"[sip]
 listen = ["{PROXY}:{PORT}", "[{PROXY_IPV6}]:{PORT}"]
 key = "000102030405060708090a0b0c0d0e0f"
+no_destination = "{no_destination}"
 
 [trust]
-networks = {trusted}
+networks = {trusted:?}
 
 [probe]
 interval = "{milliseconds}ms"
@@ -128,12 +138,13 @@ socket = "{socket}"
 [log]
 level = "info"
 "#,
+            no_destination = self.no_destination,
+            trusted = match self.trusted {
+                true => &["10.10.1.0/24", "fd10:10:1::/64"][..],
+                false => &[],
+            },
             timeout = milliseconds.min(1000),
             fall = self.fall,
-            trusted = match self.trusted {
-                true => r#"["10.10.1.0/24", "fd10:10:1::/64"]"#,
-                false => "[]",
-            },
             mode = self.mode,
             pins = lab.pins().display(),
             keep = self.keep,
@@ -144,12 +155,18 @@ level = "info"
             let _ = write!(text, "\n[metrics]\nlisten = \"{address}\"\n");
         }
         if self.registrar {
+            let own = format!("sqlite://{}", lab.dir().join("sipline.db").display());
+            let (url, users) = match &self.database {
+                Some(url) => (url, "asterisk"),
+                None => (&own, "own"),
+            };
             let _ = write!(
                 text,
-                "\n[registrar]\ndomains = [\"example.com\"]\n\n[store]\nurl = \"sqlite://{}\"\n",
-                lab.dir().join("sipline.db").display(),
+                "\n[registrar]\ndomains = [\"example.com\"]\n\n\
+                 [store]\nurl = \"{url}\"\nusers = \"{users}\"\n",
             );
         }
+        let _ = write!(text, "\n{}\n", self.more);
         for place in [Place::Pbx1, Place::Pbx2] {
             let address = match self.ipv6 {
                 true => format!("[{}]:{PORT}", place.address_ipv6()),

@@ -11,6 +11,7 @@
 //! everything down when it is dropped, on a panic, and on SIGINT, SIGTERM and SIGHUP; what a killed run
 //! left behind goes when the next one starts.
 
+mod baresip;
 mod daemon;
 mod database;
 mod process;
@@ -28,6 +29,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use baresip::Baresip;
 pub use daemon::{Backend, Control, Daemon, Mode, Settings, Totals, binary};
 pub use database::{Database, Engine};
 pub use process::Process;

@@ -23,6 +23,8 @@ pub struct Sipp {
     /// How long it may run at most.
     limit: Duration,
     target: String,
+    /// Whom its calls name.
+    user: String,
     ipv6: bool,
     /// What the scenario reads as `[field0]` and so on: a line for each call, in order.
     injected: Vec<String>,
@@ -41,6 +43,7 @@ impl Sipp {
             talk: Duration::from_millis(500),
             limit: Duration::from_secs(600),
             target: PROXY.to_owned(),
+            user: "service".to_owned(),
             ipv6: false,
             injected: Vec::new(),
             auth_uri: None,
@@ -77,6 +80,12 @@ impl Sipp {
         Self { target: address.to_owned(), ..self }
     }
 
+    /// Calls this user, from a PBX in place of the phones.
+    #[must_use]
+    pub fn from_pbx(self, place: Place, user: &str) -> Self {
+        Self { place, user: user.to_owned(), ..self }
+    }
+
     /// Gives each call a line of fields with semicolons between them.
     #[must_use]
     pub fn inject(self, injected: Vec<String>) -> Self {
@@ -110,7 +119,7 @@ impl Sipp {
             false => self.place.address().to_owned(),
         };
         command.args(["-i", &address, "-p", &self.port.to_string()]);
-        command.args(["-key", "pbx", self.place.name()]);
+        command.args(["-key", "pbx", self.place.name(), "-s", &self.user]);
         command.args(["-d", &self.talk.as_millis().to_string()]);
         command.args(["-timeout", &format!("{}s", self.limit.as_secs())]);
         // No behaviour of SIPp's own: what is unexpected is to be seen, not answered.
