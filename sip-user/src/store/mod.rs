@@ -2,7 +2,7 @@
 //!
 //! A [`Store`] is one database: SQLite, MariaDB/MySQL or PostgreSQL, chosen by its URL. All three are spoken
 //! to through one code path (sqlx's `Any`); what they do differently stands in one file per engine, behind
-//! [`dialect::Dialect`]. Reads wait for the database; writes do not: they go through a [`Writer`], which
+//! `dialect::Dialect`. Reads wait for the database; writes do not: they go through a [`Writer`], which
 //! queues them and survives that the database is away.
 //!
 //! ```text
