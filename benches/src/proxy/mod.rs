@@ -324,7 +324,7 @@ impl Bench {
         loop {
             let mut step = self.step(server, scenario, rate)?;
             let few = rate * self.effort.step.as_secs_f64() / 100.0;
-            if step.queued || step.lost > 0 && (step.lost as f64) < few {
+            if (step.queued || step.lost > 0) && (step.lost as f64) < few {
                 // The machine may have been elsewhere for a moment: it has to happen twice.
                 step = self.step(server, scenario, rate)?;
             }
