@@ -14,7 +14,7 @@ use sip_ebpf::scan::Index;
 
 use super::*;
 use crate::core::testing::{header, response};
-use crate::core::transaction::{Config, RequestFate, ResponseFate, Transmit};
+use crate::core::transaction::{Config, Flow, Limits, RequestFate, ResponseFate, Transmit};
 
 const US: &str = "192.0.2.1:5060";
 const CALLER: &str = "10.0.0.9:5060";

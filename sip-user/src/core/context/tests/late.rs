@@ -1,5 +1,6 @@
 //! Answers of those that were given up.
 
+use super::super::outcome::LATE_DIALOGS;
 use super::*;
 
 #[test]
