@@ -92,7 +92,7 @@ fn calls_are_recorded(mode: Mode) {
 
     // One whose caller gives up.
     answers.process.kill().unwrap();
-    let _rings = pbx(Place::Pbx1, "pbx-rings");
+    let mut rings = pbx(Place::Pbx1, "pbx-rings");
     control.command(&["backends", "enable", "pbx1"]).unwrap();
     control.command(&["backends", "disable", "pbx2"]).unwrap();
     daemon.wait_until_probed(Place::Pbx1, LIMIT).unwrap();
@@ -109,11 +109,26 @@ fn calls_are_recorded(mode: Mode) {
         "{cdr}"
     );
 
+    // One that the other side ends.
+    rings.process.kill().unwrap();
+    let mut hangs_up = pbx(Place::Pbx1, "pbx-hangs-up");
+    daemon.wait_until_probed(Place::Pbx1, LIMIT).unwrap();
+    expect(&phone(&lab, "phone-waits", 5065).finish().unwrap(), Word::Ended, &control);
+    let cdr = &records(&lab, 4)[3];
+    assert_eq!(
+        (&cdr["disposition"], &cdr["ending"]),
+        (&"ANSWERED".into(), &"callee".into()),
+        "{cdr}"
+    );
+    hangs_up.process.kill().unwrap();
+    let _rings = pbx(Place::Pbx1, "pbx-rings");
+    daemon.wait_until_probed(Place::Pbx1, LIMIT).unwrap();
+
     // Who carried the BYE is the same with XDP and without; the rest of a call is the kernel's, where there is one.
     let stats = control.ask("stats").unwrap();
     let (kernel, own) = (&stats["kernel"], &stats["daemon"]);
-    assert_eq!(own["bye_recorded"], 1, "{stats}");
-    let (acks, byes) = if mode == Mode::Off { (0, 0) } else { (1, 1) };
+    assert_eq!(own["bye_recorded"], 2, "{stats}");
+    let (acks, byes) = if mode == Mode::Off { (0, 0) } else { (2, 2) };
     assert_eq!(
         (&kernel["bye_recorded"], &kernel["dialog_to_pbx"]),
         (&byes.into(), &acks.into()),
@@ -124,12 +139,12 @@ fn calls_are_recorded(mode: Mode) {
     assert_eq!(sipline(&lab, &whole, "")["cdrs"], Value::Array(Vec::new()));
 
     // An end while a call goes on is written down too.
-    let mut last = phone(&lab, "phone-cancels", 5065);
+    let mut last = phone(&lab, "phone-cancels", 5066);
     wait_for(|| (control.command(&["calls"]).unwrap()["total"] == 1).then_some(()));
     let status = daemon.terminate().unwrap();
     assert!(status.success(), "{status}: {}", daemon.process.last_words());
     last.process.kill().unwrap();
-    assert_eq!(records(&lab, 4)[3]["disposition"], "NO ANSWER");
+    assert_eq!(records(&lab, 5)[4]["disposition"], "NO ANSWER");
 }
 
 /// A call of anna's to 200.
