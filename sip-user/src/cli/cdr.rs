@@ -160,7 +160,8 @@ fn line<const N: usize>(fields: [String; N]) -> String {
 fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
         let now = SystemTime::now();
-        return now.checked_sub(ago).ok_or_else(|| "so long ago there was nothing".to_owned());
+        let then = now.checked_sub(ago).filter(|then| *then >= SystemTime::UNIX_EPOCH);
+        return then.ok_or_else(|| "that is before 1970".to_owned());
     }
     let whole = if text.len() == 10 { format!("{text} 00:00:00") } else { text.to_owned() };
     humantime::parse_rfc3339_weak(&whole).map_err(|_| {
