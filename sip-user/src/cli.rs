@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ use crate::config::{
 };
 use crate::control::protocol::{Request, Response, SHOWN};
 use crate::control::{client, human};
+use crate::store::Settings;
 use crate::{fastpath, import, run};
 use cdr::Records;
 use users::Users;
@@ -335,7 +336,7 @@ fn add_all(socket: &Path, pbxs: &[PbxConfig]) -> Result<()> {
         };
         let response = client::ask(socket, &request).with_context(so_far)?;
         if let Some(failure) = response.error {
-            anyhow::bail!("{}: {}", so_far(), failure.message);
+            bail!("{}: {}", so_far(), failure.message);
         }
     }
     Ok(())
@@ -370,13 +371,30 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<bool> {
         }
         return Ok(true);
     }
-    let Some(failure) = error else { anyhow::bail!("the daemon's answer says nothing") };
+    let Some(failure) = error else { bail!("the daemon's answer says nothing") };
     if json {
         print(&json!({ "error": failure.message, "problems": failure.problems }));
     } else {
         eprintln!("sipline: {}", failure.message);
     }
     Ok(false)
+}
+
+/// The configuration with its store, for verbs that work on that themselves; `kept` are what they look for there. `None`
+/// if the file is wrong, which has been told.
+fn with_store(file: &Path, kept: &str, json: bool) -> Result<Option<(Config, Settings)>> {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => {
+            tell_problems(&error, json);
+            return Ok(None);
+        }
+    };
+    let Some(store) = &config.store else {
+        bail!("{} has no [store], where {kept} are kept", file.display());
+    };
+    let settings = Settings { url: store.url.clone(), users: store.users.clone() };
+    Ok(Some((config, settings)))
 }
 
 fn tell_problems(error: &ConfigError, json: bool) {

@@ -2,15 +2,14 @@
 
 use std::time::SystemTime;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{ConfigFile, print, say, tell_problems};
-use crate::config::Config;
+use super::{ConfigFile, print, say};
 use crate::control::human;
 use crate::control::protocol::SHOWN;
-use crate::store::{Cdr, CdrFilter, Settings, Store};
+use crate::store::{Cdr, CdrFilter, Store};
 
 /// Which records, and how they are shown.
 #[derive(Args, Debug)]
@@ -40,17 +39,7 @@ pub(super) struct Records {
 /// Says whether it was done.
 pub(super) fn main(records: Records, json: bool) -> Result<bool> {
     let file = &records.file.config;
-    let config = match Config::load(file) {
-        Ok(config) => config,
-        Err(error) => {
-            tell_problems(&error, json);
-            return Ok(false);
-        }
-    };
-    let Some(kept) = &config.store else {
-        bail!("{} has no [store], where records are kept", file.display());
-    };
-    let settings = Settings { url: kept.url.clone(), users: kept.users.clone() };
+    let Some((_, settings)) = super::with_store(file, "records", json)? else { return Ok(false) };
     let shown = u32::try_from(SHOWN).unwrap_or(u32::MAX);
     let limit = records.limit.or((!records.csv).then_some(shown));
     let Records { from, to, src, dst, csv, .. } = records;

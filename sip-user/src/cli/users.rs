@@ -7,13 +7,13 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{print, say, tell_problems};
+use super::{print, say};
 use crate::config::Config;
 use crate::control::client;
 use crate::control::protocol::Request;
 use crate::core::authenticator::Realm;
 use crate::core::digest::{Ha1, Hash};
-use crate::store::{Credentials, NewUser, Settings, Store};
+use crate::store::{Credentials, NewUser, Store};
 
 /// The longest password, in bytes.
 const LONGEST_PASSWORD: usize = 256;
@@ -41,17 +41,9 @@ pub(super) enum Users {
 
 /// Says whether it was done.
 pub(super) fn main(file: &Path, socket: &Path, order: Users, json: bool) -> Result<bool> {
-    let config = match Config::load(file) {
-        Ok(config) => config,
-        Err(error) => {
-            tell_problems(&error, json);
-            return Ok(false);
-        }
+    let Some((config, settings)) = super::with_store(file, "users", json)? else {
+        return Ok(false);
     };
-    let Some(kept) = &config.store else {
-        bail!("{} has no [store], where users are kept", file.display());
-    };
-    let settings = Settings { url: kept.url.clone(), users: kept.users.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let store = Store::new(&settings)?;
