@@ -91,7 +91,7 @@ impl Default for Rules {
 }
 
 /// Which question to the store it is.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Ticket(u64);
 
 /// What the world has to do.
@@ -329,9 +329,11 @@ impl Authenticator {
         ticket: Ticket,
         answer: Result<Option<Vec<Secret>>, Away>,
     ) {
-        let name = self.deadlines.iter().find(|(_, other, _)| *other == ticket);
-        let Some(name) = name.map(|(_, _, name)| name.clone()) else { return };
-        self.deadlines.retain(|(_, other, _)| *other != ticket);
+        // They are asked in the order of their numbers.
+        let Ok(at) = self.deadlines.binary_search_by_key(&ticket, |(_, other, _)| *other) else {
+            return;
+        };
+        let Some((_, _, name)) = self.deadlines.remove(at) else { return };
         match answer {
             Ok(Some(secrets)) => {
                 self.unknown.remove(&name);
