@@ -1,7 +1,7 @@
 //! The long way: everything that RFC 3261 allows in the headers that a proxy and a registrar read.
 //!
 //! [`Message::parse`] scans and reads no values. Each accessor reads its header when it is asked,
-//! and gives what stands there or an [`Error`] with a name. [`Message::check`] reads all that a
+//! and gives what stands there or an [`Error`] with a name; what many ask for is kept. [`Message::check`] reads all that a
 //! proxy must find well-formed (16.3), [`Message::check_all`] everything that has an accessor.
 //!
 //! What [`crate::header`] reads is read alike here; here is more of it. Host only.
@@ -17,13 +17,26 @@ pub use error::{Error, Fault, What, header_name};
 pub use uri::{Host, MAX_PARAMS, Param, Params, Scheme, Uri, unescape};
 pub use via::{MAGIC_COOKIE, Rport, Via};
 
+use core::cell::OnceCell;
+
 use crate::header::Span;
 use crate::scan::{self, FOLDED, Index, Kind, Line, Method};
 use cursor::{Cursor, ascii, is_token, is_word, span};
 
 /// A message in the bytes of its datagram.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Message<'a> {
+    text: Text<'a>,
+    /// What every part of a proxy asks for again, read once.
+    request_uri: OnceCell<Result<Uri<'a>, Error>>,
+    top_via: OnceCell<Result<Via<'a>, Error>>,
+    from: OnceCell<Result<Address<'a>, Error>>,
+    to: OnceCell<Result<Address<'a>, Error>>,
+}
+
+/// Bytes, and what the scan found in them.
+#[derive(Clone, Copy, Debug)]
+struct Text<'a> {
     bytes: &'a [u8],
     index: &'a Index,
 }
@@ -77,10 +90,21 @@ impl<'a> Message<'a> {
     /// Scans a datagram. Folded headers are an error here: see [`Message::parse_folded`].
     pub fn parse(bytes: &'a [u8], index: &'a mut Index) -> Result<Self, Error> {
         scan::scan(bytes, index)?;
+        Self::scanned(bytes, index)
+    }
+
+    /// A message whose scan is done: `index` is what it has found in these very bytes.
+    pub fn scanned(bytes: &'a [u8], index: &'a Index) -> Result<Self, Error> {
         if index.flags & FOLDED != 0 {
             return Err(Error::Folded);
         }
-        Ok(Self { bytes, index })
+        Ok(Self {
+            text: Text { bytes, index },
+            request_uri: OnceCell::new(),
+            top_via: OnceCell::new(),
+            from: OnceCell::new(),
+            to: OnceCell::new(),
+        })
     }
 
     /// Scans a datagram, and unfolds its headers if some are folded.
@@ -90,7 +114,7 @@ impl<'a> Message<'a> {
             unfold(bytes, index);
             return Self::parse(bytes, index);
         }
-        Ok(Self { bytes, index })
+        Self::scanned(bytes, index)
     }
 
     /// Reads what a proxy must find well-formed before it forwards (16.3 step 1) or answers (8.2.6.2):
@@ -99,7 +123,8 @@ impl<'a> Message<'a> {
     ///
     /// Other headers, right or wrong, are none of a proxy's business (16.3).
     pub fn check(&self) -> Result<(), Error> {
-        for header in self.headers() {
+        // The names that the scan knows are tokens.
+        for header in self.headers_of(Kind::Other) {
             if !header.name.iter().all(|byte| is_token(*byte)) {
                 return Err(Error::Scan(scan::Error::HeaderName));
             }
@@ -115,7 +140,7 @@ impl<'a> Message<'a> {
         if !self.top_via()?.is_sip2() {
             return Err(Error::Bad(Kind::Via, What::Protocol));
         }
-        self.vias().try_for_each(|via| via.map(drop))?;
+        self.vias_below()?.try_for_each(|via| via.map(drop))?;
         self.from()?;
         self.to()?;
         self.call_id()?;
@@ -147,12 +172,12 @@ impl<'a> Message<'a> {
 impl<'a> Message<'a> {
     /// Whether it is a request.
     pub fn is_request(&self) -> bool {
-        self.index.method != Method::Response as u32
+        self.text.index.method != Method::Response as u32
     }
 
     /// The method; [`Method::Response`] for a response.
     pub fn method(&self) -> Method {
-        let number = self.index.method as usize;
+        let number = self.text.index.method as usize;
         Method::ALL.get(number).copied().unwrap_or(Method::Extension)
     }
 
@@ -161,7 +186,7 @@ impl<'a> Message<'a> {
         if !self.is_request() {
             return Ok(self.cseq()?.method);
         }
-        let mut cursor = self.cursor(0, self.index.method_end);
+        let mut cursor = self.text.cursor(0, self.text.index.method_end);
         let name = cursor.token().map_err(|_| Error::Method)?;
         if cursor.at_end() { Ok(name) } else { Err(Error::Method) }
     }
@@ -171,7 +196,8 @@ impl<'a> Message<'a> {
         if !self.is_request() {
             return Err(Error::RequestUri(What::Empty));
         }
-        Uri::read(self.cursor(self.index.uri, self.index.uri_end)).map_err(Error::RequestUri)
+        let read = || Uri::read(self.text.cursor(self.text.index.uri, self.text.index.uri_end));
+        *self.request_uri.get_or_init(|| read().map_err(Error::RequestUri))
     }
 
     /// The Request-URI as it stands there, right or wrong; empty for a response.
@@ -179,12 +205,12 @@ impl<'a> Message<'a> {
         if !self.is_request() {
             return &[];
         }
-        self.slice(span(self.index.uri as usize, self.index.uri_end as usize))
+        self.slice(span(self.text.index.uri as usize, self.text.index.uri_end as usize))
     }
 
     /// The status code of a response, 100 to 699; none for a request.
     pub fn status(&self) -> Option<u16> {
-        (!self.is_request()).then_some(self.index.status as u16)
+        (!self.is_request()).then_some(self.text.index.status as u16)
     }
 
     /// The reason phrase of a response; empty for a request.
@@ -192,7 +218,8 @@ impl<'a> Message<'a> {
         if self.is_request() {
             return Ok("");
         }
-        let phrase = self.slice(span(self.index.uri as usize, self.index.uri_end as usize));
+        let phrase =
+            self.slice(span(self.text.index.uri as usize, self.text.index.uri_end as usize));
         core::str::from_utf8(phrase).map_err(|_| Error::ReasonPhrase)
     }
 }
@@ -201,22 +228,34 @@ impl<'a> Message<'a> {
 impl<'a> Message<'a> {
     /// All Vias in their order, over lines and commas (7.3.1). An error ends them.
     pub fn vias(&self) -> Vias<'a> {
-        Vias(List::new(*self, Kind::Via))
+        Vias(List::new(self.text, Kind::Via))
     }
 
     /// The first Via.
     pub fn top_via(&self) -> Result<Via<'a>, Error> {
-        self.vias().next().unwrap_or(Err(Error::Missing(Kind::Via)))
+        let read = || self.vias().next().unwrap_or(Err(Error::Missing(Kind::Via)));
+        *self.top_via.get_or_init(read)
+    }
+
+    /// The Vias below the first.
+    fn vias_below(&self) -> Result<Vias<'a>, Error> {
+        let top = self.top_via()?;
+        let mut list = List::new(self.text, Kind::Via);
+        if let Some(line) = list.line() {
+            let mut rest = self.text.cursor(top.span.end, line.end() as u32);
+            list.open = rest.separator(b',').then_some(rest);
+        }
+        Ok(Vias(list))
     }
 
     /// From (20.20).
     pub fn from(&self) -> Result<Address<'a>, Error> {
-        self.address(Kind::From)
+        *self.from.get_or_init(|| self.value(Kind::From, Address::read))
     }
 
     /// To (20.39).
     pub fn to(&self) -> Result<Address<'a>, Error> {
-        self.address(Kind::To)
+        *self.to.get_or_init(|| self.value(Kind::To, Address::read))
     }
 
     /// Call-ID (20.8): one word, or two around an `@`.
@@ -260,17 +299,17 @@ impl<'a> Message<'a> {
 
     /// The values of Route in their order (20.34). An error ends them.
     pub fn routes(&self) -> Addresses<'a> {
-        Addresses(List::new(*self, Kind::Route))
+        Addresses(List::new(self.text, Kind::Route))
     }
 
     /// The values of Record-Route in their order (20.30). An error ends them.
     pub fn record_routes(&self) -> Addresses<'a> {
-        Addresses(List::new(*self, Kind::RecordRoute))
+        Addresses(List::new(self.text, Kind::RecordRoute))
     }
 
     /// The values of Contact in their order (20.10). An error ends them.
     pub fn contacts(&self) -> Contacts<'a> {
-        Contacts(List::new(*self, Kind::Contact))
+        Contacts(List::new(self.text, Kind::Contact))
     }
 
     /// Expires (20.19), in seconds.
@@ -286,7 +325,7 @@ impl<'a> Message<'a> {
     /// The body (18.3): as long as Content-Length says, what follows is no part of the message;
     /// without Content-Length, all that is left of the datagram.
     pub fn body(&self) -> Result<&'a [u8], Error> {
-        let rest = self.bytes.get(self.index.body as usize..).unwrap_or_default();
+        let rest = self.text.bytes.get(self.text.index.body as usize..).unwrap_or_default();
         match self.content_length()? {
             None => Ok(rest),
             Some(len) => rest.get(..len as usize).ok_or(Error::Truncated),
@@ -295,23 +334,35 @@ impl<'a> Message<'a> {
 
     /// The option tags of Require (20.32). An error ends them.
     pub fn requires(&self) -> OptionTags<'a> {
-        OptionTags(List::new(*self, Kind::Require))
+        OptionTags(List::new(self.text, Kind::Require))
     }
 
     /// The option tags of Proxy-Require (20.29). An error ends them.
     pub fn proxy_requires(&self) -> OptionTags<'a> {
-        OptionTags(List::new(*self, Kind::ProxyRequire))
+        OptionTags(List::new(self.text, Kind::ProxyRequire))
     }
 
     /// Whether it has credentials: Authorization or Proxy-Authorization (22).
     pub fn has_credentials(&self) -> bool {
-        self.index.has(Kind::Authorization) || self.index.has(Kind::ProxyAuthorization)
+        self.text.index.has(Kind::Authorization) || self.text.index.has(Kind::ProxyAuthorization)
     }
 
     /// All header lines in their order, whatever is in them.
     pub fn headers(&self) -> impl Iterator<Item = Header<'a>> + use<'a> {
-        let message = *self;
-        self.index.lines().iter().map(move |line| message.header(*line))
+        let text = self.text;
+        text.index.lines().iter().map(move |line| text.header(*line))
+    }
+
+    /// The header lines of a kind in their order, whatever is in them.
+    pub fn headers_of(&self, kind: Kind) -> impl Iterator<Item = Header<'a>> + use<'a> {
+        let text = self.text;
+        let lines = text.index.lines().iter().filter(move |line| line.kind == kind as u8);
+        lines.map(move |line| text.header(*line))
+    }
+
+    /// The first header line of a kind, whatever is in it.
+    pub fn first(&self, kind: Kind) -> Option<Header<'a>> {
+        self.text.index.first(kind).map(|line| self.text.header(line))
     }
 }
 
@@ -319,67 +370,52 @@ impl<'a> Message<'a> {
 impl<'a> Message<'a> {
     /// The bytes it was read from.
     pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+        self.text.bytes
     }
 
     /// What the scan found.
     pub fn index(&self) -> &'a Index {
-        self.index
+        self.text.index
     }
 
     /// The bytes of a span; nothing if it does not lie in the message.
     pub fn slice(&self, span: Span) -> &'a [u8] {
-        self.bytes.get(span.at as usize..span.end as usize).unwrap_or_default()
+        self.text.slice(span)
     }
 
     /// Where the first header starts: behind the start line.
     pub fn headers_at(&self) -> u32 {
-        self.index.headers
+        self.text.index.headers
     }
 
     /// Where the headers end: at the empty line.
     pub fn headers_end(&self) -> u32 {
-        self.index.body - 2
+        self.text.index.body - 2
     }
 
     /// What must go for the first value of Via, Route or Record-Route to go: its line, or, where
     /// others follow in the same line, itself and its comma. None if there is no value.
     pub fn cut_first(&self, kind: Kind) -> Result<Option<Span>, Error> {
-        let Some(line) = self.index.first(kind) else {
+        let Some(line) = self.text.index.first(kind) else {
             return Ok(None);
         };
-        let mut cursor = self.cursor(line.value as u32, line.end as u32);
-        let start = cursor.at();
-        match kind {
-            Kind::Via => Via::read(&mut cursor).map(drop),
-            _ => Address::read(&mut cursor).map(drop),
-        }
-        .map_err(|what| Error::Bad(kind, what))?;
-        let whole = self.header(line).span;
-        Ok(Some(if cursor.separator(b',') { span(start, cursor.at()) } else { whole }))
+        // The first Via has been read by whoever comes here.
+        let start = line.value as u32;
+        let end = match kind {
+            Kind::Via => self.top_via()?.span.end,
+            _ => {
+                let mut cursor = self.text.cursor(start, line.end as u32);
+                Address::read(&mut cursor).map_err(|what| Error::Bad(kind, what))?.span.end
+            }
+        };
+        let mut cursor = self.text.cursor(end, line.end as u32);
+        let whole = self.text.header(line).span;
+        let followed = cursor.separator(b',');
+        Ok(Some(if followed { span(start as usize, cursor.at()) } else { whole }))
     }
 }
 
 impl<'a> Message<'a> {
-    fn cursor(&self, at: u32, end: u32) -> Cursor<'a> {
-        Cursor::new(self.bytes, at as usize, end as usize)
-    }
-
-    fn header(&self, line: Line) -> Header<'a> {
-        let raw = self.slice(span(line.start as usize, line.end as usize));
-        let colon = raw.iter().position(|byte| *byte == b':').unwrap_or(raw.len());
-        Header {
-            name: raw.get(..colon).unwrap_or_default().trim_ascii_end(),
-            value: raw.get(colon + 1..).unwrap_or_default().trim_ascii(),
-            kind: Kind::ALL.get(line.kind as usize).copied().unwrap_or(Kind::Other),
-            span: span(line.start as usize, line.end as usize + 2),
-        }
-    }
-
-    fn address(&self, kind: Kind) -> Result<Address<'a>, Error> {
-        self.value(kind, Address::read)
-    }
-
     /// The value of a header that must be there once.
     fn value<R>(
         &self,
@@ -395,13 +431,13 @@ impl<'a> Message<'a> {
         kind: Kind,
         read: impl FnOnce(&mut Cursor<'a>) -> Result<R, What>,
     ) -> Result<Option<R>, Error> {
-        let Some(line) = self.index.first(kind) else {
+        let Some(line) = self.text.index.first(kind) else {
             return Ok(None);
         };
-        if self.index.repeated(kind) {
+        if self.text.index.repeated(kind) {
             return Err(Error::Duplicate(kind));
         }
-        let mut cursor = self.cursor(line.value as u32, line.end as u32);
+        let mut cursor = self.text.cursor(line.value as u32, line.end as u32);
         let value = read(&mut cursor).map_err(|what| Error::Bad(kind, what))?;
         cursor.blanks();
         if !cursor.at_end() {
@@ -411,10 +447,31 @@ impl<'a> Message<'a> {
     }
 }
 
+impl<'a> Text<'a> {
+    fn cursor(&self, at: u32, end: u32) -> Cursor<'a> {
+        Cursor::new(self.bytes, at as usize, end as usize)
+    }
+
+    fn header(&self, line: Line) -> Header<'a> {
+        let raw = self.slice(span(line.start as usize, line.end as usize));
+        let colon = raw.iter().position(|byte| *byte == b':').unwrap_or(raw.len());
+        Header {
+            name: raw.get(..colon).unwrap_or_default().trim_ascii_end(),
+            value: raw.get(colon + 1..).unwrap_or_default().trim_ascii(),
+            kind: Kind::ALL.get(line.kind as usize).copied().unwrap_or(Kind::Other),
+            span: span(line.start as usize, line.end as usize + 2),
+        }
+    }
+
+    fn slice(&self, span: Span) -> &'a [u8] {
+        self.bytes.get(span.at as usize..span.end as usize).unwrap_or_default()
+    }
+}
+
 /// The values of a header that may have several, in its lines and between commas.
 #[derive(Clone, Copy, Debug)]
 struct List<'a> {
-    message: Message<'a>,
+    text: Text<'a>,
     kind: Kind,
     /// Number of the line that is looked at next.
     next: usize,
@@ -423,9 +480,9 @@ struct List<'a> {
 }
 
 impl<'a> List<'a> {
-    fn new(message: Message<'a>, kind: Kind) -> Self {
-        let next = message.index.first(kind).map_or(usize::MAX, |line| line.number as usize - 1);
-        Self { message, kind, next, open: None }
+    fn new(text: Text<'a>, kind: Kind) -> Self {
+        let next = text.index.first(kind).map_or(usize::MAX, |line| line.number as usize - 1);
+        Self { text, kind, next, open: None }
     }
 
     fn next<R>(
@@ -458,11 +515,11 @@ impl<'a> List<'a> {
 
     /// The next line of the kind.
     fn line(&mut self) -> Option<Cursor<'a>> {
-        let lines = self.message.index.lines().get(self.next..)?;
+        let lines = self.text.index.lines().get(self.next..)?;
         let skip = lines.iter().position(|line| line.kind == self.kind as u8)?;
         self.next += skip + 1;
         let line = lines[skip];
-        Some(self.message.cursor(line.value as u32, line.end as u32))
+        Some(self.text.cursor(line.value as u32, line.end as u32))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::cursor::{Cursor, is_token, number, span};
 use super::error::What;
-use super::uri::{Params, Uri};
+use super::uri::{Param, Params, Uri};
 use crate::header::Span;
 
 /// `name-addr` or `addr-spec`, with the parameters of its header.
@@ -19,17 +19,18 @@ pub struct Address<'a> {
     pub in_brackets: bool,
     /// Parameters of the header: without brackets, all parameters are (20).
     pub params: Params<'a>,
+    tag: Option<Param<'a>>,
 }
 
 impl<'a> Address<'a> {
     /// Value of the `tag` parameter of From and To (19.3).
     pub fn tag(&self) -> Option<&'a str> {
-        self.params.get("tag")?.text()
+        self.tag?.text()
     }
 
     /// Where the value of `tag` stands; zero and zero without one.
     pub fn tag_span(&self) -> Span {
-        self.params.get("tag").map_or(Span::default(), |param| param.value_span)
+        self.tag.map_or(Span::default(), |param| param.value_span)
     }
 
     /// Reads as far as one address goes: to a comma or to the end.
@@ -47,9 +48,15 @@ impl<'a> Address<'a> {
         } else {
             bare(cursor)?
         };
-        let params = Params::header(cursor)?;
-        let address = Self { span: span(start, cursor.at()), display, uri, in_brackets, params };
-        let tag = params.get("tag");
+        let mut tag = None;
+        let params = Params::header(cursor, |param| {
+            if param.is("tag") {
+                tag = Some(param);
+            }
+            Ok(())
+        })?;
+        let address =
+            Self { span: span(start, cursor.at()), display, uri, in_brackets, params, tag };
         if tag.is_some_and(|tag| !tag.value.is_some_and(|value| value.iter().all(|b| is_token(*b))))
         {
             return Err(What::Parameter);

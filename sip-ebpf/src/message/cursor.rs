@@ -23,6 +23,10 @@ impl<'a> Cursor<'a> {
         self.at
     }
 
+    pub(super) fn end(&self) -> usize {
+        self.end
+    }
+
     pub(super) fn at_end(&self) -> bool {
         self.at >= self.end
     }
@@ -61,11 +65,10 @@ impl<'a> Cursor<'a> {
 
     /// The bytes from here for which `belongs` holds.
     pub(super) fn take(&mut self, belongs: impl Fn(u8) -> bool) -> &'a [u8] {
-        let start = self.at;
-        while self.peek().is_some_and(&belongs) {
-            self.at += 1;
-        }
-        self.since(start)
+        let rest = self.rest();
+        let length = rest.iter().position(|byte| !belongs(*byte)).unwrap_or(rest.len());
+        self.at += length;
+        rest.get(..length).unwrap_or_default()
     }
 
     /// What stands between `start` and here.
@@ -75,11 +78,18 @@ impl<'a> Cursor<'a> {
 
     /// A token (25.1).
     pub(super) fn token(&mut self) -> Result<&'a str, What> {
-        let bytes = self.take(is_token);
-        if bytes.is_empty() {
+        let token = self.text(TOKEN);
+        if token.is_empty() {
             return Err(if self.at_end() { What::Empty } else { What::Syntax });
         }
-        ascii(bytes)
+        Ok(token)
+    }
+
+    /// The bytes of some classes from here.
+    pub(super) fn text(&mut self, classes: u8) -> &'a str {
+        let bytes = self.take(|byte| is(byte, classes));
+        // SAFETY: all classes are of bytes below 0x80, each of which is a character.
+        unsafe { core::str::from_utf8_unchecked(bytes) }
     }
 
     /// A quoted string (25.1) without its quotes, escapes as they stand there.
@@ -175,26 +185,54 @@ pub(super) fn number(digits: &[u8], max: u32) -> Result<u32, What> {
 
 /// Whether a byte belongs to a token (25.1).
 pub(super) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(byte, b'-' | b'.' | b'!' | b'%' | b'*' | b'_' | b'+' | b'`' | b'\'' | b'~')
+    is(byte, TOKEN)
 }
 
 /// Whether a byte belongs to a word (25.1), of which a Call-ID has one or two.
 pub(super) fn is_word(byte: u8) -> bool {
-    is_token(byte)
-        || matches!(
-            byte,
-            b'(' | b')'
-                | b'<'
-                | b'>'
-                | b':'
-                | b'\\'
-                | b'"'
-                | b'/'
-                | b'['
-                | b']'
-                | b'?'
-                | b'{'
-                | b'}'
-        )
+    is(byte, WORD)
 }
+
+/// Whether a byte belongs to one of some classes.
+pub(super) fn is(byte: u8, classes: u8) -> bool {
+    CLASSES[byte as usize] & classes != 0
+}
+
+/// Bytes of a token, and of a word.
+const TOKEN: u8 = 1;
+const WORD: u8 = 1 << 1;
+/// Bytes of pieces of a URI, each with unreserved ones and the `%` of escapes: parameters, user,
+/// password, headers, and URIs of other schemes.
+pub(super) const PARAMETER: u8 = 1 << 2;
+pub(super) const USER: u8 = 1 << 3;
+pub(super) const PASSWORD: u8 = 1 << 4;
+pub(super) const HEADERS: u8 = 1 << 5;
+pub(super) const OPAQUE: u8 = 1 << 6;
+
+/// Which classes a byte belongs to (25.1). Every byte of a message is looked up here several times.
+static CLASSES: [u8; 256] = {
+    const fn put(classes: &mut [u8; 256], bytes: &[u8], class: u8) {
+        let mut at = 0;
+        while at < bytes.len() {
+            classes[bytes[at] as usize] |= class;
+            at += 1;
+        }
+    }
+    let mut classes = [0; 256];
+    let mut byte = 0u8;
+    while byte < 0x80 {
+        if byte.is_ascii_alphanumeric() {
+            classes[byte as usize] = !0;
+        }
+        byte += 1;
+    }
+    put(&mut classes, b"-.!%*_+`'~", TOKEN | WORD);
+    put(&mut classes, b"()<>:\\\"/[]?{}", WORD);
+    put(&mut classes, b"-_.!~*'()%", PARAMETER | USER | PASSWORD | HEADERS | OPAQUE);
+    put(&mut classes, b"[]/:&+$", PARAMETER);
+    put(&mut classes, b"&=+$,;?/", USER);
+    put(&mut classes, b"&=+$,", PASSWORD);
+    put(&mut classes, b"[]/?:+$=&", HEADERS);
+    put(&mut classes, b";/?:@&=+$,[]", OPAQUE);
+    classes
+};

@@ -3,7 +3,9 @@
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::cursor::{Cursor, ascii, is_token, number, span};
+use super::cursor::{
+    Cursor, HEADERS, OPAQUE, PARAMETER, PASSWORD, USER, ascii, is_token, number, span,
+};
 use super::error::What;
 use crate::header::Span;
 
@@ -127,40 +129,56 @@ impl<'a> Params<'a> {
         self.get(name).is_some()
     }
 
-    /// Reads parameters of a header from `cursor` on, as far as they go.
-    pub(super) fn header(cursor: &mut Cursor<'a>) -> Result<Self, What> {
+    /// Reads parameters of a header from `cursor` on, as far as they go, and shows each.
+    pub(super) fn header(
+        cursor: &mut Cursor<'a>,
+        mut show: impl FnMut(Param<'a>) -> Result<(), What>,
+    ) -> Result<Self, What> {
         let start = cursor.at();
-        while header_param(cursor)?.is_some() {}
-        let all = cursor.part(span(start, cursor.at()));
-        Self::checked(all, Grammar::Header)
+        let mut names = Names::default();
+        let whole = *cursor;
+        while let Some(param) = header_param(cursor)? {
+            names.add(param.name, || Self { cursor: whole, grammar: Grammar::Header })?;
+            show(param)?;
+        }
+        Ok(Self { cursor: cursor.part(span(start, cursor.at())), grammar: Grammar::Header })
     }
 
     /// Parameters of a URI: all of `part`.
     fn uri(mut part: Cursor<'a>) -> Result<Self, What> {
-        let all = part;
-        while uri_param(&mut part)?.is_some() {}
-        if !part.at_end() {
+        let params = Self { cursor: part, grammar: Grammar::Uri };
+        let mut names = Names::default();
+        while let Some(param) = uri_param(&mut part)? {
+            names.add(param.name, || params)?;
+        }
+        if part.at_end() { Ok(params) } else { Err(What::Parameter) }
+    }
+}
+
+/// Names of parameters: none may stand there twice (7.3.1).
+#[derive(Default)]
+struct Names<'a> {
+    count: u32,
+    /// The first ones; hardly anything has more.
+    first: [&'a str; 8],
+}
+
+impl<'a> Names<'a> {
+    /// One more. `all` has it and all before it.
+    fn add(&mut self, name: &'a str, all: impl FnOnce() -> Params<'a>) -> Result<(), What> {
+        // Each is compared with all others, so their number is bounded.
+        if self.count >= MAX_PARAMS {
             return Err(What::Parameter);
         }
-        Self::checked(all, Grammar::Uri)
-    }
-
-    /// No name may stand there twice (7.3.1).
-    fn checked(cursor: Cursor<'a>, grammar: Grammar) -> Result<Self, What> {
-        let params = Self { cursor, grammar };
-        let mut rest = params;
-        let mut count = 0;
-        while let Some(param) = rest.next() {
-            // Each is compared with all others, so their number is bounded.
-            count += 1;
-            if count > MAX_PARAMS {
-                return Err(What::Parameter);
-            }
-            if rest.has(param.name) {
-                return Err(What::DuplicateParameter);
-            }
+        let count = self.count as usize;
+        let before = self.first.get(..count).unwrap_or(&self.first);
+        let mut there = before.iter().any(|other| other.eq_ignore_ascii_case(name));
+        match self.first.get_mut(count) {
+            Some(place) => *place = name,
+            None => there |= all().take(count).any(|param| param.is(name)),
         }
-        Ok(params)
+        self.count += 1;
+        if there { Err(What::DuplicateParameter) } else { Ok(()) }
     }
 }
 
@@ -203,11 +221,11 @@ fn header_param<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Param<'a>>, What> 
     if cursor.peek() == Some(b'"') {
         cursor.quoted()?;
     } else {
-        let value = cursor.take(|byte| is_token(byte) || matches!(byte, b'[' | b']' | b':'));
-        if value.is_empty() {
-            return Err(What::Parameter);
-        }
-        if !value.iter().all(|byte| is_token(*byte)) && !is_address(name, value) {
+        cursor.take(is_token);
+        // Only an address has more than a token has.
+        let more = cursor.take(|byte| is_token(byte) || matches!(byte, b'[' | b']' | b':'));
+        let value = cursor.since(value_at);
+        if value.is_empty() || (!more.is_empty() && !is_address(name, value)) {
             return Err(What::Parameter);
         }
     }
@@ -235,7 +253,7 @@ fn uri_param<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Param<'a>>, What> {
     if !cursor.eat(b';') {
         return Ok(None);
     }
-    let name = uri_text(cursor, is_paramchar)?;
+    let name = uri_text(cursor, PARAMETER)?;
     let name_end = cursor.at();
     if name.is_empty() {
         return Err(What::Parameter);
@@ -244,7 +262,7 @@ fn uri_param<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Param<'a>>, What> {
     let mut value_at = name_end;
     if cursor.eat(b'=') {
         value_at = cursor.at();
-        let text = uri_text(cursor, is_paramchar)?;
+        let text = uri_text(cursor, PARAMETER)?;
         if text.is_empty() {
             return Err(What::Parameter);
         }
@@ -258,45 +276,17 @@ fn uri_param<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Param<'a>>, What> {
     }))
 }
 
-/// A run of characters that are unreserved, escaped, or for which `extra` holds.
-fn uri_text<'a>(cursor: &mut Cursor<'a>, extra: fn(u8) -> bool) -> Result<&'a str, What> {
-    let bytes = cursor.take(|byte| byte == b'%' || is_unreserved(byte) || extra(byte));
-    let mut rest = bytes;
+/// A run of characters of a class, with whole escapes.
+fn uri_text<'a>(cursor: &mut Cursor<'a>, class: u8) -> Result<&'a str, What> {
+    let text = cursor.text(class);
+    let mut rest = text.as_bytes();
     while let Some(at) = rest.iter().position(|byte| *byte == b'%') {
         match rest.get(at + 1..at + 3) {
             Some(hex) if hex.iter().all(u8::is_ascii_hexdigit) => rest = &rest[at + 3..],
             _ => return Err(What::Escape),
         }
     }
-    ascii(bytes)
-}
-
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(byte, b'-' | b'_' | b'.' | b'!' | b'~' | b'*' | b'\'' | b'(' | b')')
-}
-
-fn is_paramchar(byte: u8) -> bool {
-    matches!(byte, b'[' | b']' | b'/' | b':' | b'&' | b'+' | b'$')
-}
-
-fn is_user(byte: u8) -> bool {
-    matches!(byte, b'&' | b'=' | b'+' | b'$' | b',' | b';' | b'?' | b'/')
-}
-
-fn is_password(byte: u8) -> bool {
-    matches!(byte, b'&' | b'=' | b'+' | b'$' | b',')
-}
-
-fn is_headers(byte: u8) -> bool {
-    matches!(byte, b'[' | b']' | b'/' | b'?' | b':' | b'+' | b'$' | b'=' | b'&')
-}
-
-fn is_reserved(byte: u8) -> bool {
-    matches!(
-        byte,
-        b';' | b'/' | b'?' | b':' | b'@' | b'&' | b'=' | b'+' | b'$' | b',' | b'[' | b']'
-    )
+    Ok(text)
 }
 
 /// What a URI starts with.
@@ -410,7 +400,7 @@ impl<'a> Uri<'a> {
     ) -> Result<Self, What> {
         let scheme =
             if name.eq_ignore_ascii_case("tel") { Scheme::Tel } else { Scheme::Other(name) };
-        let rest = uri_text(&mut cursor, is_reserved)?;
+        let rest = uri_text(&mut cursor, OPAQUE)?;
         if rest.is_empty() || !cursor.at_end() {
             return Err(What::Syntax);
         }
@@ -447,8 +437,8 @@ fn userinfo<'a>(cursor: &mut Cursor<'a>) -> Result<(Option<&'a str>, Option<&'a 
     }
     let mut part = cursor.up_to(stop);
     cursor.eat(b'@');
-    let user = uri_text(&mut part, is_user)?;
-    let password = if part.eat(b':') { Some(uri_text(&mut part, is_password)?) } else { None };
+    let user = uri_text(&mut part, USER)?;
+    let password = if part.eat(b':') { Some(uri_text(&mut part, PASSWORD)?) } else { None };
     if user.is_empty() || !part.at_end() {
         return Err(What::User);
     }
@@ -481,7 +471,7 @@ pub(super) fn host<'a>(cursor: &mut Cursor<'a>) -> Result<Host<'a>, What> {
 
 /// `header *( "&" header )` with `header = hname "=" hvalue`
 fn headers<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str, What> {
-    let text = uri_text(cursor, is_headers)?;
+    let text = uri_text(cursor, HEADERS)?;
     let well = text.split('&').all(|header| {
         let (name, value) = header.split_once('=').unwrap_or_default();
         !name.is_empty() && !value.contains('=')

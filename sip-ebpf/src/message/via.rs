@@ -94,8 +94,10 @@ impl<'a> Via<'a> {
             sent_port = Some(port(cursor.take(|byte| byte.is_ascii_digit()))?);
             sent_by_end = cursor.at();
         }
-        let params = Params::header(cursor)?;
-        let mut via = Self {
+        let mut named = Named::default();
+        let params = Params::header(cursor, |param| named.take(param))?;
+        let Named { branch, received, rport, ttl, maddr } = named;
+        Ok(Self {
             span: span(start, cursor.at()),
             protocol,
             version,
@@ -103,34 +105,40 @@ impl<'a> Via<'a> {
             host,
             port: sent_port,
             sent_by: span(sent_by, sent_by_end),
-            branch: None,
-            branch_span: Span::default(),
-            received: None,
-            rport: Rport::Absent,
-            rport_span: Span::default(),
-            ttl: None,
-            maddr: None,
+            branch: branch.map(|(text, _)| text),
+            branch_span: branch.map(|(_, span)| span).unwrap_or_default(),
+            received,
+            rport: rport.0,
+            rport_span: rport.1,
+            ttl,
+            maddr,
             params,
-        };
-        for param in params {
-            via.param(param)?;
-        }
-        Ok(via)
+        })
     }
+}
 
-    /// Takes the value of a parameter whose name is known.
-    fn param(&mut self, param: Param<'a>) -> Result<(), What> {
+/// The parameters that have a meaning here.
+#[derive(Default)]
+struct Named<'a> {
+    branch: Option<(&'a str, Span)>,
+    received: Option<IpAddr>,
+    rport: (Rport, Span),
+    ttl: Option<u8>,
+    maddr: Option<Host<'a>>,
+}
+
+impl<'a> Named<'a> {
+    fn take(&mut self, param: Param<'a>) -> Result<(), What> {
         if param.is("branch") {
-            self.branch = Some(token(param)?);
-            self.branch_span = param.value_span;
+            self.branch = Some((token(param)?, param.value_span));
         } else if param.is("received") {
             self.received = Some(received(token(param)?)?);
         } else if param.is("rport") {
-            self.rport_span = param.value_span;
-            self.rport = match param.value {
+            let rport = match param.value {
                 None => Rport::Empty,
                 Some(digits) => Rport::Value(port(digits)?),
             };
+            self.rport = (rport, param.value_span);
         } else if param.is("ttl") {
             let digits = param.value.unwrap_or_default();
             self.ttl = Some(number(digits, 255).map_err(|_| What::Parameter)? as u8);

@@ -63,9 +63,9 @@ pub enum Command {
 
 /// An INVITE that starts a call.
 #[derive(Clone, Copy, Debug)]
-pub struct Invite<'a> {
+pub struct Invite<'a, 'm> {
     /// The request. Its headers have been checked.
-    pub message: &'a Message<'a>,
+    pub message: &'a Message<'m>,
     /// Who sent it.
     pub from: SocketAddr,
     /// The PBX that sent it, if it was one.
@@ -253,7 +253,7 @@ impl Accounting {
 
     /// An INVITE has come that starts a call. None if it is without a record: there is no room, or it is the
     /// same call again, that has come back to us by way of a proxy behind us (a spiral, 16.3 step 4).
-    pub fn handle_invite(&mut self, now: Instant, invite: Invite<'_>) -> Option<Token> {
+    pub fn handle_invite(&mut self, now: Instant, invite: Invite<'_, '_>) -> Option<Token> {
         let message = invite.message;
         let from_tag = message.from().ok().and_then(|from| from.tag());
         let key = self.key_of(message.call_id().unwrap_or_default(), from_tag);

@@ -13,8 +13,8 @@ const END: &str = "Max-Forwards: 70\r\nContent-Length: 0\r\n\r\n";
 
 /// The dialog that a 2xx has made, seen from us.
 #[derive(Debug)]
-pub(super) struct Dialog<'a> {
-    response: &'a Message<'a>,
+pub(super) struct Dialog<'a, 'm> {
+    response: &'a Message<'m>,
     /// Request-URI.
     uri: String,
     /// Route lines.
@@ -23,9 +23,9 @@ pub(super) struct Dialog<'a> {
     number: u32,
 }
 
-impl<'a> Dialog<'a> {
+impl<'a, 'm> Dialog<'a, 'm> {
     /// `above` is how many values of Record-Route the INVITE had when we forwarded it: those behind us.
-    pub(super) fn new(response: &'a Message<'a>, above: usize) -> Option<Self> {
+    pub(super) fn new(response: &'a Message<'m>, above: usize) -> Option<Self> {
         let mut below = Vec::new();
         for route in response.record_routes() {
             below.push(response.slice(route.ok()?.span));
@@ -58,7 +58,7 @@ impl<'a> Dialog<'a> {
     }
 
     /// What tells this dialog from others of the same INVITE.
-    pub(super) fn tag(&self) -> &'a str {
+    pub(super) fn tag(&self) -> &'m str {
         self.response.to().ok().and_then(|to| to.tag()).unwrap_or_default()
     }
 
