@@ -254,7 +254,7 @@ impl Authenticator {
             Role::UserAgent => Kind::Authorization,
             Role::Proxy => Kind::ProxyAuthorization,
         };
-        let values = message.headers().filter(|header| header.kind == kind).map(|h| h.value);
+        let values = message.headers_of(kind).map(|h| h.value);
         let claim = self.challenger.claim(&subject.realm, values, self.clock.seconds(now));
         match claim {
             Err(why) if why != Refusal::StaleNonce => {

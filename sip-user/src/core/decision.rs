@@ -16,6 +16,8 @@ pub struct Decision {
     pub next: SocketAddr,
     /// Digits of the cookie, if a Record-Route goes in over IPv6; over IPv4 the plan has them.
     pub cookie: String,
+    /// Whether it was made of other bytes than are sent: quoted strings as tokens.
+    pub unquoted: bool,
 }
 
 impl Default for Decision {
@@ -25,6 +27,7 @@ impl Default for Decision {
             reason: Reason::Malformed,
             next: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             cookie: String::new(),
+            unquoted: false,
         }
     }
 }

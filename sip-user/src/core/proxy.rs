@@ -272,6 +272,7 @@ impl Proxy {
             return self.counters.event(Event::DroppedMalformed);
         }
         self.decide(arrival, dispatcher, routed, index, &mut decision);
+        decision.unquoted = unquoted.is_some();
         self.act(arrival, dispatcher, &canonical.text, index, decision, out);
     }
 
@@ -394,7 +395,11 @@ impl Proxy {
             }
             return self.send(arrival, bytes, index, &decision, out);
         }
-        let Ok(message) = Message::parse(bytes, index) else {
+        let parsed = match decision.unquoted {
+            true => Message::parse(bytes, index),
+            false => Message::scanned(bytes, index),
+        };
+        let Ok(message) = parsed else {
             return self.counters.event(Event::DroppedMalformed);
         };
         if decision.reason == Reason::ByeRecorded {

@@ -1,7 +1,7 @@
 //! Answers of our own, made without memory (RFC 3261 8.2.6, 8.2.7).
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use sip_ebpf::cookie;
 use sip_ebpf::hash::Keys;
@@ -61,19 +61,24 @@ pub fn build(
     answer: Answer<'_>,
 ) -> Option<(SocketAddr, Vec<u8>)> {
     let mut out = Vec::with_capacity(message.bytes().len().min(2048) + 128);
-    out.extend_from_slice(format!("SIP/2.0 {} {}\r\n", answer.code, answer.phrase).as_bytes());
+    out.extend_from_slice(b"SIP/2.0 ");
+    number(&mut out, answer.code);
+    out.push(b' ');
+    out.extend_from_slice(answer.phrase.as_bytes());
+    out.extend_from_slice(b"\r\n");
     let way_back = vias(message, from, &mut out)?;
     put(&mut out, "From", first(message, Kind::From)?);
     let to = first(message, Kind::To)?;
-    let mut to = to.to_vec();
-    if !has_tag(message, &to) {
+    out.extend_from_slice(b"To: ");
+    out.extend_from_slice(to);
+    if !has_tag(message, to) {
         let line = message.index().first(Kind::CallId)?;
         let span = Span { at: u32::from(line.value), end: u32::from(line.end) };
         let (tag, _) = cookie::to_tag(keys, message.bytes(), span);
-        to.extend_from_slice(b";tag=");
-        to.extend_from_slice(&tag.to_le_bytes());
+        out.extend_from_slice(b";tag=");
+        out.extend_from_slice(&tag.to_le_bytes());
     }
-    put(&mut out, "To", &to);
+    out.extend_from_slice(b"\r\n");
     put(&mut out, "Call-ID", first(message, Kind::CallId)?);
     put(&mut out, "CSeq", first(message, Kind::CSeq)?);
     out.extend_from_slice(answer.headers.as_bytes());
@@ -120,19 +125,32 @@ pub(super) fn vias(
     out.extend_from_slice(b"Via: ");
     let sent_by = Span { at: via.span.at, end: via.sent_by.end };
     out.extend_from_slice(message.slice(sent_by));
-    let port = from.port().to_string();
     for param in via.params.filter(|param| !param.is("received")) {
-        let value = if param.is("rport") { Some(port.as_bytes()) } else { param.value };
-        put_param(out, Param { value, ..param });
+        match param.is("rport") {
+            true => {
+                put_param(out, Param { value: Some(b""), ..param });
+                number(out, from.port());
+            }
+            false => put_param(out, param),
+        }
     }
     let asked = via.rport != Rport::Absent;
     if asked || via.host.ip() != Some(from.ip()) {
-        out.extend_from_slice(format!(";received={}", from.ip()).as_bytes());
+        out.extend_from_slice(b";received=");
+        match from.ip() {
+            IpAddr::V4(v4) => {
+                for (place, byte) in v4.octets().into_iter().enumerate() {
+                    out.extend_from_slice(if place == 0 { b"" } else { b"." });
+                    number(out, byte.into());
+                }
+            }
+            IpAddr::V6(v6) => out.extend_from_slice(v6.to_string().as_bytes()),
+        }
     }
     out.extend_from_slice(b"\r\n");
     // What stands behind the first comma, and the other lines, as they are.
     let cut = message.cut_first(Kind::Via).ok()??;
-    for header in message.headers().filter(|header| header.kind == Kind::Via) {
+    for header in message.headers_of(Kind::Via) {
         if header.span.end <= cut.end {
             continue;
         }
@@ -146,7 +164,7 @@ pub(super) fn vias(
 }
 
 fn first<'a>(message: &Message<'a>, kind: Kind) -> Option<&'a [u8]> {
-    message.headers().find(|header| header.kind == kind).map(|header| header.value)
+    message.first(kind).map(|header| header.value)
 }
 
 /// Whether a To has a tag. One that is wrong is looked at as far as that goes: behind the address.
@@ -167,6 +185,18 @@ fn put_param(out: &mut Vec<u8>, param: Param<'_>) {
     if let Some(value) = param.value {
         out.push(b'=');
         out.extend_from_slice(value);
+    }
+}
+
+/// Decimal digits, without the machinery of formatting: every answer has several.
+fn number(out: &mut Vec<u8>, number: u16) {
+    let mut power = 10_000;
+    while power > 1 && power > number {
+        power /= 10;
+    }
+    while power > 0 {
+        out.push(b'0' + (number / power % 10) as u8);
+        power /= 10;
     }
 }
 

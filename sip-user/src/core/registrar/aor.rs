@@ -61,7 +61,7 @@ impl Domains {
             std::net::IpAddr::V4(v4) => domain_of(Host::V4(v4)),
             std::net::IpAddr::V6(v6) => domain_of(Host::V6(v6)),
         });
-        Self(names.chain(locals).map(Arc::from).collect())
+        Self(names.chain(locals).map(|name| Arc::from(&*name)).collect())
     }
 
     /// Whether the host of a URI is one of them.
@@ -80,14 +80,14 @@ impl Domains {
     }
 }
 
-/// A host as an [`Aor`] has it.
-fn domain_of(host: Host<'_>) -> String {
-    let mut text = host.to_string();
-    text.make_ascii_lowercase();
-    if text.ends_with('.') {
-        text.pop();
+/// A host as an [`Aor`] has it. Most names are written so.
+fn domain_of(host: Host<'_>) -> Cow<'_, str> {
+    let Host::Name(name) = host else { return host.to_string().into() };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    match name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => name.to_ascii_lowercase().into(),
+        false => name.into(),
     }
-    text
 }
 
 /// A user or password in its normal form: `%61` is `a`, but `%3b` is `%3B` and not a semicolon, because

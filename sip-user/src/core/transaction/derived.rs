@@ -61,7 +61,7 @@ fn derived(invite: &Message<'_>, method: &[u8], to: Option<&[u8]>) -> Option<Vec
 }
 
 fn value<'a>(message: &Message<'a>, kind: Kind) -> Option<&'a [u8]> {
-    message.headers().find(|header| header.kind == kind).map(|header| header.value)
+    message.first(kind).map(|header| header.value)
 }
 
 fn put(out: &mut Vec<u8>, line: &[&[u8]]) {
