@@ -30,6 +30,10 @@ pub const DEFAULT_PATH: &str = "/etc/sipline/sipline.toml";
 /// Where the control socket is unless configured.
 pub const DEFAULT_SOCKET: &str = "/run/sipline/control.sock";
 
+/// Microseconds that datagrams may wait for others, unless configured, and at most.
+const DEFAULT_COALESCE_US: u64 = 300;
+const MAX_COALESCE_US: u64 = 1000;
+
 /// The largest call table: 2^20 buckets are 64 MiB and eight million calls.
 const MAX_CALL_BUCKETS: u32 = 1 << 20;
 
@@ -80,6 +84,8 @@ pub struct Sip {
     pub no_destination: NoDestination,
     /// How long SIGTERM waits, refusing new calls, before it ends the program.
     pub drain: Duration,
+    /// How long datagrams may wait for others while there are many. Zero: not at all.
+    pub coalesce: Duration,
 }
 
 /// `[trust]`
@@ -559,6 +565,7 @@ struct RawSip {
     #[serde(default)]
     no_destination: NoDestination,
     drain: Option<Spanned<Period>>,
+    coalesce_us: Option<Spanned<u64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -884,7 +891,17 @@ impl RawSip {
             }
             drain.get_ref().0
         });
-        Sip { listen, key, no_destination: self.no_destination, drain }
+        let coalesce = self.coalesce_us.map_or(DEFAULT_COALESCE_US, |coalesce| {
+            if *coalesce.get_ref() > MAX_COALESCE_US {
+                problems.at(
+                    &coalesce,
+                    format!("coalesce_us is at most {MAX_COALESCE_US}: calls would be slow"),
+                );
+            }
+            *coalesce.get_ref()
+        });
+        let coalesce = Duration::from_micros(coalesce);
+        Sip { listen, key, no_destination: self.no_destination, drain, coalesce }
     }
 }
 
@@ -1298,6 +1315,7 @@ mod tests {
         assert_eq!(config.metrics, Metrics::default());
         let minimal = Config::parse(Path::new("f.toml"), MINIMAL).unwrap();
         assert_eq!(minimal.sip.drain, config.sip.drain);
+        assert_eq!(minimal.sip.coalesce, config.sip.coalesce);
         assert_eq!(minimal.sip.no_destination, config.sip.no_destination);
         assert_eq!(minimal.probe, config.probe);
         assert_eq!(minimal.dispatch, config.dispatch);
@@ -1411,6 +1429,8 @@ mod tests {
         assert_error("drain = \"2 s\"\n", "3:9", "is not a time");
         assert_error("drain = \"99999999999999999999s\"\n", "3:9", "is not a time");
         assert_error("drain = \"2d\"\n", "3:9", "is not a time");
+        assert_error("coalesce_us = 1001\n", "3:15", "at most 1000");
+        assert_error("coalesce_us = -1\n", "3:15", "invalid value");
         assert_error("drain = \"2m\"\n", "3:9", "at most \"60s\"");
     }
 

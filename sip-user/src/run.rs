@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -35,6 +36,7 @@ use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
 use crate::core::sources::Sources;
 use crate::core::stateful::Command as StatefulCommand;
 use crate::fastpath::{self, Fastpath, Mode};
+use crate::io::coalesce::Coalescer;
 use crate::io::udp::{BATCH, Batch, Udp};
 use crate::store;
 use stateful::{Keeper, Question};
@@ -48,11 +50,14 @@ const BATCHES_IN_A_ROW: usize = 8;
 /// Runs the daemon until SIGTERM or SIGINT. `path` is where `config` was read from, for reloads.
 pub fn run(path: &Path, config: Config) -> Result<()> {
     start_log(&config);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, daemon(path, config))
+    let coalescer = Arc::new(Coalescer::new(config.sip.coalesce));
+    let idle = coalescer.clone();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().on_thread_park(move || idle.idle()).build()?;
+    LocalSet::new().block_on(&runtime, daemon(path, config, coalescer))
 }
 
-async fn daemon(path: &Path, config: Config) -> Result<()> {
+async fn daemon(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;
@@ -67,7 +72,7 @@ async fn daemon(path: &Path, config: Config) -> Result<()> {
         }
         None => None,
     };
-    let node = Rc::new(RefCell::new(Node::open(path, config)?));
+    let node = Rc::new(RefCell::new(Node::open(path, config, coalescer)?));
     let wake = node.borrow().wake.clone();
 
     let mut tasks = Tasks::default();
@@ -244,6 +249,7 @@ struct Node {
     dispatcher: Dispatcher,
     fastpath: Box<dyn Fastpath>,
     sockets: Rc<[Udp]>,
+    coalescer: Arc<Coalescer>,
     batch: Batch,
     out: Vec<Transmit>,
     course: Course,
@@ -261,7 +267,7 @@ struct Node {
 
 impl Node {
     /// Sockets first, then the kernel half with its tables; its switches last.
-    fn open(path: &Path, config: Config) -> Result<Self> {
+    fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Self> {
         let now = Instant::now();
         let key = match config.sip.key {
             Some(key) => key,
@@ -294,6 +300,7 @@ impl Node {
             dispatcher: Dispatcher::new(&config.sip.listen, config.probe.clone()),
             fastpath,
             sockets: sockets.into(),
+            coalescer,
             batch: Batch::default(),
             out: Vec::new(),
             course: Course {
@@ -352,6 +359,7 @@ impl Node {
             match socket.receive(&mut self.batch) {
                 Ok(0) => return true,
                 Ok(count) => {
+                    self.coalescer.read(count);
                     self.serve_batch(at);
                     if count < BATCH {
                         // The queue was empty; what comes from now on wakes us again.
@@ -780,6 +788,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
     let all = [
         ("sip.listen", old.sip.listen != new.sip.listen),
         ("sip.key", old.sip.key != new.sip.key),
+        ("sip.coalesce_us", old.sip.coalesce != new.sip.coalesce),
         ("registrar", old.registrar.is_some() != new.registrar.is_some()),
         ("auth", (&old.auth.rules, &old.auth.digest) != (&new.auth.rules, &new.auth.digest)),
         ("store", old.store != new.store),
