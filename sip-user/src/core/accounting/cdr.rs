@@ -208,6 +208,10 @@ fn clid(from: &Address<'_>, number: &str) -> String {
 
 /// The first characters, without those that would disturb a table.
 fn cut(text: &str, limit: usize) -> Box<str> {
+    // As nearly all are.
+    if text.len() <= limit && text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        return text.into();
+    }
     let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().take(limit).map(visible).collect::<String>().into()
 }

@@ -85,10 +85,9 @@ pub(super) fn request(
         return Err(Error::Missing(Kind::Via));
     }
     for header in message.headers() {
-        let ours = |realm: &String| Credentials::are_for(header.value, realm);
         let dropped = match header.kind {
             Kind::Via | Kind::Route | Kind::MaxForwards => true,
-            Kind::ProxyAuthorization => settings.realms.iter().any(ours),
+            Kind::ProxyAuthorization => Credentials::are_for(header.value, &settings.realms),
             Kind::Other => is_max_breadth(header.name),
             _ => false,
         };

@@ -67,10 +67,10 @@ impl<'a> Credentials<'a> {
         }))
     }
 
-    /// Whether the value of a header line is credentials for a realm. Those for ours are taken off a request
-    /// before it is forwarded: nobody behind us has a use for them.
-    pub fn are_for(value: &'a [u8], realm: &str) -> bool {
-        matches!(Self::parse(value), Ok(Some(read)) if read.realm == realm)
+    /// Whether the value of a header line is credentials for one of some realms. Those for ours are taken off a
+    /// request before it is forwarded: nobody behind us has a use for them.
+    pub fn are_for(value: &'a [u8], realms: &[String]) -> bool {
+        matches!(Self::parse(value), Ok(Some(read)) if realms.iter().any(|one| *one == read.realm))
     }
 
     /// The user name up to its last `@`: `alice` of `alice` and of `alice@example.com`.
@@ -113,10 +113,11 @@ mod tests {
             FULL.replace("qop=auth", "QOP=\"auth\"").replace("algorithm=MD5", "Algorithm=\"MD5\"");
         assert_eq!(Credentials::parse(odd.as_bytes()).unwrap().unwrap(), want);
         assert_eq!(Credentials::parse(b"Basic Ym9iOnpvbw==").unwrap(), None);
-        assert!(Credentials::are_for(FULL.as_bytes(), "biloxi.example"));
-        assert!(!Credentials::are_for(FULL.as_bytes(), "atlanta.example"));
-        assert!(!Credentials::are_for(b"Basic Ym9iOnpvbw==", "biloxi.example"));
-        assert!(!Credentials::are_for(b"Digest", "biloxi.example"));
+        let realms = ["atlanta.example".to_owned(), "biloxi.example".to_owned()];
+        assert!(Credentials::are_for(FULL.as_bytes(), &realms));
+        assert!(!Credentials::are_for(FULL.as_bytes(), &realms[..1]));
+        assert!(!Credentials::are_for(b"Basic Ym9iOnpvbw==", &realms));
+        assert!(!Credentials::are_for(b"Digest", &realms));
     }
 
     #[test]
