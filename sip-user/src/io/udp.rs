@@ -94,8 +94,14 @@ impl Udp {
     {
         let mut result = Sent::default();
         let mut datagrams = datagrams.into_iter().peekable();
-        while datagrams.peek().is_some() {
-            let some: Vec<_> = datagrams.by_ref().take(BATCH).collect();
+        while let Some(first) = datagrams.next() {
+            if datagrams.peek().is_none() {
+                // Nothing to gather: it takes no memory.
+                self.send_one(first, &mut result);
+                break;
+            }
+            let rest = datagrams.by_ref().take(BATCH - 1);
+            let some: Vec<_> = std::iter::once(first).chain(rest).collect();
             self.send_some(&some, &mut result);
         }
         result
@@ -136,6 +142,33 @@ impl Udp {
         Ok((u64::from(info[SK_MEMINFO_DROPS]), u64::from(info[SK_MEMINFO_RCVBUF])))
     }
 
+    fn send_one(&self, (to, bytes): (SocketAddr, &[u8]), result: &mut Sent) {
+        let name = Name::new(to);
+        let mut tries = 0;
+        loop {
+            // SAFETY: name and bytes are readable for their lengths.
+            let done = unsafe {
+                libc::sendto(
+                    self.fd.as_raw_fd(),
+                    bytes.as_ptr().cast(),
+                    bytes.len(),
+                    libc::MSG_DONTWAIT,
+                    (&raw const name.storage).cast(),
+                    name.len,
+                )
+            };
+            if done >= 0 {
+                result.sent += 1;
+                return;
+            }
+            match Refused::by(&io::Error::last_os_error(), &mut tries) {
+                Refused::Again => {}
+                Refused::Full => return result.dropped += 1,
+                Refused::For(kind) => return result.failed.push((to, kind)),
+            }
+        }
+    }
+
     fn send_some(&self, datagrams: &[(SocketAddr, &[u8])], result: &mut Sent) {
         let mut names: Vec<Name> = datagrams.iter().map(|(to, _)| Name::new(*to)).collect();
         let mut pieces: Vec<libc::iovec> = datagrams
@@ -170,17 +203,13 @@ impl Udp {
                 tries = 0;
                 continue;
             }
-            let error = io::Error::last_os_error();
-            match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => {
-                    // A datagram is no promise: who sent the request sends it again.
+            match Refused::by(&io::Error::last_os_error(), &mut tries) {
+                Refused::Again => {}
+                Refused::Full => {
                     result.dropped += rest as u64;
                     return;
                 }
-                // This may be the error of an earlier datagram, told now.
-                _ if tries + 1 < TRIES => tries += 1,
-                kind => {
+                Refused::For(kind) => {
                     if let Some((to, _)) = datagrams.get(at) {
                         result.failed.push((*to, kind));
                     }
@@ -192,10 +221,39 @@ impl Udp {
     }
 }
 
+/// What a datagram that was not sent comes to.
+enum Refused {
+    /// It is tried again.
+    Again,
+    /// The socket is full. A datagram is no promise: who sent the request sends it again.
+    Full,
+    /// It cannot be sent.
+    For(io::ErrorKind),
+}
+
+impl Refused {
+    fn by(error: &io::Error, tries: &mut usize) -> Self {
+        match error.kind() {
+            io::ErrorKind::Interrupted => Self::Again,
+            io::ErrorKind::WouldBlock => Self::Full,
+            // This may be the error of an earlier datagram, told now.
+            _ if *tries + 1 < TRIES => {
+                *tries += 1;
+                Self::Again
+            }
+            kind => Self::For(kind),
+        }
+    }
+}
+
 /// Room for one batch of datagrams; made once and used for all sockets.
 pub struct Batch {
     bytes: Vec<u8>,
     names: Vec<libc::sockaddr_storage>,
+    /// Of each place in `bytes`: what the kernel is told about it. They point to `names`, `pieces` and `bytes`,
+    /// none of which ever moves or grows.
+    headers: Vec<libc::mmsghdr>,
+    pieces: Vec<libc::iovec>,
     /// Length and sender of each datagram of the last batch.
     got: Vec<(usize, Option<SocketAddr>)>,
 }
@@ -204,12 +262,17 @@ impl Default for Batch {
     fn default() -> Self {
         // SAFETY: all zero is a value of the type.
         let name: libc::sockaddr_storage = unsafe { mem::zeroed() };
-        Self {
-            // Zeroed pages that are never written to cost no memory.
-            bytes: vec![0; BATCH * LONGEST],
-            names: vec![name; BATCH],
-            got: Vec::with_capacity(BATCH),
-        }
+        // Zeroed pages that are never written to cost no memory.
+        let mut bytes = vec![0; BATCH * LONGEST];
+        let mut names = vec![name; BATCH];
+        let piece = |bytes: &mut [u8]| libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        let mut pieces: Vec<_> = bytes.chunks_exact_mut(LONGEST).map(piece).collect();
+        let places = names.iter_mut().zip(&mut pieces);
+        let headers = places.map(|(name, piece)| header(name, NAME, piece)).collect();
+        Self { bytes, names, headers, pieces, got: Vec::with_capacity(BATCH) }
     }
 }
 
@@ -225,34 +288,29 @@ impl Batch {
 
     fn receive(&mut self, fd: RawFd) -> io::Result<usize> {
         self.got.clear();
-        let mut pieces: [libc::iovec; BATCH] =
-            [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; BATCH];
-        // SAFETY: all zero is a value of the type.
-        let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
-        let room = self.bytes.chunks_exact_mut(LONGEST).zip(&mut self.names);
-        for ((bytes, name), (piece, place)) in room.zip(pieces.iter_mut().zip(&mut headers)) {
-            piece.iov_base = bytes.as_mut_ptr().cast();
-            piece.iov_len = bytes.len();
-            let len = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-            *place = header(name, len, piece);
-        }
+        debug_assert_eq!(self.pieces.len(), self.headers.len());
         // SAFETY: every header points to a name and a piece of our own, which outlive the call.
         let done = unsafe {
             libc::recvmmsg(
                 fd,
-                headers.as_mut_ptr(),
+                self.headers.as_mut_ptr(),
                 BATCH as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
         };
         let Ok(done) = usize::try_from(done) else { return Err(io::Error::last_os_error()) };
-        for (header, name) in headers.iter().zip(&self.names).take(done) {
+        for (header, name) in self.headers.iter_mut().zip(&self.names).take(done) {
             self.got.push((header.msg_len as usize, address(name)));
+            // Where there was the room for a name, there is its length now.
+            header.msg_hdr.msg_namelen = NAME;
         }
         Ok(done)
     }
 }
+
+/// Room for the longest name.
+const NAME: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
 
 /// A socket address as the system takes it.
 struct Name {
