@@ -4,6 +4,7 @@
 //! timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
 
 mod calls;
+mod memory;
 mod registrations;
 mod stateful;
 
@@ -47,6 +48,7 @@ const BATCHES_IN_A_ROW: usize = 8;
 
 /// Runs the daemon until SIGTERM or SIGINT. `path` is where `config` was read from, for reloads.
 pub fn run(path: &Path, config: Config) -> Result<()> {
+    memory::settle();
     start_log(&config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, daemon(path, config))
