@@ -391,7 +391,7 @@ impl Challenger {
             Secret::Ha1b(_) => secret.serves(algorithm.hash) && credentials.domain().is_some(),
         });
         let password = match fitting {
-            Some(Secret::Password(password)) => password,
+            Some(Secret::Password(password)) => password.as_str(),
             _ => NO_PASSWORD,
         };
         let made = black_box(Ha1::new(algorithm.hash, username, realm, password));
