@@ -343,7 +343,8 @@ impl Authenticator {
         };
         let Some((_, _, name)) = self.deadlines.remove(at) else { return };
         match answer {
-            Ok(Some(secrets)) => {
+            Ok(Some(mut secrets)) => {
+                secrets.retain(|secret| self.challenger.uses(secret));
                 self.unknown.remove(&name);
                 let known = Known { secrets: secrets.into(), fetched: now.into() };
                 self.known.put(&name, known);

@@ -256,6 +256,11 @@ impl Challenger {
         Ok(Self { nonces: Nonces::new(key, instance), settings, validity })
     }
 
+    /// Whether a secret serves an algorithm that is offered. Others need not be kept.
+    pub fn uses(&self, secret: &Secret) -> bool {
+        self.settings.algorithms.iter().any(|algorithm| secret.serves(algorithm.hash))
+    }
+
     /// The header lines of a challenge, each with its CR LF: one for each algorithm, in their order, all with
     /// the same nonce. `now` is in seconds of Unix time.
     ///
