@@ -4,6 +4,7 @@
 //! timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
 
 mod calls;
+mod memory;
 mod registrations;
 mod stateful;
 
@@ -49,6 +50,7 @@ const BATCHES_IN_A_ROW: usize = 8;
 
 /// Runs the daemon until SIGTERM or SIGINT. `path` is where `config` was read from, for reloads.
 pub fn run(path: &Path, config: Config) -> Result<()> {
+    memory::settle();
     start_log(&config);
     let coalescer = Arc::new(Coalescer::new(config.sip.coalesce));
     let idle = coalescer.clone();

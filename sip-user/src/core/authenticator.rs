@@ -29,6 +29,7 @@ use sip_ebpf::scan::Kind;
 
 use super::clock::Clock;
 use super::digest::{self, Challenger, NonceCounts, Refusal, Role, Secret, Settings};
+use super::moment::Moment;
 use super::registrar::Domains;
 use super::reply::Response;
 use super::transaction::{Flow, ServerId};
@@ -182,7 +183,7 @@ pub struct Authenticator {
     clock: Clock,
     known: Cache<Known>,
     /// Since when it is known that there is no such user.
-    unknown: Cache<Instant>,
+    unknown: Cache<Moment>,
     /// By user who is asked for: what waits for it.
     fetches: HashMap<Box<str>, Vec<Parked>>,
     /// Who is asked for, in the order in which it was asked.
@@ -197,8 +198,15 @@ pub struct Authenticator {
 
 #[derive(Debug)]
 struct Known {
-    secrets: Box<[Secret]>,
-    fetched: Instant,
+    secrets: Secrets,
+    fetched: Moment,
+}
+
+/// The secrets of a user: most have one, which needs no memory of its own.
+#[derive(Debug)]
+enum Secrets {
+    One(Secret),
+    More(Box<[Secret]>),
 }
 
 impl Authenticator {
@@ -285,7 +293,7 @@ impl Authenticator {
         let who = Who { user: claim.user(), domain: &domain, name: &name };
         let secrets = match ours {
             true => self.secrets(now, who),
-            false => Secrets::Unknown,
+            false => Found::Unknown,
         };
         let request = digest::Request {
             method: message.method_name().unwrap_or_default(),
@@ -293,12 +301,12 @@ impl Authenticator {
             subject: Some(digest::Subject { user: &subject.user, domain: &subject.domain }),
         };
         let (known, fetched) = match &secrets {
-            Secrets::Missing => return self.park(now, who, parked),
-            Secrets::Away => return Verdict::Refused(self.unavailable()),
-            Secrets::Unknown => (&[][..], None),
+            Found::Missing => return self.park(now, who, parked),
+            Found::Away => return Verdict::Refused(self.unavailable()),
+            Found::Unknown => (&[][..], None),
             // Looked up once more, because what it lies in may change in between.
-            Secrets::Known => match self.known.get(&name) {
-                Some(known) => (&known.secrets[..], Some(known.fetched)),
+            Found::Known => match self.known.get(&name) {
+                Some(known) => (known.secrets.all(), Some(Instant::from(known.fetched))),
                 None => (&[][..], None),
             },
         };
@@ -335,15 +343,16 @@ impl Authenticator {
         };
         let Some((_, _, name)) = self.deadlines.remove(at) else { return };
         match answer {
-            Ok(Some(secrets)) => {
+            Ok(Some(mut secrets)) => {
+                secrets.retain(|secret| self.challenger.uses(secret));
                 self.unknown.remove(&name);
-                let known = Known { secrets: secrets.into(), fetched: now };
-                self.known.put(name.clone(), known);
+                let known = Known { secrets: secrets.into(), fetched: now.into() };
+                self.known.put(&name, known);
                 self.away = None;
             }
             Ok(None) => {
                 self.known.remove(&name);
-                self.unknown.put(name.clone(), now);
+                self.unknown.put(&name, now.into());
                 self.away = None;
             }
             Err(Away) => self.failed(now),
@@ -409,20 +418,20 @@ impl Authenticator {
 
     // ---- Within ---------------------------------------------------------------------------------
 
-    fn secrets(&mut self, now: Instant, who: Who<'_>) -> Secrets {
+    fn secrets(&mut self, now: Instant, who: Who<'_>) -> Found {
         let Rules { keep, keep_unknown, .. } = self.rules;
         let found = match self.known.get(who.name) {
-            Some(known) => Some((Secrets::Known, is_fresh(now, known.fetched, keep))),
+            Some(known) => Some((Found::Known, is_fresh(now, known.fetched.into(), keep))),
             None => {
                 let since = self.unknown.get(who.name);
-                since.map(|since| (Secrets::Unknown, is_fresh(now, *since, keep_unknown)))
+                since.map(|since| (Found::Unknown, is_fresh(now, (*since).into(), keep_unknown)))
             }
         };
         match (found, self.away) {
             (Some((secrets, true)), _) => secrets,
-            (_, None) => Secrets::Missing,
-            (None, Some(next)) if next <= now => Secrets::Missing,
-            (None, Some(_)) => Secrets::Away,
+            (_, None) => Found::Missing,
+            (None, Some(next)) if next <= now => Found::Missing,
+            (None, Some(_)) => Found::Away,
             (Some((secrets, false)), Some(next)) => {
                 if next <= now {
                     self.fetch(now, who);
@@ -506,6 +515,24 @@ fn is_fresh(now: Instant, since: Instant, keep: Duration) -> bool {
     now.saturating_duration_since(since) < keep.max(AT_ONCE)
 }
 
+impl Secrets {
+    fn all(&self) -> &[Secret] {
+        match self {
+            Self::One(secret) => std::slice::from_ref(secret),
+            Self::More(secrets) => secrets,
+        }
+    }
+}
+
+impl From<Vec<Secret>> for Secrets {
+    fn from(mut secrets: Vec<Secret>) -> Self {
+        match (secrets.pop(), secrets.is_empty()) {
+            (Some(secret), true) => Self::One(secret),
+            (last, _) => Self::More(secrets.into_iter().chain(last).collect()),
+        }
+    }
+}
+
 /// Whose secrets are wanted.
 #[derive(Clone, Copy)]
 struct Who<'a> {
@@ -517,7 +544,7 @@ struct Who<'a> {
 
 /// What is known of the secrets of a user.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Secrets {
+enum Found {
     Known,
     Unknown,
     Missing,

@@ -32,6 +32,8 @@ use sip_ebpf::tables::MAX_PBX;
 use slab::Slab;
 
 use super::family::{ByFamily, Family};
+use super::moment::Moment;
+use super::text::Text;
 use super::timers::{Timers, grow};
 use pbx::{Flight, Need, Pbx, State, backoff, need};
 use request::Saying;
@@ -196,17 +198,24 @@ pub struct Forking {
     by_name: HashTable<u32>,
     pbxs: BTreeMap<u32, Pbx>,
     tokens: u64,
-    /// Counts users and PBXs as they come. What begins anew, at CSeq 1, has another Call-ID than before.
-    lives: u64,
+    /// Counts users and PBXs as they come. What begins anew, at CSeq 1, has another Call-ID than before: thousands
+    /// of millions come between two with the same number.
+    lives: u32,
     commands: VecDeque<Command>,
 }
 
 #[derive(Debug)]
 struct User {
-    name: Box<str>,
+    name: Text,
+    until: Option<Moment>,
     /// See [`Forking::lives`].
-    life: u64,
-    until: Option<Instant>,
+    life: u32,
+}
+
+impl User {
+    fn until(&self) -> Option<Instant> {
+        self.until.map(Instant::from)
+    }
 }
 
 impl Forking {
@@ -244,7 +253,7 @@ impl Forking {
         };
         let Some(user) = self.users.get_mut(at as usize) else { return Ok(()) };
         let toggled = user.until.is_some() != until.is_some();
-        user.until = until;
+        user.until = until.map(Moment::from);
         for pbx in self.pbxs.values_mut() {
             let Some(state) = pbx.states.get(at as usize) else { continue };
             // Who was refused is not asked for again each time that his phone registers.
@@ -274,7 +283,7 @@ impl Forking {
             return Err(Full::Pbxs);
         }
         self.pbx_removed(now, slot);
-        self.lives = self.lives.saturating_add(1);
+        self.lives = self.lives.wrapping_add(1);
         let places = self.users.iter().next_back().map_or(0, |(at, _)| at + 1);
         let pbx = Pbx {
             id: id.into(),
@@ -474,7 +483,7 @@ impl Forking {
             Some(Leg {
                 slot: *slot,
                 id: &pbx.id,
-                registered_until: state.held.filter(|_| told && !state.flying),
+                registered_until: state.held().filter(|_| told && !state.flying),
                 last: (state.last != 0).then_some(state.last),
                 failures: state.failures,
                 in_flight: state.flying,
@@ -530,7 +539,7 @@ impl Forking {
                 // still have, waits for the end of that, to be forgotten.
                 if let Some(user) = pbx.pop_due(now) {
                     let need = need(now, &self.users, &pbx.states, user);
-                    let held = pbx.states.get(user as usize).and_then(|state| state.held);
+                    let held = pbx.states.get(user as usize).and_then(State::held);
                     pbx.set_due(user, held.filter(|_| need == Need::Gone));
                     self.forget(now, user);
                 } else {
@@ -577,7 +586,7 @@ impl Forking {
         state.flying = true;
         if expires != 0 {
             let held = now + Duration::from_secs(expires.into());
-            state.held = Some(state.held.map_or(held, |before| before.max(held)));
+            state.hold(Some(state.held().map_or(held, |before| before.max(held))));
         }
         let token = Token(self.tokens << 8 | u64::from(slot));
         self.tokens += 1;
@@ -585,7 +594,7 @@ impl Forking {
             user: name,
             pbx: pbx.address,
             ours,
-            name: hash(self.key, &[name, &pbx.id], (*life).max(pbx.life)),
+            name: hash(self.key, &[name, &pbx.id], [*life, pbx.life]),
             cseq: state.cseq,
             expires,
             credentials,
@@ -631,7 +640,7 @@ impl Forking {
         self.commands.push_back(Command::Challenged(Challenged {
             token: flight.token,
             slot,
-            user: user.name.clone(),
+            user: user.name.as_str().into(),
             status,
             challenges,
             uri: request::request_uri(pbx.address),
@@ -642,7 +651,7 @@ impl Forking {
     /// A PBX has taken what it was told; `granted` is for how long, as it says.
     fn told(&mut self, now: Instant, slot: u32, flight: &Flight, granted: Option<u32>) {
         let user = flight.user;
-        let until = self.users.get(user as usize).and_then(|user| user.until);
+        let until = self.users.get(user as usize).and_then(User::until);
         let Some(pbx) = self.pbxs.get_mut(&slot) else { return };
         let Some(state) = pbx.states.get_mut(user as usize) else { return };
         let granted = match flight.expires {
@@ -659,13 +668,13 @@ impl Forking {
         state.round = pbx.round;
         let granted = Duration::from_secs(granted.into());
         let held = flight.sent + granted;
-        state.held = Some(held).filter(|_| flight.expires != 0);
+        state.hold(Some(held).filter(|_| flight.expires != 0));
         let due = if until != flight.until {
             Some(now)
         } else if until.is_some_and(|until| held < until) {
             // Three quarters of it, less a piece by which users differ.
-            let name = self.users.get(user as usize).map_or("", |user| &user.name);
-            let piece = hash(self.key, &[name, &pbx.id], state.cseq.into()) % 256;
+            let name = self.users.get(user as usize).map_or("", |user| &*user.name);
+            let piece = hash(self.key, &[name, &pbx.id], [state.cseq]) % 256;
             let after = granted * 3 / 4 - granted * u32::try_from(piece).unwrap_or(0) / 2048;
             Some(flight.sent + after.max(SOONEST))
         } else {
@@ -679,11 +688,11 @@ impl Forking {
     /// A try has failed: the next one is later each time.
     fn failed(&mut self, now: Instant, slot: u32, user: u32) {
         let rules = self.rules;
-        let name = self.users.get(user as usize).map_or("", |user| &user.name);
+        let name = self.users.get(user as usize).map_or("", |user| &*user.name);
         let Some(pbx) = self.pbxs.get_mut(&slot) else { return };
         let Some(state) = pbx.states.get_mut(user as usize) else { return };
         state.refused = false;
-        let by = hash(self.key, &[name, &pbx.id], state.cseq.into());
+        let by = hash(self.key, &[name, &pbx.id], [state.cseq]);
         let delay = backoff(&rules, state.failures.into(), by);
         state.failures = state.failures.saturating_add(1);
         // One that is away is not tried for this user, but for all: this one is put aside.
@@ -693,7 +702,7 @@ impl Forking {
 
     /// A PBX does not want this user: it is asked again much later, unless he has come or gone meanwhile.
     fn refused(&mut self, now: Instant, slot: u32, flight: &Flight) {
-        let until = self.users.get(flight.user as usize).and_then(|user| user.until);
+        let until = self.users.get(flight.user as usize).and_then(User::until);
         let toggled = until.is_some() != flight.until.is_some();
         let Some(pbx) = self.pbxs.get_mut(&slot) else { return };
         let Some(state) = pbx.states.get_mut(flight.user as usize) else { return };
@@ -723,7 +732,7 @@ impl Forking {
         }
         state.last = 408;
         pbx.silent = pbx.silent.saturating_add(1);
-        let by = hash(self.key, &[&pbx.id], pbx.silent.into());
+        let by = hash(self.key, &[&pbx.id], [pbx.silent]);
         match pbx.alone {
             None if pbx.silent >= rules.silent.max(1) => {
                 pbx.alone = Some(now);
@@ -758,7 +767,7 @@ impl Forking {
             // Doubled, half of it would be empty.
             self.users.reserve_exact(self.users.len() / 8 + 16);
         }
-        self.lives = self.lives.saturating_add(1);
+        self.lives = self.lives.wrapping_add(1);
         // Memory ends before 32 bits do.
         let at =
             self.users.insert(User { name: user.into(), life: self.lives, until: None }) as u32;
@@ -778,7 +787,7 @@ impl Forking {
         let alive = user.until.is_some()
             || self.pbxs.values().any(|pbx| {
                 let state = pbx.states.get(at as usize);
-                state.is_some_and(|s| s.flying || s.held.is_some_and(|held| held > now))
+                state.is_some_and(|s| s.flying || s.held().is_some_and(|held| held > now))
             });
         if alive {
             return;
@@ -810,10 +819,12 @@ impl Forking {
     }
 }
 
-fn hash(key: [u64; 2], texts: &[&str], number: u64) -> u64 {
+fn hash<const N: usize>(key: [u64; 2], texts: &[&str], numbers: [u32; N]) -> u64 {
     let mut text = texts.join("\n");
-    text.push('\n');
-    text.push_str(&number.to_string());
+    for number in numbers {
+        text.push('\n');
+        text.push_str(&number.to_string());
+    }
     let text = text.as_bytes();
     siphash(key, text, 0, u32::try_from(text.len()).unwrap_or(0)).0
 }

@@ -14,6 +14,7 @@ pub mod dispatcher;
 pub mod family;
 pub mod forking;
 pub mod ipv6;
+mod moment;
 pub mod probe;
 pub mod proxy;
 pub mod registrar;
@@ -25,6 +26,7 @@ pub mod sources;
 pub mod stateful;
 #[cfg(test)]
 mod testing;
+pub mod text;
 mod timers;
 pub mod transaction;
 mod view;

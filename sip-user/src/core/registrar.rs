@@ -29,7 +29,7 @@ use slab::Slab;
 
 pub use aor::{Aor, Domains};
 use asked::{Asked, Asking, Wish};
-use binding::{Binding, Parts};
+use binding::{Binding, Contacts, Parts};
 pub use binding::{Key, Methods, Row};
 use equality::equal;
 use matching::{flow, in_order, is_repeated, place};
@@ -152,13 +152,18 @@ pub struct Registrar {
     bindings: usize,
 }
 
-/// An address-of-record with contacts: never without.
+/// An address-of-record with contacts: never without, but for a moment. They know their user.
 #[derive(Debug)]
 struct Record {
-    user: Box<str>,
     domain: Arc<str>,
-    /// In the order in which they came; a slice, because most users have one.
-    bindings: Box<[Binding]>,
+    /// In the order in which they came.
+    bindings: Contacts,
+}
+
+impl Record {
+    fn user(&self) -> &str {
+        self.bindings.first().map_or("", Binding::user)
+    }
 }
 
 /// Where a REGISTER came from.
@@ -225,8 +230,8 @@ impl Registrar {
         if row.expires <= now {
             return Err(NotRestored::Expired);
         }
-        let (uri, parts) = self.parts_of(row).ok_or(NotRestored::Malformed)?;
         let aor = Aor::new(&row.key.user, &row.key.domain).ok_or(NotRestored::Malformed)?;
+        let (uri, parts) = self.parts_of(row, &aor).ok_or(NotRestored::Malformed)?;
         let domain = self.domains.get(aor.domain()).cloned().ok_or(NotRestored::Domain)?;
         let binding = Binding::pack(&parts).ok_or(NotRestored::Malformed)?;
         let before = self.until(aor.user());
@@ -264,7 +269,7 @@ impl Registrar {
         for _ in 0..ENDED_AT_ONCE {
             let Some((_, at)) = self.ends.first().filter(|(end, _)| *end <= now) else { return };
             let Some(record) = self.records.get(at as usize) else { return };
-            let user = record.user.clone();
+            let user = record.user().to_owned();
             let before = self.until(&user);
             self.end(now, at, changes);
             self.tell(&user, before, changes);
@@ -296,7 +301,7 @@ impl Registrar {
         let records = self.by_user.iter_hash(self.hasher.hash_one(user));
         let records = records.filter_map(|at| self.records.get(*at as usize));
         let has =
-            |record: &&Record| *record.user == *user && self.domains.get(&record.domain).is_some();
+            |record: &&Record| record.user() == user && self.domains.get(&record.domain).is_some();
         in_preference(records.filter(has), now)
     }
 
@@ -305,19 +310,16 @@ impl Registrar {
         let records = self.by_user.iter_hash(self.hasher.hash_one(user));
         records
             .filter_map(|at| self.records.get(*at as usize))
-            .filter(|record| *record.user == *user)
-            .flat_map(|record| &record.bindings)
-            .map(|binding| binding.expires)
+            .filter(|record| record.user() == user)
+            .flat_map(|record| record.bindings.iter())
+            .map(Binding::expires)
             .max()
     }
 
     /// All contacts, in no order.
     pub fn rows(&self) -> impl Iterator<Item = Row> {
         self.records.iter().flat_map(|(_, record)| {
-            record
-                .bindings
-                .iter()
-                .map(|binding| binding.row(&record.user, &record.domain, &self.locals))
+            record.bindings.iter().map(|binding| binding.row(&record.domain, &self.locals))
         })
     }
 
@@ -426,22 +428,22 @@ impl Registrar {
                 Fate::Stays => return true,
                 Fate::Becomes(asking) => asking,
                 Fate::Goes => {
-                    changes.push(Change::Removed(Box::new(binding.key(user, &domain))));
+                    changes.push(Change::Removed(Box::new(binding.key(&domain))));
                     return false;
                 }
             };
             let Some(new) = self.binding(now, asked, asking, way) else { return true };
-            let old = binding.key(user, &domain);
-            if old != new.key(user, &domain) {
+            let old = binding.key(&domain);
+            if old != new.key(&domain) {
                 changes.push(Change::Removed(Box::new(old)));
             }
-            changes.push(Change::Saved(Box::new(new.row(user, &domain, &self.locals))));
+            changes.push(Change::Saved(Box::new(new.row(&domain, &self.locals))));
             *binding = new;
             true
         });
         for asking in plan.new {
             let Some(new) = self.binding(now, asked, asking, way) else { continue };
-            changes.push(Change::Saved(Box::new(new.row(user, &domain, &self.locals))));
+            changes.push(Change::Saved(Box::new(new.row(&domain, &self.locals))));
             bindings.push(new);
         }
         self.put(at, user, domain, bindings);
@@ -457,6 +459,7 @@ impl Registrar {
         let granted = self.grant(asked, asking);
         // Who names its flow is reached by it (RFC 5626 6).
         let parts = Parts {
+            user: asked.aor.user(),
             contact: asking.uri.text,
             call_id: asked.call_id,
             user_agent: asked.user_agent,
@@ -491,7 +494,7 @@ impl Registrar {
         let mut response = Response::new(200, "OK");
         let at = self.find(asked.aor.user(), asked.aor.domain());
         for binding in self.bindings_of(at) {
-            let left = binding.expires.saturating_duration_since(now);
+            let left = binding.expires().saturating_duration_since(now);
             let left = left.as_secs() + u64::from(left.subsec_nanos() != 0);
             let mut line = format!("Contact: <{}>;expires={left}", binding.contact());
             match binding.q() {
@@ -520,7 +523,7 @@ impl Registrar {
     fn find(&self, user: &str, domain: &str) -> Option<u32> {
         let is = |at: &u32| {
             let record = self.records.get(*at as usize);
-            record.is_some_and(|record| *record.user == *user && *record.domain == *domain)
+            record.is_some_and(|record| record.user() == user && *record.domain == *domain)
         };
         self.by_user.find(self.hasher.hash_one(user), is).copied()
     }
@@ -534,7 +537,7 @@ impl Registrar {
     fn take(&mut self, at: Option<u32>) -> Vec<Binding> {
         let record = at.and_then(|at| self.records.get_mut(at as usize));
         let bindings = record.map(|record| std::mem::take(&mut record.bindings));
-        let bindings = bindings.unwrap_or_default().into_vec();
+        let bindings = bindings.map(Contacts::into_vec).unwrap_or_default();
         self.bindings -= bindings.len();
         bindings
     }
@@ -542,8 +545,8 @@ impl Registrar {
     /// Gives a record its contacts, makes it where there is none, and removes it if it has none.
     fn put(&mut self, at: Option<u32>, user: &str, domain: Arc<str>, bindings: Vec<Binding>) {
         self.bindings += bindings.len();
-        let end = bindings.iter().map(|binding| binding.expires).min();
-        let bindings = bindings.into_boxed_slice();
+        let end = bindings.iter().map(Binding::expires).min();
+        let bindings = Contacts::from(bindings);
         match (at, end) {
             (None, None) => {}
             (None, Some(end)) => {
@@ -551,14 +554,13 @@ impl Registrar {
                     // Doubled, half of it would be empty.
                     self.records.reserve_exact(self.records.len() / 8 + 16);
                 }
-                let record = Record { user: user.into(), domain, bindings };
+                let record = Record { domain, bindings };
                 // `max_aors` times this record does not fit in memory before 32 bits run out.
                 let at = self.records.insert(record) as u32;
                 self.ends.set(at, Some(end));
                 let (records, hasher) = (&self.records, &self.hasher);
-                let hash = |at: &u32| {
-                    hasher.hash_one(records.get(*at as usize).map_or("", |record| &*record.user))
-                };
+                let hash =
+                    |at: &u32| hasher.hash_one(records.get(*at as usize).map_or("", Record::user));
                 self.by_user.insert_unique(self.hasher.hash_one(user), at, hash);
             }
             (Some(at), end) => {
@@ -581,7 +583,7 @@ impl Registrar {
     fn end(&mut self, now: Instant, at: u32, changes: &mut Vec<Change>) {
         let due = self.ends.get(at).is_some_and(|end| end <= now);
         if due {
-            self.drop_where(at, changes, |binding| binding.expires <= now);
+            self.drop_where(at, changes, |binding| binding.expires() <= now);
         }
     }
 
@@ -592,13 +594,13 @@ impl Registrar {
         goes: impl Fn(&Binding) -> bool,
     ) -> usize {
         let Some(record) = self.records.get(at as usize) else { return 0 };
-        let (user, domain) = (record.user.clone(), record.domain.clone());
+        let (user, domain) = (record.user().to_owned(), record.domain.clone());
         let mut bindings = self.take(Some(at));
         let before = bindings.len();
         bindings.retain(|binding| {
             let goes = goes(binding);
             if goes {
-                changes.push(Change::Removed(Box::new(binding.key(&user, &domain))));
+                changes.push(Change::Removed(Box::new(binding.key(&domain))));
             }
             !goes
         });
@@ -616,7 +618,7 @@ impl Registrar {
     }
 
     /// A row's URI and what a binding has of it, if it is one that we would have written.
-    fn parts_of<'r>(&self, row: &'r Row) -> Option<(Uri<'r>, Parts<'r>)> {
+    fn parts_of<'r>(&self, row: &'r Row, aor: &'r Aor) -> Option<(Uri<'r>, Parts<'r>)> {
         let key = &row.key;
         let uri = Uri::parse(&key.contact).ok().filter(Uri::is_sip)?;
         let instance = key.instance.as_deref().unwrap_or_default();
@@ -638,6 +640,7 @@ impl Registrar {
         let family = || self.locals.iter().position(|l| l.is_ipv4() == row.local.is_ipv4());
         let local = local.or_else(family).and_then(|local| u16::try_from(local).ok());
         let parts = Parts {
+            user: aor.user(),
             contact: &key.contact,
             call_id: &row.call_id,
             user_agent: asked::cut(row.user_agent.as_deref().unwrap_or_default()),
@@ -680,7 +683,8 @@ enum Fate<'a> {
 /// The contacts of these that last, the preferred first; of equal ones, the latest first.
 fn in_preference<'a>(records: impl Iterator<Item = &'a Record>, now: Instant) -> Vec<Reach<'a>> {
     let all = records.flat_map(|record| record.bindings.iter().rev());
-    let mut reaches: Vec<_> = all.filter(|binding| binding.expires > now).map(Reach::of).collect();
+    let mut reaches: Vec<_> =
+        all.filter(|binding| binding.expires() > now).map(Reach::of).collect();
     reaches.sort_by_key(|reach| std::cmp::Reverse(reach.q));
     reaches
 }
@@ -689,11 +693,11 @@ impl<'a> Reach<'a> {
     fn of(binding: &'a Binding) -> Self {
         Self {
             contact: binding.contact(),
-            flow: binding.flow,
+            flow: binding.flow(),
             local: binding.local.into(),
             path: binding.path(),
             q: binding.q().unwrap_or(1000),
-            expires: binding.expires,
+            expires: binding.expires(),
             methods: binding.methods,
             instance: binding.instance(),
             reg_id: binding.reg_id(),

@@ -3,12 +3,9 @@
 //! A binary heap whose members know their places, so that a timer is moved or taken out where it stands. A
 //! sorted tree would cost three times as much, and a heap with outdated members could grow without a bound.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Marks a number without a timer.
-const NONE: u64 = u64::MAX;
-/// Stands for [`Timers::base`].
-const BASE: u64 = 1 << 63;
+use super::moment::Moment;
 
 /// Timers of the numbers from 0 on, of which there should be few gaps.
 ///
@@ -16,10 +13,8 @@ const BASE: u64 = 1 << 63;
 /// so no index here is out of bounds.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    /// The first time that was ever set; others are so many nanoseconds before or after it.
-    base: Option<Instant>,
     /// By number.
-    at: Vec<u64>,
+    at: Vec<Option<Moment>>,
     /// By number: where it stands in `heap`, if it has a timer.
     place: Vec<u32>,
     /// No member is due before the one at half its place.
@@ -29,33 +24,25 @@ pub(super) struct Timers {
 impl Timers {
     /// Sets the timer of a number, or takes it away.
     pub(super) fn set(&mut self, number: u32, at: Option<Instant>) {
-        let at = at.map_or(NONE, |at| {
-            let base = *self.base.get_or_insert(at);
-            let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(BASE);
-            // Centuries in either direction.
-            match at.checked_duration_since(base) {
-                Some(after) => BASE + nanoseconds(after).min(NONE - 1 - BASE),
-                None => BASE - nanoseconds(base - at).min(BASE),
-            }
-        });
+        let at = at.map(Moment::from);
         let index = number as usize;
         if index >= self.at.len() {
-            if at == NONE {
+            if at.is_none() {
                 return;
             }
-            grow(&mut self.at, index + 1, NONE);
+            grow(&mut self.at, index + 1, None);
             grow(&mut self.place, index + 1, 0);
         }
         let before = std::mem::replace(&mut self.at[index], at);
         match (before, at) {
-            (NONE, NONE) => {}
-            (NONE, _) => {
+            (None, None) => {}
+            (None, _) => {
                 let place = self.heap.len();
                 grow(&mut self.heap, place + 1, number);
                 self.place[index] = place as u32;
                 self.up(place);
             }
-            (_, NONE) => {
+            (_, None) => {
                 let place = self.place[index] as usize;
                 let last = self.heap.len() - 1;
                 self.swap(place, last);
@@ -70,11 +57,7 @@ impl Timers {
 
     /// The timer of a number.
     pub(super) fn get(&self, number: u32) -> Option<Instant> {
-        let at = self.at.get(number as usize).filter(|at| **at != NONE)?;
-        match at.checked_sub(BASE) {
-            Some(after) => self.base?.checked_add(Duration::from_nanos(after)),
-            None => self.base?.checked_sub(Duration::from_nanos(BASE - at)),
-        }
+        self.at.get(number as usize)?.map(Instant::from)
     }
 
     /// Who is due first, and when.
@@ -132,6 +115,14 @@ impl Timers {
     }
 }
 
+/// As `Vec::push`, growing as [`grow`] does.
+pub(super) fn push<T>(vector: &mut Vec<T>, value: T) {
+    if vector.len() == vector.capacity() {
+        vector.reserve_exact(vector.len() / 8 + 16);
+    }
+    vector.push(value);
+}
+
 /// Lengthens a vector; by an eighth where it needs memory, because doubled, half of it would be empty.
 pub(super) fn grow<T: Clone>(vector: &mut Vec<T>, len: usize, value: T) {
     if len > vector.capacity() {
@@ -143,6 +134,7 @@ pub(super) fn grow<T: Clone>(vector: &mut Vec<T>, len: usize, value: T) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     use super::*;
     use proptest::prelude::*;
@@ -155,9 +147,6 @@ mod tests {
             let start = Instant::now();
             let mut timers = Timers::default();
             let mut map = BTreeMap::new();
-            // The first one is the base: others come before and after it.
-            timers.set(0, Some(start + Duration::from_millis(500)));
-            timers.set(0, None);
             for (number, at) in sets {
                 let at = at.map(|at| start + Duration::from_millis(at));
                 timers.set(number, at);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{Node, random_key};
+use super::{Node, memory, random_key};
 use crate::config::{Config, Key, Trust};
 use crate::core::accounting::{Accounting, Cdr, Disposition};
 use crate::core::authenticator::{Authenticator, Away, Ticket};
@@ -252,6 +252,8 @@ async fn read_back(node: &Rc<RefCell<Node>>, store: &Store) -> Result<(), store:
         refused += not;
         tokio::task::yield_now().await;
     }
+    drop(all);
+    memory::give_back();
     tracing::info!(taken, refused, engine = store.engine(), "registrations are read back");
     // Those that ended while nobody was here to see it.
     let gone = store.remove_expired_bindings(0).await?;

@@ -28,6 +28,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first and the longest pause between two attempts to reach the database.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Room for so many batches stays when nothing waits.
+const KEPT_BATCHES: usize = 4;
+
 /// How much is queued, and when it is written.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterSettings {
@@ -264,6 +267,13 @@ impl Queue {
     fn waiting_cdrs(&self) -> usize {
         self.cdrs.len() + self.flying_cdrs.len()
     }
+
+    /// Gives back what an outage of the database has taken, but for room for so many changes.
+    fn release(&mut self, room: usize) {
+        self.bindings.shrink_to(room);
+        self.order.shrink_to(room);
+        self.cdrs.shrink_to(room);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -415,6 +425,7 @@ impl Shared {
         queue.flying_cdrs = Arc::default();
         if queue.waiting() == 0 {
             queue.hurry = false;
+            queue.release(KEPT_BATCHES * self.settings.batch);
         }
         drop(queue);
         self.progress.notify_waiters();

@@ -160,6 +160,25 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+#[test]
+fn secrets_that_serve_nothing_are_not_kept() {
+    let of = |hash| Secret::Ha1(Ha1::new(hash, "anna", "example.com", "secret"));
+    let (md5, sha) = (of(Hash::Md5), of(Hash::Sha256));
+    let other = Secret::Password("other".into());
+    for (stored, kept, passes) in [
+        (vec![md5.clone(), sha.clone()], vec![md5.clone()], true),
+        (vec![md5.clone(), other.clone(), sha.clone()], vec![md5, other], true),
+        (vec![sha], vec![], false),
+    ] {
+        let mut w = World::new(Rules::default());
+        let text = w.register("anna", "secret");
+        assert_eq!(w.hear(&text), Fate::Parked);
+        let fates = w.tell(Ok(Some(stored)));
+        assert_eq!((fates.len(), fates[0] == Fate::Passed), (1, passes));
+        assert_eq!(w.auth.known.get("anna@example.com").unwrap().secrets.all(), kept);
+    }
+}
+
 // ---- Who has to prove what -----------------------------------------------------------------------
 
 fn demand(method: &str, uri: &str, from: &str, source: Source) -> Result<Demand, u16> {

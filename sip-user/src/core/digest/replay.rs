@@ -10,6 +10,9 @@ const WINDOW: u32 = u64::BITS;
 const REPEATS: usize = 4;
 /// How many nonces that are too old may go per request: none waits for many.
 const SWEEP: usize = 8;
+/// How many nonces lie together. They come nearly in the order in which they were made, so runs are full; a node
+/// of a `BTreeMap` that grows at its end stays half empty.
+const RUN: usize = 64;
 
 /// The nonces in use, with their counts. It has a bound, and forgets the oldest nonce when it is full; what it
 /// has forgotten is refused, so its client takes a new nonce and notices nothing.
@@ -19,8 +22,10 @@ const SWEEP: usize = 8;
 /// every node takes.
 #[derive(Debug)]
 pub struct NonceCounts {
-    /// Oldest first.
-    table: BTreeMap<Stamp, Used>,
+    /// Oldest first, in runs that are not empty, oldest first. The key of a run is not above its first, and above
+    /// the last of the run before.
+    runs: BTreeMap<Stamp, Vec<Used>>,
+    len: usize,
     capacity: usize,
     /// The youngest nonce that was forgotten. None that is as old and not in the table can be known as unused.
     floor: Option<Stamp>,
@@ -29,11 +34,13 @@ pub struct NonceCounts {
 /// What was used of a nonce.
 #[derive(Clone, Copy, Debug)]
 struct Used {
+    stamp: Stamp,
     highest: u32,
     /// Bit *n*: `highest` - *n* was used.
     seen: u64,
-    /// By count modulo their number: the front of the response, which a right one shares with no other.
-    responses: [u64; REPEATS],
+    /// By count modulo their number: a piece of the response. Two right ones that share it are made by who has the
+    /// password, to hear another word for the same refusal.
+    responses: [u32; REPEATS],
 }
 
 /// Why a count is not taken.
@@ -48,19 +55,19 @@ pub(super) enum Spent {
 }
 
 impl NonceCounts {
-    /// Room for this many nonces, at least one. Each takes about a hundred bytes while it is valid.
+    /// Room for this many nonces, at least one. Each takes about forty bytes while it is valid.
     pub fn new(capacity: usize) -> Self {
-        Self { table: BTreeMap::new(), capacity: capacity.max(1), floor: None }
+        Self { runs: BTreeMap::new(), len: 0, capacity: capacity.max(1), floor: None }
     }
 
     /// How many nonces are known.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.len
     }
 
     /// Whether none is known.
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.len == 0
     }
 
     /// Takes a count of a nonce that is not stale and whose `response` is right.
@@ -73,7 +80,9 @@ impl NonceCounts {
         validity: u64,
     ) -> Result<(), Spent> {
         self.sweep(now, validity);
-        if let Some(used) = self.table.get_mut(&stamp) {
+        // A piece will do: see [`Used::responses`].
+        let response = response as u32;
+        if let Some(used) = self.find(stamp) {
             return used.take(nc, response);
         }
         // After the clock was set back, the floor lies in the future and says nothing about nonces of now.
@@ -81,55 +90,120 @@ impl NonceCounts {
         if floor.is_some_and(|floor| stamp <= floor) {
             return Err(Spent::Forgotten);
         }
-        if self.table.len() >= self.capacity {
+        if self.len >= self.capacity {
             self.make_room(stamp, now)?;
         }
-        self.table.insert(stamp, Used::new(nc, response));
+        self.insert(Used::new(stamp, nc, response));
         Ok(())
+    }
+
+    fn find(&mut self, stamp: Stamp) -> Option<&mut Used> {
+        let (_, run) = self.runs.range_mut(..=stamp).next_back()?;
+        let place = run.binary_search_by_key(&stamp, |used| used.stamp).ok()?;
+        run.get_mut(place)
+    }
+
+    /// Puts one in that is not there.
+    fn insert(&mut self, used: Used) {
+        let stamp = used.stamp;
+        self.len += 1;
+        let last = self.runs.last_key_value().map(|(key, _)| *key);
+        let Some((key, run)) = self.runs.range_mut(..=stamp).next_back() else {
+            // Older than all: the first run begins with it.
+            let mut run = self.runs.pop_first().map(|(_, run)| run).unwrap_or_default();
+            run.reserve_exact(RUN.saturating_sub(run.len()).max(1));
+            run.insert(0, used);
+            self.runs.insert(stamp, run);
+            return self.split(stamp);
+        };
+        let key = *key;
+        let place = run.partition_point(|other| other.stamp < stamp);
+        if place == run.len() && place >= RUN && last == Some(key) {
+            let mut run = Vec::with_capacity(RUN);
+            run.push(used);
+            self.runs.insert(stamp, run);
+            return;
+        }
+        if run.len() == run.capacity() {
+            run.reserve_exact(RUN / 8);
+        }
+        run.insert(place, used);
+        self.split(key);
+    }
+
+    /// Makes two runs of one that has grown to twice its length.
+    fn split(&mut self, key: Stamp) {
+        let Some(run) = self.runs.get_mut(&key).filter(|run| run.len() >= 2 * RUN) else { return };
+        let upper = run.split_off(RUN);
+        run.shrink_to_fit();
+        if let Some(first) = upper.first() {
+            self.runs.insert(first.stamp, upper);
+        }
+    }
+
+    fn first(&self) -> Option<Stamp> {
+        self.runs.first_key_value()?.1.first().map(|used| used.stamp)
+    }
+
+    /// Takes so many of the oldest out, which are in the first run.
+    fn remove_first(&mut self, count: usize) {
+        let Some(mut entry) = self.runs.first_entry() else { return };
+        let count = count.min(entry.get().len());
+        entry.get_mut().drain(..count);
+        self.len -= count;
+        if entry.get().is_empty() {
+            entry.remove();
+        }
     }
 
     /// Forgets nonces that are refused for their age already.
     fn sweep(&mut self, now: u64, validity: u64) {
-        for _ in 0..SWEEP {
-            let Some(oldest) = self.table.first_entry() else {
-                return;
-            };
-            if !oldest.key().is_stale(now, validity) || oldest.key().is_ahead(now) {
-                return;
-            }
-            self.floor = self.floor.max(Some(*oldest.key()));
-            oldest.remove();
+        let mut left = SWEEP;
+        while left > 0
+            && let Some((_, run)) = self.runs.first_key_value()
+        {
+            let old =
+                |used: &&Used| used.stamp.is_stale(now, validity) && !used.stamp.is_ahead(now);
+            let count = run.iter().take(left).take_while(old).count();
+            let Some(youngest) = run.get(..count).and_then(<[_]>::last) else { return };
+            self.floor = self.floor.max(Some(youngest.stamp));
+            left -= count;
+            self.remove_first(count);
         }
     }
 
     fn make_room(&mut self, stamp: Stamp, now: u64) -> Result<(), Spent> {
         // Nonces of a future (the clock was set back) are refused as such, and must not fill the table.
-        if let Some(youngest) = self.table.last_entry()
-            && youngest.key().is_ahead(now)
+        if let Some(mut youngest) = self.runs.last_entry()
+            && youngest.get().last().is_some_and(|used| used.stamp.is_ahead(now))
         {
-            youngest.remove();
+            youngest.get_mut().pop();
+            self.len -= 1;
+            if youngest.get().is_empty() {
+                youngest.remove();
+            }
             return Ok(());
         }
-        let Some(oldest) = self.table.first_entry() else {
+        let Some(oldest) = self.first() else {
             return Ok(());
         };
-        if stamp < *oldest.key() {
+        if stamp < oldest {
             return Err(Spent::Forgotten);
         }
-        self.floor = self.floor.max(Some(*oldest.key()));
-        oldest.remove();
+        self.floor = self.floor.max(Some(oldest));
+        self.remove_first(1);
         Ok(())
     }
 }
 
 impl Used {
-    fn new(nc: u32, response: u64) -> Self {
-        let mut used = Self { highest: nc, seen: 1, responses: [0; REPEATS] };
+    fn new(stamp: Stamp, nc: u32, response: u32) -> Self {
+        let mut used = Self { stamp, highest: nc, seen: 1, responses: [0; REPEATS] };
         used.remember(nc, response);
         used
     }
 
-    fn take(&mut self, nc: u32, response: u64) -> Result<(), Spent> {
+    fn take(&mut self, nc: u32, response: u32) -> Result<(), Spent> {
         if let Some(ahead) = nc.checked_sub(self.highest).filter(|ahead| *ahead != 0) {
             self.seen = self.seen.checked_shl(ahead).unwrap_or(0) | 1;
             self.highest = nc;
@@ -149,7 +223,7 @@ impl Used {
         Ok(())
     }
 
-    fn remember(&mut self, nc: u32, response: u64) {
+    fn remember(&mut self, nc: u32, response: u32) {
         self.responses[nc as usize % REPEATS] = response;
     }
 }
@@ -251,6 +325,35 @@ mod tests {
         assert_eq!(counts.len(), 1);
         // Not even a clock that is set back brings them back.
         assert_eq!(counts.take(stamp(NOW), 1, 1, NOW + 30, VALID), Err(Spent::Forgotten));
+    }
+
+    #[test]
+    fn it_costs_little_in_whatever_order_they_come() {
+        assert_eq!(size_of::<Used>(), 40);
+        let numbers = 0..10_000u64;
+        let shuffled = |number: u64| number * 7_919 % 10_000;
+        // As they were made; each a little too early or too late; backwards; and anyhow.
+        let orders: [Vec<u64>; 4] = [
+            numbers.clone().collect(),
+            numbers.clone().map(|number| number / 100 * 100 + number * 37 % 100).collect(),
+            numbers.clone().rev().collect(),
+            numbers.map(shuffled).collect(),
+        ];
+        for (order, most) in orders.into_iter().zip([65, 75, 75, 75]) {
+            let mut counts = NonceCounts::new(usize::MAX);
+            let stamp = |number: u64| Stamp::new(NOW, 0, number as u32);
+            for number in &order {
+                counts.take(stamp(*number), 1, 1, NOW, VALID).unwrap();
+            }
+            assert_eq!(counts.len(), order.len());
+            let room: usize = counts.runs.values().map(Vec::capacity).sum();
+            assert!(room <= order.len() * most / 64 + 2 * RUN, "room for {room}");
+            let all: Vec<_> = counts.runs.values().flatten().map(|used| used.stamp).collect();
+            assert!(all.is_sorted());
+            for number in &order {
+                assert_eq!(counts.take(stamp(*number), 1, 1, NOW, VALID), Err(Spent::Repeated));
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::super::text::Text;
 use super::algorithm::{Digested, Hash};
 
 /// One stored secret of a user. A user may have several, for several algorithms.
@@ -10,7 +11,7 @@ use super::algorithm::{Digested, Hash};
 #[derive(Clone, Eq, PartialEq)]
 pub enum Secret {
     /// The password, in clear text: serves every algorithm.
-    Password(Box<str>),
+    Password(Text),
     /// HA1 of the plain user name: serves the algorithms of its hash.
     Ha1(Ha1),
     /// HA1 of `user@domain`, for phones that put this into `username` (Kamailio's `ha1b`).

@@ -256,6 +256,11 @@ impl Challenger {
         Ok(Self { nonces: Nonces::new(key, instance), settings, validity })
     }
 
+    /// Whether a secret serves an algorithm that is offered. Others need not be kept.
+    pub fn uses(&self, secret: &Secret) -> bool {
+        self.settings.algorithms.iter().any(|algorithm| secret.serves(algorithm.hash))
+    }
+
     /// The header lines of a challenge, each with its CR LF: one for each algorithm, in their order, all with
     /// the same nonce. `now` is in seconds of Unix time.
     ///
@@ -391,7 +396,7 @@ impl Challenger {
             Secret::Ha1b(_) => secret.serves(algorithm.hash) && credentials.domain().is_some(),
         });
         let password = match fitting {
-            Some(Secret::Password(password)) => password,
+            Some(Secret::Password(password)) => password.as_str(),
             _ => NO_PASSWORD,
         };
         let made = black_box(Ha1::new(algorithm.hash, username, realm, password));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::super::moment::Moment;
 use super::super::timers::Timers;
 use super::{Rules, Token, User};
 
@@ -12,7 +13,7 @@ use super::{Rules, Token, User};
 pub(super) struct Pbx {
     pub(super) id: Box<str>,
     /// See [`Forking::lives`].
-    pub(super) life: u64,
+    pub(super) life: u32,
     pub(super) address: SocketAddr,
     pub(super) ours: Option<SocketAddr>,
     /// What the dispatcher says.
@@ -44,7 +45,7 @@ pub(super) struct Pbx {
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     /// The latest time until which the PBX may have him: from when a REGISTER leaves, whatever becomes of it.
-    pub(super) held: Option<Instant>,
+    held: Option<Moment>,
     pub(super) cseq: u32,
     /// The round of the last 2xx.
     pub(super) round: u32,
@@ -52,6 +53,17 @@ pub(super) struct State {
     pub(super) failures: u8,
     pub(super) flying: bool,
     pub(super) refused: bool,
+}
+
+impl State {
+    /// See the field.
+    pub(super) fn held(&self) -> Option<Instant> {
+        self.held.map(Instant::from)
+    }
+
+    pub(super) fn hold(&mut self, until: Option<Instant>) {
+        self.held = until.map(Moment::from);
+    }
 }
 
 /// A REGISTER on its way.
@@ -148,8 +160,8 @@ impl Pbx {
 
 /// What a PBX ought to be told of a user.
 pub(super) fn need(now: Instant, users: &Slab<User>, states: &[State], user: u32) -> Need {
-    let until = users.get(user as usize).and_then(|user| user.until);
-    let held = states.get(user as usize).and_then(|state| state.held);
+    let until = users.get(user as usize).and_then(User::until);
+    let held = states.get(user as usize).and_then(State::held);
     match (until, held) {
         (Some(until), _) if until > now => Need::Registered(until),
         (_, Some(held)) if held > now => Need::Gone,

@@ -1,10 +1,14 @@
 //! One contact of a user: as it lies in memory, and as a store writes it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::ops::Deref;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use sip_ebpf::scan::Method;
+
+use super::super::moment::Moment;
 
 /// What tells a [`Row`] from all others.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -111,23 +115,33 @@ const NO_Q: u16 = u16::MAX;
 /// A binding in memory: one piece of text for all its strings, and numbers as small as they go.
 #[derive(Clone, Debug)]
 pub(super) struct Binding {
-    /// Contact, Call-ID, User-Agent, instance and Path, one behind the other.
+    /// User, contact, Call-ID, User-Agent, instance and Path, one behind the other.
     texts: Box<str>,
-    /// Where the first four of them end.
-    ends: [u16; 4],
-    pub(super) flow: Option<SocketAddr>,
+    /// Where the first five of them end.
+    ends: [u16; 5],
+    flow: Source,
     /// Place in the list of our addresses.
     pub(super) local: u16,
     q: u16,
     pub(super) methods: Methods,
     pub(super) cseq: u32,
     reg_id: u32,
-    pub(super) expires: Instant,
+    expires: Moment,
+}
+
+/// A flow in sixteen bytes: of an `Option<SocketAddr>` half would be for IPv6.
+#[derive(Clone, Debug)]
+enum Source {
+    /// There is none.
+    None,
+    V4(Ipv4Addr, u16),
+    Other(Box<SocketAddr>),
 }
 
 /// The strings and numbers of a [`Binding`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts<'a> {
+    pub(super) user: &'a str,
     pub(super) contact: &'a str,
     pub(super) call_id: &'a str,
     /// Empty if there is none, as the next two.
@@ -146,9 +160,10 @@ pub(super) struct Parts<'a> {
 impl Binding {
     /// None if the strings are longer than 64 KiB together, which those that were checked are not.
     pub(super) fn pack(parts: &Parts<'_>) -> Option<Self> {
-        let strings = [parts.contact, parts.call_id, parts.user_agent, parts.instance, parts.path];
+        let Parts { user, contact, call_id, user_agent, instance, path, .. } = *parts;
+        let strings = [user, contact, call_id, user_agent, instance, path];
         let texts = strings.concat().into_boxed_str();
-        let mut ends = [0; 4];
+        let mut ends = [0; 5];
         let mut at = 0;
         for (end, text) in ends.iter_mut().zip(strings) {
             at += text.len();
@@ -157,34 +172,51 @@ impl Binding {
         Some(Self {
             texts,
             ends,
-            flow: parts.flow,
+            flow: Source::from(parts.flow),
             local: parts.local,
             q: parts.q.unwrap_or(NO_Q),
             methods: parts.methods,
             cseq: parts.cseq,
             reg_id: parts.reg_id.map_or(0, NonZeroU32::get),
-            expires: parts.expires,
+            expires: parts.expires.into(),
         })
     }
 
-    pub(super) fn contact(&self) -> &str {
+    /// Whose it is, as [`super::Aor::user`] has it.
+    pub(super) fn user(&self) -> &str {
         self.text(0, self.ends[0])
     }
 
-    pub(super) fn call_id(&self) -> &str {
+    pub(super) fn contact(&self) -> &str {
         self.text(self.ends[0], self.ends[1])
     }
 
-    pub(super) fn user_agent(&self) -> Option<&str> {
-        Some(self.text(self.ends[1], self.ends[2])).filter(|text| !text.is_empty())
+    pub(super) fn call_id(&self) -> &str {
+        self.text(self.ends[1], self.ends[2])
     }
 
-    pub(super) fn instance(&self) -> Option<&str> {
+    pub(super) fn user_agent(&self) -> Option<&str> {
         Some(self.text(self.ends[2], self.ends[3])).filter(|text| !text.is_empty())
     }
 
+    pub(super) fn instance(&self) -> Option<&str> {
+        Some(self.text(self.ends[3], self.ends[4])).filter(|text| !text.is_empty())
+    }
+
     pub(super) fn path(&self) -> Option<&str> {
-        self.texts.get(usize::from(self.ends[3])..).filter(|text| !text.is_empty())
+        self.texts.get(usize::from(self.ends[4])..).filter(|text| !text.is_empty())
+    }
+
+    pub(super) fn flow(&self) -> Option<SocketAddr> {
+        match &self.flow {
+            Source::None => None,
+            Source::V4(ip, port) => Some((*ip, *port).into()),
+            Source::Other(address) => Some(**address),
+        }
+    }
+
+    pub(super) fn expires(&self) -> Instant {
+        self.expires.into()
     }
 
     pub(super) fn q(&self) -> Option<u16> {
@@ -195,9 +227,9 @@ impl Binding {
         NonZeroU32::new(self.reg_id)
     }
 
-    pub(super) fn key(&self, user: &str, domain: &str) -> Key {
+    pub(super) fn key(&self, domain: &str) -> Key {
         Key {
-            user: user.into(),
+            user: self.user().into(),
             domain: domain.into(),
             contact: self.contact().into(),
             instance: self.instance().map(Into::into),
@@ -205,15 +237,15 @@ impl Binding {
         }
     }
 
-    pub(super) fn row(&self, user: &str, domain: &str, locals: &[SocketAddr]) -> Row {
+    pub(super) fn row(&self, domain: &str, locals: &[SocketAddr]) -> Row {
         let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
         Row {
-            key: self.key(user, domain),
-            received: self.flow,
+            key: self.key(domain),
+            received: self.flow(),
             local: locals.get(usize::from(self.local)).copied().unwrap_or(unspecified),
             path: self.path().map(Into::into),
             q: self.q(),
-            expires: self.expires,
+            expires: self.expires(),
             call_id: self.call_id().into(),
             cseq: self.cseq,
             user_agent: self.user_agent().map(Into::into),
@@ -223,5 +255,70 @@ impl Binding {
 
     fn text(&self, at: u16, end: u16) -> &str {
         self.texts.get(usize::from(at)..usize::from(end)).unwrap_or_default()
+    }
+}
+
+impl From<Option<SocketAddr>> for Source {
+    fn from(flow: Option<SocketAddr>) -> Self {
+        match flow {
+            None => Self::None,
+            Some(SocketAddr::V4(v4)) => Self::V4(*v4.ip(), v4.port()),
+            Some(other) => Self::Other(Box::new(other)),
+        }
+    }
+}
+
+/// The contacts of a user. Most users have one, which needs no list.
+#[derive(Debug)]
+pub(super) enum Contacts {
+    One(Binding),
+    Many(Box<[Binding]>),
+}
+
+impl Contacts {
+    pub(super) fn into_vec(self) -> Vec<Binding> {
+        match self {
+            Self::One(binding) => vec![binding],
+            Self::Many(bindings) => bindings.into_vec(),
+        }
+    }
+}
+
+impl Default for Contacts {
+    fn default() -> Self {
+        Self::Many(Box::default())
+    }
+}
+
+impl Deref for Contacts {
+    type Target = [Binding];
+
+    fn deref(&self) -> &[Binding] {
+        match self {
+            Self::One(binding) => slice::from_ref(binding),
+            Self::Many(bindings) => bindings,
+        }
+    }
+}
+
+impl From<Vec<Binding>> for Contacts {
+    fn from(mut bindings: Vec<Binding>) -> Self {
+        match (bindings.len(), bindings.pop()) {
+            (1, Some(binding)) => Self::One(binding),
+            (_, last) => {
+                bindings.extend(last);
+                Self::Many(bindings.into_boxed_slice())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binding_is_small() {
+        assert_eq!((size_of::<Binding>(), size_of::<Contacts>()), (64, 64));
     }
 }
