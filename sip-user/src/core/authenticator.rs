@@ -253,7 +253,7 @@ impl Authenticator {
             Ok(Demand::Nothing) => return Asked::Passed,
             Ok(Demand::Stranger { to_us: true }) if self.rules.strangers => return Asked::Passed,
             Ok(Demand::Stranger { .. }) => {
-                return Asked::Refused(Response::new(403, "Not Relaying"));
+                return Asked::Refused(Response::new(403, "Not relaying"));
             }
             Ok(Demand::Identity(subject)) => subject,
             Err(response) => return Asked::Refused(response),

@@ -501,7 +501,7 @@ impl Proxy {
                     }
                     return self.send(arrival, message.bytes(), message.index(), decision, out);
                 }
-                Refusal::new(404, "Not Here")
+                Refusal::new(404, "Not here")
             }
             Reason::FromPbx | Reason::OptionsNotForUs
                 if from_pbx.is_some()
@@ -516,7 +516,7 @@ impl Proxy {
                 }
             }
             Reason::OptionsNotForUs | Reason::OptionsAnswered => self.options(message),
-            Reason::Untrusted => Refusal::new(403, "Not Relaying"),
+            Reason::Untrusted => Refusal::new(403, "Not relaying"),
             // A dialog whose PBX is gone is gone too (12.2.1.2).
             Reason::NoPbx if in_dialog => {
                 if message.method() == Method::Bye {
@@ -527,7 +527,7 @@ impl Proxy {
             Reason::NoPbx => self.no_destination(Family::of(arrival.from), dispatcher),
             Reason::UnknownCall => Refusal::new(481, "Call/Transaction Does Not Exist"),
             Reason::Required => unsupported(message.proxy_requires()),
-            Reason::Method if in_dialog => Refusal::new(404, "Not Here"),
+            Reason::Method if in_dialog => Refusal::new(404, "Not here"),
             Reason::Method if self.stateful.is_some() => {
                 Refusal::with(405, "Method Not Allowed", ALLOW_REGISTER)
             }
@@ -637,7 +637,7 @@ impl Proxy {
         let in_dialog = !plan.to_tag.is_empty();
         let method = message.method();
         if in_dialog && method != Method::Ack {
-            return Err(Refusal::new(404, "Not Here"));
+            return Err(Refusal::new(404, "Not here"));
         }
         let uri = match message.request_uri() {
             Ok(uri) => uri,
@@ -709,7 +709,7 @@ impl Proxy {
     /// for somebody else (11).
     fn options(&self, message: &Message<'_>) -> Refusal {
         if !self.asks_us(message) {
-            return Refusal::new(403, "Not Relaying");
+            return Refusal::new(403, "Not relaying");
         }
         if message.request_uri().is_ok_and(|uri| uri.user.is_some()) {
             return Refusal::new(404, "Not Found");
@@ -1028,9 +1028,9 @@ mod tests {
         // The other PBX cannot speak in this dialog, and nobody can in another call.
         let other = if pbx == PBX1 { PBX2 } else { PBX1 };
         let (_, answer) = w.say(other, &bye.replace(&pbx, other));
-        assert!(answer.starts_with("SIP/2.0 404 Not Here"), "{answer}");
+        assert!(answer.starts_with("SIP/2.0 404 Not here"), "{answer}");
         let (_, answer) = w.say(&pbx, &bye.replace("call-1", "call-2"));
-        assert!(answer.starts_with("SIP/2.0 404 Not Here"), "{answer}");
+        assert!(answer.starts_with("SIP/2.0 404 Not here"), "{answer}");
     }
 
     #[test]
@@ -1159,7 +1159,7 @@ mod tests {
         let register = from_pbx("REGISTER", "sip:10.10.1.2", "<sip:a@b>");
         assert_eq!(w.status(PBX1, &register), "SIP/2.0 405 Method Not Allowed");
         let bye = from_pbx("BYE", "sip:alice@10.10.1.2", "<sip:a@b>;tag=x");
-        assert_eq!(w.status(PBX1, &bye), "SIP/2.0 404 Not Here");
+        assert_eq!(w.status(PBX1, &bye), "SIP/2.0 404 Not here");
     }
 
     #[test]
@@ -1341,7 +1341,7 @@ mod tests {
             "Route: <sip:10.10.0.1:5060;lr>\r\n".to_owned(),
             String::new(),
         ] {
-            assert_eq!(w.status(PHONE, &bye(&route)), "SIP/2.0 404 Not Here", "{route}");
+            assert_eq!(w.status(PHONE, &bye(&route)), "SIP/2.0 404 Not here", "{route}");
             let ack = bye(&route).replace("BYE", "ACK");
             if !route.is_empty() {
                 w.silence(PHONE, &ack);
@@ -1385,7 +1385,7 @@ mod tests {
     fn strangers_are_not_relayed() {
         let mut w = world();
         let invite = invite().replace("10.10.1.2:5062", STRANGER);
-        assert_eq!(w.status(STRANGER, &invite), "SIP/2.0 403 Not Relaying");
+        assert_eq!(w.status(STRANGER, &invite), "SIP/2.0 403 Not relaying");
         let ack = request("ACK", "sip:bob@10.10.0.1", "<sip:b@c>;tag=x", "");
         w.silence(STRANGER, &ack);
         let cancel = request("CANCEL", "sip:bob@10.10.0.1", "<sip:b@c>", "");
@@ -1523,8 +1523,8 @@ mod tests {
         let register =
             |extra: &str| request("REGISTER", "sip:10.10.0.1", "<sip:b@10.10.0.1>", extra);
         // There are no users who could be asked, so PBXs alone are believed.
-        assert_eq!(said(PHONE, &register("")), "SIP/2.0 403 Not Relaying");
-        assert_eq!(said(PHONE, &register("Subject: a\r\n b\r\n")), "SIP/2.0 403 Not Relaying");
+        assert_eq!(said(PHONE, &register("")), "SIP/2.0 403 Not relaying");
+        assert_eq!(said(PHONE, &register("Subject: a\r\n b\r\n")), "SIP/2.0 403 Not relaying");
         let of_pbx = from_pbx("REGISTER", "sip:10.10.0.1", "<sip:b@10.10.0.1>");
         assert_eq!(said(PBX1, &of_pbx), "SIP/2.0 200 OK");
         // What is malformed is answered without it.
@@ -1567,7 +1567,7 @@ mod tests {
         let mut status =
             |uri: &str, extra: &str| w.status(PHONE, &request("OPTIONS", uri, "<sip:b@c>", extra));
         assert_eq!(status("sip:bob@10.10.0.1", ""), "SIP/2.0 404 Not Found");
-        assert_eq!(status("sip:203.0.113.9", ""), "SIP/2.0 403 Not Relaying");
+        assert_eq!(status("sip:203.0.113.9", ""), "SIP/2.0 403 Not relaying");
         assert_eq!(status("sip:10.10.0.1", "Require: foo\r\n"), "SIP/2.0 420 Bad Extension");
     }
 

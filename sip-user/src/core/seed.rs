@@ -530,7 +530,7 @@ fn who_calls() {
         STRANGER,
         &strange.replace(BOB, STRANGER).replace("@example.com SIP", "@far.example SIP"),
     );
-    assert_eq!(status(&d.got(STRANGER, "403")), "SIP/2.0 403 Not Relaying");
+    assert_eq!(status(&d.got(STRANGER, "403")), "SIP/2.0 403 Not relaying");
     // PBXs are believed.
     d.call_from(PBX1, "sip:nobody@10.10.0.1", "INVITE");
     assert_eq!(d.take(PBX1), ["404"]);

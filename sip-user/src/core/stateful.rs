@@ -424,7 +424,7 @@ impl Stateful {
         let source = self.source(flow.peer);
         match &mut self.authenticator {
             Some(asking) => asking.ask(now, message, source, self.registrar.domains()),
-            None if source == Source::Other => Asked::Refused(Response::new(403, "Not Relaying")),
+            None if source == Source::Other => Asked::Refused(Response::new(403, "Not relaying")),
             None => Asked::Passed,
         }
     }

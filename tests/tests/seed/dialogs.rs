@@ -131,10 +131,10 @@ fn not_here(world: &mut World) {
     let text = phone.request("BYE", EXTENSION, "nowhere", "");
     let text = text.replace("To: <sip:200@example.com>", "To: <sip:200@example.com>;tag=x");
     phone.peer.send(&text);
-    assert_eq!(status(&phone.peer.expect("404")), "404 Not Here");
+    assert_eq!(status(&phone.peer.expect("404")), "404 Not here");
     let invite = text.replace("BYE", "INVITE").replace("branch=z9hG4bK", "branch=z9hG4bKx");
     phone.peer.send(&invite);
-    assert_eq!(status(&phone.hears(&invite, "404")), "404 Not Here");
+    assert_eq!(status(&phone.hears(&invite, "404")), "404 Not here");
 }
 
 fn a_lost_ack(world: &mut World) {

@@ -76,7 +76,7 @@ impl Demand {
         let to_us = is_ours(&asked, domains);
         if is_register && !to_us {
             // 10.3 step 1. Nobody registers elsewhere by us.
-            return Err(Response::new(403, "Not Relaying"));
+            return Err(Response::new(403, "Not relaying"));
         }
         let by_to = is_register || method == Method::Publish;
         let uri = if by_to { message.to()?.uri } else { message.from()?.uri };

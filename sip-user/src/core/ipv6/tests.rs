@@ -197,10 +197,10 @@ fn a_dialog_from_both_sides() {
 
     // The other PBX cannot speak in this dialog, and nobody can in another call.
     let stranger = hang_up.replace(&pbx, other(&pbx));
-    assert_eq!(w.status(other(&pbx), &stranger), "SIP/2.0 404 Not Here");
+    assert_eq!(w.status(other(&pbx), &stranger), "SIP/2.0 404 Not here");
     assert_eq!(w.reason(Reason::WrongSide), 1);
     let mallory = hang_up.replace("call-1", "call-2");
-    assert_eq!(w.status(&pbx, &mallory), "SIP/2.0 404 Not Here");
+    assert_eq!(w.status(&pbx, &mallory), "SIP/2.0 404 Not here");
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_tampered_cookie_is_refused() {
         let digit = if &forged[at..=at] == "1" { "0" } else { "1" };
         forged.replace_range(at..=at, digit);
         let text = bye(&format!("Route: {forged}\r\n"));
-        assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not Here", "digit {}", at - start);
+        assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not here", "digit {}", at - start);
         w.silence(PHONE, &text.replace("BYE", "ACK"));
     }
     for forged in [
@@ -224,13 +224,13 @@ fn a_tampered_cookie_is_refused() {
         route.replace("2001:db8::1]", "2001:db8::9]"),
     ] {
         let text = bye(&format!("Route: {forged}\r\n"));
-        assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not Here", "{forged}");
+        assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not here", "{forged}");
     }
     assert!(w.reason(Reason::BadCookie) > 80);
     assert_eq!(w.reason(Reason::DialogToPbx), 0);
     // Another call's cookie.
     let text = bye(&format!("Route: {route}\r\n")).replace("call-1", "call-2");
-    assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not Here");
+    assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not here");
 }
 
 #[test]
@@ -244,9 +244,9 @@ fn a_cookie_serves_its_family_only() {
     // Alone and with another below it, which goes the long way.
     for below in ["", ", <sip:far.example;lr>"] {
         let text = bye(&format!("Route: {route4}{below}\r\n"));
-        assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not Here");
+        assert_eq!(w.status(PHONE, &text), "SIP/2.0 404 Not here");
         let text = bye(&format!("Route: {route6}{below}\r\n")).replace(PHONE, PHONE4);
-        assert_eq!(w.status(PHONE4, &text), "SIP/2.0 404 Not Here");
+        assert_eq!(w.status(PHONE4, &text), "SIP/2.0 404 Not here");
     }
 }
 
@@ -541,13 +541,13 @@ fn responses_that_are_not_ours_end_here() {
 fn what_is_refused_as_over_ipv4() {
     let mut w = world();
     let stranger = invite().replace(PHONE, STRANGER);
-    assert_eq!(w.status(STRANGER, &stranger), "SIP/2.0 403 Not Relaying");
+    assert_eq!(w.status(STRANGER, &stranger), "SIP/2.0 403 Not relaying");
     assert_eq!(w.reason(Reason::Untrusted), 1);
     w.silence("[2001:db8:bad::1]:5060", &invite());
     assert_eq!(w.reason(Reason::Denied), 1);
     let cancel = request("CANCEL", "sip:b@c", "<sip:b@c>", "");
     assert_eq!(w.status(PHONE, &cancel), "SIP/2.0 481 Call/Transaction Does Not Exist");
-    assert_eq!(w.status(PHONE, &bye("")), "SIP/2.0 404 Not Here");
+    assert_eq!(w.status(PHONE, &bye("")), "SIP/2.0 404 Not here");
     for (old, new, status) in [
         ("Max-Forwards: 70", "Max-Forwards: 0", "483 Too Many Hops"),
         ("Contact: ", "Proxy-Require: foo\r\nContact: ", "420 Bad Extension"),
@@ -577,7 +577,7 @@ fn keepalives() {
     assert_eq!(w.status(PHONE, &options("sip:10.10.0.1")), "SIP/2.0 200 OK", "another of ours");
     for (uri, status) in [
         ("sip:bob@[2001:db8::1]", "404 Not Found"),
-        ("sip:[2001:db8::66]", "403 Not Relaying"),
+        ("sip:[2001:db8::66]", "403 Not relaying"),
         // What stands in for addresses is nobody's.
         ("sip:0.0.0.0:0", "403"),
         ("sip:0.0.0.0", "403"),

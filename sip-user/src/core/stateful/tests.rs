@@ -548,7 +548,7 @@ fn sources_that_are_believed_are_not_asked() {
     // Without users to ask for, nobody else may.
     w.stateful.authenticator = None;
     let bare = w.bare(CONTACT);
-    assert_eq!(status(&w.say(&bare)[0]), "SIP/2.0 403 Not Relaying");
+    assert_eq!(status(&w.say(&bare)[0]), "SIP/2.0 403 Not relaying");
     let bare = w.bare(CONTACT);
     w.hear_from(BELIEVED, &bare);
     assert_eq!(status(&w.one(BELIEVED)), "SIP/2.0 200 OK");
@@ -593,7 +593,7 @@ fn new_rules_count_at_once() {
     new.domains = Domains::new(["example.org"], &new.locals);
     w.stateful.reload(new);
     let bare = w.bare(CONTACT);
-    assert_eq!(status(&w.say(&bare)[0]), "SIP/2.0 403 Not Relaying");
+    assert_eq!(status(&w.say(&bare)[0]), "SIP/2.0 403 Not relaying");
     let text = w.bare(CONTACT).replace("example.com", "example.org");
     w.hear_from(BELIEVED, &text);
     assert!(w.one(BELIEVED).contains(";expires=600"));
