@@ -79,6 +79,7 @@ pub(super) struct RawAuth {
     nonce_validity: Option<Spanned<Period>>,
     #[serde(default)]
     require_qop: bool,
+    require_uri: Option<bool>,
     #[serde(default)]
     trusted: Vec<Spanned<String>>,
     cache: Option<Spanned<Period>>,
@@ -209,6 +210,7 @@ impl RawAuth {
         let unknown = auth.rules.keep_unknown;
         auth.rules.keep_unknown = period(&self.cache_unknown, "cache_unknown", unknown);
         auth.digest.without_qop = !self.require_qop;
+        auth.digest.check_uri = self.require_uri.unwrap_or(auth.digest.check_uri);
         auth.trusted = self.trusted.iter().filter_map(|item| problems.network(item)).collect();
         auth
     }
@@ -315,7 +317,7 @@ mod tests {
             "[registrar]\ndomains = [\"Example.com\", \"192.0.2.9\"]\ndefault_expires = \"10m\"\n\
              min_expires = \"5m\"\nmax_expires = \"1h\"\njitter = 0\nmax_contacts = 3\nmax_users = 100\n\
              fork_rate = 7\n[auth]\nrealm = \"pbx\"\nalgorithms = [\"SHA-256\", \"MD5\"]\n\
-             nonce_validity = \"1m\"\nrequire_qop = true\ntrusted = [\"10.0.0.0/8\"]\ncache = \"2m\"\n\
+             nonce_validity = \"1m\"\nrequire_qop = true\nrequire_uri = false\ntrusted = [\"10.0.0.0/8\"]\ncache = \"2m\"\n\
              cache_unknown = \"3s\"\n[store]\nurl = \"mysql://u:p@localhost/voip\"\n\
              table = { table = \"voip.users\", username = \"name\", password = \"secret\" }\n",
         );
@@ -329,6 +331,7 @@ mod tests {
         assert_eq!((rules.keep.as_secs(), rules.keep_unknown.as_secs()), (120, 3));
         assert_eq!(digest.algorithms, [Algorithm::SHA_256, Algorithm::MD5]);
         assert_eq!((digest.validity.as_secs(), digest.without_qop), (60, false));
+        assert!(!digest.check_uri && digest::Settings::default().check_uri);
         assert_eq!(trusted.len(), 1);
         let Users::Table(table) = config.store.unwrap().users else { panic!("a table") };
         assert_eq!(table.username.as_str(), "name");
