@@ -5,6 +5,7 @@
 
 mod calls;
 mod registrations;
+mod rows;
 mod stateful;
 
 use std::cell::RefCell;
