@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!  core ── put_binding, delete_binding, insert_cdr ─► Writer ── batches ─► location, cdr
-//!  core ◄─ user, load_users, load_bindings ────────── Store  ◄─────────── users | sipusers | subscriber
+//!  core ◄─ users ──────────────────────────────────── Finder ◄─ batches ── users | sipusers | subscriber
+//!  core ◄─ load_users, load_bindings ──────────────── Store  ◄───────────
 //! ```
 //!
 //! `users`, `location` and `cdr` are sipline's own tables, made by [`Store::prepare`]. Users may also be read
@@ -37,7 +38,7 @@ use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Executor, Ro
 pub use binding::{Binding, BindingKey};
 pub use cdr::{Cdr, CdrFilter, Disposition};
 pub use sql::Name;
-pub use users::{Credentials, NewUser, UserTable, Users};
+pub use users::{Credentials, Finder, MOST_USERS, NewUser, UserTable, Users};
 pub use writer::{Counters, Left, Refused, Writer, WriterSettings};
 
 use dialect::Dialect;
@@ -387,6 +388,8 @@ mod tests {
         let store = store("mysql://nobody@localhost/none").unwrap();
         movable(store.prepare());
         movable(store.user("anna", "example.org"));
+        let mut finder = Finder::new(&store);
+        movable(finder.users(&[("anna", "example.org")]));
         movable(store.load_users(|_| ()));
         movable(store.load_bindings(|_| ()));
         movable(store.remove_expired_bindings(0));
