@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use crate::core::accounting::{Cdr, Disposition};
 use crate::core::digest::{Ha1, Hash, Secret};
 use crate::core::registrar::{Key as BindingName, Methods, Row};
-use crate::store::{self, Credentials};
+use crate::store::{self, BindingKey, Credentials};
 
+/// The secrets of a user that can be used.
 pub(super) fn secrets(credentials: Credentials) -> Vec<Secret> {
     let mut secrets = Vec::new();
     let hashes = [
@@ -30,51 +31,60 @@ pub(super) fn secrets(credentials: Credentials) -> Vec<Secret> {
     secrets
 }
 
-pub(super) fn binding(row: &Row, now: Instant, unix: Duration) -> store::Binding {
-    let key = &row.key;
+/// A binding as the store has it. Its texts stay where they are.
+pub(super) fn binding(row: Row, now: Instant, unix: Duration) -> store::Binding {
     let signed = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+    let expires_at = signed(row.expires_unix(now, unix));
+    let Row { key, received, local, path, q, call_id, cseq, user_agent, methods, .. } = row;
     store::Binding {
-        user: key.user.to_string(),
-        domain: key.domain.to_string(),
-        contact: key.contact.to_string(),
-        received: row.received.map(|received| received.to_string()),
-        local_address: row.local.to_string(),
-        path: row.path.as_deref().map(str::to_owned),
+        user: key.user.into(),
+        domain: key.domain.into(),
+        contact: key.contact.into(),
+        received: received.map(|received| received.to_string()),
+        local_address: local.to_string(),
+        path: path.map(String::from),
         // None is worth as much as the highest (RFC 3261 16.6).
-        q: row.q.unwrap_or(HIGHEST_Q),
-        expires_at: signed(row.expires_unix(now, unix)),
-        call_id: row.call_id.to_string(),
-        cseq: row.cseq,
-        user_agent: row.user_agent.as_deref().unwrap_or_default().to_owned(),
-        instance: key.instance.as_deref().map(str::to_owned),
+        q: q.unwrap_or(HIGHEST_Q),
+        expires_at,
+        call_id: call_id.into(),
+        cseq,
+        user_agent: user_agent.map(String::from).unwrap_or_default(),
+        instance: key.instance.map(String::from),
         reg_id: key.reg_id.map(NonZeroU32::get),
-        methods: row.methods.0,
+        methods: methods.0,
         updated_at: signed(unix.as_secs()),
     }
 }
 
-pub(super) fn row(binding: &store::Binding, now: Instant, unix: Duration) -> Option<Row> {
-    let some = |text: &str| (!text.is_empty()).then(|| text.into());
+/// What identifies it there.
+pub(super) fn key(name: &BindingName) -> BindingKey {
+    let reg_id = name.reg_id.map(NonZeroU32::get);
+    BindingKey::new(&name.user, &name.domain, &name.contact, name.instance.as_deref(), reg_id)
+}
+
+/// A binding as the registrar takes it. None if it is none that we would have written.
+pub(super) fn row(binding: store::Binding, now: Instant, unix: Duration) -> Option<Row> {
+    let some = |text: String| (!text.is_empty()).then(|| text.into());
     let received: Option<SocketAddr> = match &binding.received {
         Some(received) => Some(received.parse().ok()?),
         None => None,
     };
     Some(Row {
-        key: BindingName {
-            user: binding.user.as_str().into(),
-            domain: binding.domain.as_str().into(),
-            contact: binding.contact.as_str().into(),
-            instance: binding.instance.as_deref().and_then(some),
-            reg_id: binding.reg_id.and_then(NonZeroU32::new),
-        },
         received,
         local: binding.local_address.parse().ok()?,
-        path: binding.path.as_deref().and_then(some),
-        q: Some(binding.q).filter(|q| *q != HIGHEST_Q),
         expires: Row::expires_at(u64::try_from(binding.expires_at).ok()?, now, unix),
-        call_id: binding.call_id.as_str().into(),
+        key: BindingName {
+            user: binding.user.into(),
+            domain: binding.domain.into(),
+            contact: binding.contact.into(),
+            instance: binding.instance.and_then(some),
+            reg_id: binding.reg_id.and_then(NonZeroU32::new),
+        },
+        path: binding.path.and_then(some),
+        q: Some(binding.q).filter(|q| *q != HIGHEST_Q),
+        call_id: binding.call_id.into(),
         cseq: binding.cseq,
-        user_agent: some(&binding.user_agent),
+        user_agent: some(binding.user_agent),
         methods: Methods(binding.methods),
     })
 }
@@ -83,19 +93,19 @@ pub(super) fn row(binding: &store::Binding, now: Instant, unix: Duration) -> Opt
 const HIGHEST_Q: u16 = 1000;
 
 /// The record of a call as the store has it.
-pub(super) fn record(cdr: &Cdr) -> store::Cdr {
+pub(super) fn record(cdr: Cdr) -> store::Cdr {
     let at = |micros| UNIX_EPOCH + Duration::from_micros(micros);
     let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
     store::Cdr {
         calldate: at(cdr.calldate),
-        clid: cdr.clid.to_string(),
-        src: cdr.src.to_string(),
-        dst: cdr.dst.to_string(),
-        dcontext: cdr.dcontext.to_string(),
-        channel: cdr.channel.to_string(),
-        dstchannel: cdr.dstchannel.to_string(),
+        clid: cdr.clid.into(),
+        src: cdr.src.into(),
+        dst: cdr.dst.into(),
+        dcontext: cdr.dcontext.into(),
+        channel: cdr.channel.into(),
+        dstchannel: cdr.dstchannel.into(),
         lastapp: cdr.lastapp.to_owned(),
-        lastdata: cdr.lastdata.to_string(),
+        lastdata: cdr.lastdata.into(),
         duration: seconds(cdr.duration),
         billsec: seconds(cdr.billsec),
         disposition: match cdr.disposition {
@@ -104,11 +114,11 @@ pub(super) fn record(cdr: &Cdr) -> store::Cdr {
             Disposition::Busy => store::Disposition::Busy,
             Disposition::Failed => store::Disposition::Failed,
         },
-        accountcode: cdr.accountcode.to_string(),
-        uniqueid: cdr.uniqueid.to_string(),
+        accountcode: cdr.accountcode.into(),
+        uniqueid: cdr.uniqueid.into(),
         answerdate: cdr.answerdate.map(at),
         enddate: at(cdr.enddate),
-        call_id: cdr.call_id.to_string(),
+        call_id: cdr.call_id.into(),
         sip_code: cdr.sip_code,
         ending: cdr.ending.as_str().to_owned(),
         ..store::Cdr::default()
@@ -141,16 +151,17 @@ mod tests {
             user_agent: Some("phone".into()),
             methods: Methods(5),
         };
-        assert_eq!(row(&binding(&full, now, unix), now, unix), Some(full.clone()));
+        let there = |row: &Row| binding(row.clone(), now, unix);
+        assert_eq!(row(there(&full), now, unix), Some(full.clone()));
         // After a restart five minutes later, with another `Instant`.
         let (later, unix_later) = (now + Duration::from_secs(9), unix + Duration::from_secs(300));
-        let back = row(&binding(&full, now, unix), later, unix_later).unwrap();
+        let back = row(there(&full), later, unix_later).unwrap();
         assert_eq!(back.expires, later + Duration::from_secs(300));
         let key = BindingName { instance: None, reg_id: None, ..full.key.clone() };
         let bare = Row { key, received: None, path: None, q: None, user_agent: None, ..full };
-        assert_eq!(row(&binding(&bare, now, unix), now, unix), Some(bare.clone()));
-        let odd = store::Binding { local_address: "here".into(), ..binding(&bare, now, unix) };
-        assert_eq!(row(&odd, now, unix), None);
+        assert_eq!(row(there(&bare), now, unix), Some(bare.clone()));
+        let odd = store::Binding { local_address: "here".into(), ..there(&bare) };
+        assert_eq!(row(odd, now, unix), None);
     }
 
     #[test]
