@@ -1,7 +1,7 @@
 //! The daemon: configuration, core, sockets, kernel half and control, wired together.
 //!
-//! One thread. Everything that decides lives in `Node`; tasks borrow it for one batch of datagrams, one
-//! timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
+//! One thread, beside that of the store. Everything that decides lives in `Node`; tasks borrow it for one batch of
+//! datagrams, one timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
 
 mod calls;
 mod keeper;

@@ -311,6 +311,16 @@ async fn tables_are_made_once(world: &mut World) {
     a.unwrap();
     b.unwrap();
     assert_eq!(world.number("SELECT COUNT(*) FROM sipline_schema").await, 1);
+    // And there is nothing yet.
+    for _ in 0..15 {
+        for table in ["sipline_schema", "users", "location", "cdr"] {
+            world.execute(&format!("DROP TABLE {table}")).await;
+        }
+        let (a, b) = (world.store_of(Users::Own), world.store_of(Users::Own));
+        let (a, b) = tokio::join!(a.prepare(), b.prepare());
+        a.unwrap();
+        b.unwrap();
+    }
 
     if world.kind == Kind::Sqlite {
         use std::os::unix::fs::PermissionsExt;
@@ -569,7 +579,7 @@ async fn many_users_at_once(world: &mut World) {
     let mut wanted: Vec<(&str, &str)> = Vec::new();
     for name in odd.into_iter().chain(names.iter().map(String::as_str)) {
         wanted.push((name, "example.org"));
-        if wanted.len() % 5 == 0 {
+        if wanted.len().is_multiple_of(5) {
             wanted.push((name, "Example.NET"));
             wanted.push(wanted[wanted.len() / 2]);
         }
@@ -680,10 +690,12 @@ async fn a_burst_of_questions(world: &mut World) {
     let start = SystemTime::now();
     let mut all = Vec::new();
     // As they come: one, a few, as many as may.
-    for (round, size) in [1, 7, 8, 9, 33, MOST_USERS, 1000, 8000].into_iter().enumerate() {
+    for size in [1, 7, 8, 9, 33, MOST_USERS].into_iter().chain(std::iter::repeat(1000)) {
         let from = all.len();
         let some = &wanted[from..wanted.len().min(from + size)];
-        assert!(!some.is_empty() || round > 0);
+        if some.is_empty() {
+            break;
+        }
         all.extend(finder.users(some).await.unwrap());
     }
     println!("8000 questions: {:.3} s", start.elapsed().unwrap().as_secs_f32());

@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
@@ -147,6 +147,8 @@ impl Keeper {
         let mut counters = self.writer.counters();
         counters.waiting_bindings += bindings as u64;
         counters.waiting_cdrs += cdrs as u64;
+        counters.refused += self.shared.refused.load(Ordering::Relaxed);
+        counters.refused_cdrs += self.shared.refused_cdrs.load(Ordering::Relaxed);
         counters.connected &= !self.shared.failed();
         counters
     }
@@ -176,11 +178,18 @@ impl Keeper {
             }
             Change::Record(_) => (&self.shared.cdrs, self.limits.max_cdrs),
         };
-        if waiting.load(Ordering::Relaxed) >= most {
-            return Err(Refused::Full);
+        let is_record = matches!(change, Change::Record(_));
+        let handed = if waiting.load(Ordering::Relaxed) >= most {
+            Err(Refused::Full)
+        } else {
+            waiting.fetch_add(1, Ordering::Relaxed);
+            self.changes.send(change).map_err(|_| Refused::Stopped)
+        };
+        if handed.is_err() {
+            self.shared.refused.fetch_add(1, Ordering::Relaxed);
+            self.shared.refused_cdrs.fetch_add(u64::from(is_record), Ordering::Relaxed);
         }
-        waiting.fetch_add(1, Ordering::Relaxed);
-        self.changes.send(change).map_err(|_| Refused::Stopped)
+        handed
     }
 }
 
@@ -294,6 +303,9 @@ struct Shared {
     /// Changes that the thread has not taken yet.
     bindings: AtomicUsize,
     cdrs: AtomicUsize,
+    /// Changes that it could not be given, and how many of these were records of calls.
+    refused: AtomicU64,
+    refused_cdrs: AtomicU64,
     failed: AtomicBool,
 }
 

@@ -8,7 +8,7 @@
 //! ```text
 //!  core ── put_binding, delete_binding, insert_cdr ─► Writer ── batches ─► location, cdr
 //!  core ◄─ users ──────────────────────────────────── Finder ◄─ batches ── users | sipusers | subscriber
-//!  core ◄─ load_users, load_bindings ──────────────── Store  ◄───────────
+//!  core ◄─ load_bindings ──────────────────────────── Store  ◄──────────── location
 //! ```
 //!
 //! `users`, `location` and `cdr` are sipline's own tables, made by [`Store::prepare`]. Users may also be read
@@ -306,14 +306,16 @@ async fn check_tables(
     for (table, columns) in
         [("users", users::COLUMNS), ("location", binding::COLUMNS), ("cdr", cdr::COLUMNS)]
     {
-        let query = format!("SELECT {} FROM {table} WHERE 1 = 0", columns.join(", "));
-        let fault = match connection.execute(query.as_str()).await {
+        let ours = format!("SELECT {} FROM {table} WHERE 1 = 0", columns.join(", "));
+        let fault = match connection.execute(ours.as_str()).await {
             Ok(_) => continue,
             Err(sqlx::Error::Database(error)) if !dialect.is_away(error.as_ref()) => error,
             Err(error) => return Err(error.into()),
         };
-        let query = format!("SELECT 1 FROM {table} WHERE 1 = 0");
-        if must_exist || connection.execute(query.as_str()).await.is_ok() {
+        let any = format!("SELECT 1 FROM {table} WHERE 1 = 0");
+        let is_there = must_exist || connection.execute(any.as_str()).await.is_ok();
+        // Once more: another daemon, or our own writer, may have made it in between.
+        if is_there && connection.execute(ours.as_str()).await.is_err() {
             return Err(Error::Foreign { table, fault: fault.message().to_owned() });
         }
     }
