@@ -1,11 +1,13 @@
 //! The daemon: configuration, core, sockets, kernel half and control, wired together.
 //!
-//! One thread. Everything that decides lives in `Node`; tasks borrow it for one batch of datagrams, one
-//! timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
+//! One thread, beside that of the store. Everything that decides lives in `Node`; tasks borrow it for one batch of
+//! datagrams, one timer or one order, and never across a wait, so nothing is locked and nothing is seen half done.
 
 mod calls;
+mod keeper;
 mod memory;
 mod registrations;
+mod rows;
 mod stateful;
 
 use std::cell::RefCell;
@@ -19,7 +21,6 @@ use anyhow::{Context, Result};
 use sip_ebpf::tables::{MAX_PBX, PbxState, flag};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use tracing_subscriber::EnvFilter;
@@ -29,18 +30,16 @@ use crate::control::protocol::{Backends, Failure, Outcome, Reloaded, Request, Re
 use crate::control::server::Server;
 use crate::control::status::{Course, Parts, state_name};
 use crate::control::{http, metrics};
-use crate::core::authenticator::{Away, Ticket};
 use crate::core::counters::Event;
-use crate::core::digest::Secret;
 use crate::core::dispatcher::{Command, Dispatcher, Refusal, Unreachable};
 use crate::core::proxy::{Datagram, KernelCalls, Policy, Proxy, Transmit};
+use crate::core::registrar::Row;
 use crate::core::sources::Sources;
 use crate::core::stateful::Command as StatefulCommand;
 use crate::fastpath::{self, Fastpath, Mode};
 use crate::io::coalesce::Coalescer;
 use crate::io::udp::{BATCH, Batch, Udp};
-use crate::store;
-use stateful::{Keeper, Question};
+use keeper::{Answer, Keeper, Reports};
 
 /// How often the daemon vouches for itself in the kernel's table, and for how long each time.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -79,21 +78,16 @@ async fn daemon(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Resul
 
     let mut tasks = Tasks::default();
     tasks.add(vouch(node.clone()));
-    let asked = node.borrow_mut().asked.take();
-    let store = node.borrow().keeper.as_ref().map(|keeper| keeper.store().clone());
-    if let Some((asked, store)) = asked.zip(store) {
-        match stateful::restore(&node, &store).await {
-            Ok(true) => {}
-            Ok(false) => tasks.add(stateful::restore_later(node.clone(), store.clone())),
-            Err(error) => {
-                tasks.end().await;
-                if let Ok(node) = Rc::try_unwrap(node) {
-                    node.into_inner().close(false)?;
-                }
-                return Err(error);
+    let reports = node.borrow_mut().reports.take();
+    if let Some(mut reports) = reports {
+        if let Err(error) = reports.restore(&node).await {
+            tasks.end().await;
+            if let Ok(node) = Rc::try_unwrap(node) {
+                node.into_inner().close(false)?;
             }
+            return Err(error);
         }
-        tasks.add(stateful::fetch_secrets(node.clone(), store, asked));
+        tasks.add(reports.hear(node.clone()));
     }
     let sockets = node.borrow().sockets.clone();
     for at in 0..sockets.len() {
@@ -257,8 +251,8 @@ struct Node {
     course: Course,
     /// What the stateful half needs of the world, if it is configured.
     keeper: Option<Keeper>,
-    /// Questions of the stateful half, until there is a task that answers them.
-    asked: Option<UnboundedReceiver<Question>>,
+    /// What the store says, until there is a task that hears it.
+    reports: Option<Reports>,
     /// Whether the kernel's tables may differ from what is decided here.
     tables_behind: bool,
     /// The timer is looked at anew.
@@ -291,10 +285,10 @@ impl Node {
         let policy = policy(&config);
         let buckets = config.xdp.call_buckets;
         let mut proxy = Proxy::new(key.0, &config.sip.listen, buckets, policy, now);
-        let (mut keeper, mut asked) = (None, None);
-        if let Some((stateful, keeps, asks)) = stateful::open(&config, key, now)? {
+        let (mut keeper, mut reports) = (None, None);
+        if let Some((stateful, keeps, says)) = stateful::open(&config, key, now)? {
             proxy.set_stateful(Some(stateful));
-            (keeper, asked) = (Some(keeps), Some(asks));
+            (keeper, reports) = (Some(keeps), Some(says));
         }
         let mut node = Self {
             path: path.to_owned(),
@@ -313,7 +307,7 @@ impl Node {
                 write_failures: 0,
             },
             keeper,
-            asked,
+            reports,
             tables_behind: false,
             wake: Rc::default(),
             armed: None,
@@ -450,7 +444,7 @@ impl Node {
                 stateful.handle_pbxs(now, &self.dispatcher);
             }
             while let Some(command) = self.proxy.stateful_mut().and_then(|s| s.poll_command()) {
-                self.obey_stateful(now, command);
+                self.obey_stateful(command);
             }
             if self.out.is_empty() {
                 break;
@@ -467,7 +461,7 @@ impl Node {
         }
     }
 
-    fn obey_stateful(&mut self, now: Instant, command: StatefulCommand) {
+    fn obey_stateful(&mut self, command: StatefulCommand) {
         match (command, &self.keeper) {
             (StatefulCommand::Send(transmit), _) => {
                 let (local, to) = (transmit.local, transmit.to);
@@ -476,9 +470,9 @@ impl Node {
             (StatefulCommand::FetchSecrets { ticket, user, domain }, Some(keeper)) => {
                 keeper.ask(ticket, user, domain);
             }
-            (StatefulCommand::Save(row), Some(keeper)) => keeper.save(now, &row),
-            (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(&key),
-            (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(&cdr),
+            (StatefulCommand::Save(row), Some(keeper)) => keeper.save(row),
+            (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(key),
+            (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(cdr),
             // The configuration gives both or neither.
             (StatefulCommand::Cdr(cdr), None) => {
                 tracing::debug!(?cdr, "the record of a call, and no store for it");
@@ -496,26 +490,25 @@ impl Node {
     }
 
     /// The store has answered.
-    fn secrets(&mut self, ticket: Ticket, answer: Result<Option<Vec<Secret>>, Away>) {
+    fn secrets(&mut self, answers: impl Iterator<Item = Answer>) {
+        let now = Instant::now();
         if let Some(stateful) = self.proxy.stateful_mut() {
-            stateful.handle_secrets(Instant::now(), ticket, answer);
+            for (ticket, answer) in answers {
+                stateful.handle_secrets(now, ticket, answer);
+            }
         }
         self.carry_out();
     }
 
-    /// The store has kept these. Says how many were taken, and how many were not.
-    fn restore(&mut self, bindings: &[store::Binding]) -> (usize, usize) {
-        let now = Instant::now();
-        let (Some(stateful), Some(keeper)) = (self.proxy.stateful_mut(), &self.keeper) else {
-            return (0, 0);
-        };
-        let rows = stateful::rows(bindings, now, keeper);
-        let (taken, refused) = stateful.restore(now, &rows);
+    /// The store has kept these. Says how many were taken.
+    fn restore(&mut self, rows: &[Row]) -> usize {
+        let Some(stateful) = self.proxy.stateful_mut() else { return 0 };
+        let (taken, refused) = stateful.restore(Instant::now(), rows);
         for (key, why) in refused {
             tracing::debug!(user = &*key.user, contact = &*key.contact, ?why, "not read back");
         }
         self.carry_out();
-        (taken, bindings.len() - taken)
+        taken
     }
 
     fn obey(&mut self, command: Command) {

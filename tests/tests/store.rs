@@ -9,8 +9,8 @@ use std::{
 };
 
 use sip_user::store::{
-    Binding, Cdr, CdrFilter, Counters, Credentials, Disposition, Error, NewUser, Refused, Settings,
-    Store, UserTable, Users, Writer, WriterSettings,
+    Binding, Cdr, CdrFilter, Counters, Credentials, Disposition, Error, Finder, MOST_USERS,
+    NewUser, Refused, Settings, Store, UserTable, Users, Writer, WriterSettings,
 };
 use sipline_tests::lab::{Database, Engine};
 use sqlx::{AnyConnection, Connection, Executor, Row};
@@ -29,6 +29,9 @@ const CASES: &[Case] = &[
     ("sipusers of Asterisk", |rt, w| rt.block_on(sipusers_of_asterisk(w))),
     ("subscriber of Kamailio", |rt, w| rt.block_on(subscriber_of_kamailio(w))),
     ("odd names and values", |rt, w| rt.block_on(odd_names_and_values(w))),
+    ("many users at once", |rt, w| rt.block_on(many_users_at_once(w))),
+    ("a burst of questions", |rt, w| rt.block_on(a_burst_of_questions(w))),
+    ("away between questions", |rt, w| rt.block_on(away_between_questions(w))),
     ("bindings come back as they were", |rt, w| rt.block_on(bindings_come_back(w))),
     ("changes of a binding coalesce", |rt, w| rt.block_on(changes_coalesce(w))),
     ("many changes", |rt, w| rt.block_on(many_changes(w))),
@@ -53,6 +56,22 @@ fn mariadb() {
 #[test]
 fn postgresql() {
     run(Server::Real(Database::start(Engine::Postgres).unwrap()));
+}
+
+/// A server that takes connections and says nothing.
+#[test]
+fn a_database_that_does_not_answer() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("mysql://nobody@{}/none", silent.local_addr().unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Store::new(&Settings { url, users: Users::Own }).unwrap();
+        let start = SystemTime::now();
+        let found = Finder::new(&store).users(&[("anna", "example.org"), ("otto", "d")]).await;
+        assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
+        // Before those who asked have given up.
+        assert!(start.elapsed().unwrap() < Duration::from_secs(5));
+    });
 }
 
 fn run(server: Server) {
@@ -292,6 +311,16 @@ async fn tables_are_made_once(world: &mut World) {
     a.unwrap();
     b.unwrap();
     assert_eq!(world.number("SELECT COUNT(*) FROM sipline_schema").await, 1);
+    // And there is nothing yet.
+    for _ in 0..15 {
+        for table in ["sipline_schema", "users", "location", "cdr"] {
+            world.execute(&format!("DROP TABLE {table}")).await;
+        }
+        let (a, b) = (world.store_of(Users::Own), world.store_of(Users::Own));
+        let (a, b) = tokio::join!(a.prepare(), b.prepare());
+        a.unwrap();
+        b.unwrap();
+    }
 
     if world.kind == Kind::Sqlite {
         use std::os::unix::fs::PermissionsExt;
@@ -519,6 +548,188 @@ async fn odd_names_and_values(world: &mut World) {
     }
     assert_eq!(store.user("' OR '1' = '1", "d").await.unwrap(), None);
     assert_eq!(store.load_users(|_| ()).await.unwrap(), values.len() as u64);
+}
+
+/// Asks for all of them at once, and each alone.
+async fn find(store: &Store, wanted: &[(&str, &str)]) -> Vec<Option<Credentials>> {
+    let found = Finder::new(store).users(wanted).await.unwrap();
+    assert_eq!(found.len(), wanted.len());
+    for ((user, domain), found) in wanted.iter().zip(&found) {
+        assert_eq!(store.user(user, domain).await.unwrap(), *found, "{user:?} {domain:?}");
+    }
+    found
+}
+
+async fn many_users_at_once(world: &mut World) {
+    let store = world.store().await;
+    assert_eq!(find(&store, &[]).await, []);
+    let odd =
+        ["anna", "Anna", "o'neil", "\" OR 1=1 --", "josé", "話す", "50%", "a\\b", "ann_", "?1"];
+    for name in odd {
+        store.add_user(&user(name, "example.org", 'a')).await.unwrap();
+    }
+    for number in 0..150 {
+        let domain = if number % 3 == 0 { "example.net" } else { "example.org" };
+        store.add_user(&user(&format!("u{number}"), domain, 'b')).await.unwrap();
+    }
+    // One name in two domains.
+    store.add_user(&user("anna", "example.net", 'c')).await.unwrap();
+
+    let names: Vec<String> = (0..150).map(|number| format!("u{number}")).collect();
+    let mut wanted: Vec<(&str, &str)> = Vec::new();
+    for name in odd.into_iter().chain(names.iter().map(String::as_str)) {
+        wanted.push((name, "example.org"));
+        if wanted.len().is_multiple_of(5) {
+            wanted.push((name, "Example.NET"));
+            wanted.push(wanted[wanted.len() / 2]);
+        }
+    }
+    for nobody in ["ANNA", "anna ", "", "x' OR 'a'='a", "ann%", "a\0b", "jose", "U1", "u151", "話"]
+    {
+        wanted.push((nobody, "example.org"));
+        wanted.push((nobody, "a\0"));
+    }
+    wanted.push(("anna", "example.com"));
+    for (number, found) in find(&store, &wanted).await.into_iter().enumerate() {
+        let (name, domain) = wanted[number];
+        let domain = domain.to_ascii_lowercase();
+        let number = name.strip_prefix('u').and_then(|number| number.parse::<u32>().ok());
+        let digit = match (name, domain.as_str(), number.filter(|number| *number < 150)) {
+            (_, "example.net", Some(number)) if number % 3 == 0 => Some('b'),
+            (_, "example.org", Some(number)) if number % 3 != 0 => Some('b'),
+            ("anna", "example.net", _) => Some('c'),
+            (name, "example.org", _) if odd.contains(&name) => Some('a'),
+            _ => None,
+        };
+        let wanted = digit.map(|digit| Credentials {
+            username: name.to_owned(),
+            domain: Some(domain),
+            ha1: Some(String::from_iter([digit; 32])),
+            ha1_sha256: Some(String::from_iter([digit; 64])),
+            ..Credentials::default()
+        });
+        assert_eq!(found, wanted, "{name:?}");
+    }
+
+    // Somebody else's table, in letters that hold less and without rules for what is unique.
+    let charset = if world.kind == Kind::MariaDb { "DEFAULT CHARSET=latin1" } else { "" };
+    world
+        .execute(&format!(
+            "CREATE TABLE sipusers (username VARCHAR(80), sippasswd VARCHAR(80)) {charset}"
+        ))
+        .await;
+    let values: Vec<String> =
+        (100..300).map(|number| format!("('{number}', 'pw{number}')")).collect();
+    world
+        .execute(&format!(
+            "INSERT INTO sipusers VALUES ('aña', 'x'), ('200', 'pw200'), (NULL, 'y'), {}",
+            values.join(", ")
+        ))
+        .await;
+    let store = world.store_of(Users::Table(UserTable::asterisk()));
+    let names: Vec<String> = (90..240).map(|number| number.to_string()).collect();
+    let mut wanted: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "d")).collect();
+    for (at, odd) in ["話す", "aña", "AÑA", "200 ", "ж", "200"].into_iter().enumerate() {
+        wanted.insert(at * 30, (odd, "any.example.org"));
+    }
+    for (found, (name, _)) in find(&store, &wanted).await.into_iter().zip(&wanted) {
+        let password = match name.parse::<u32>() {
+            Ok(100..300) => Some(format!("pw{name}")),
+            _ if *name == "aña" => Some("x".to_owned()),
+            _ => None,
+        };
+        assert_eq!(found.and_then(|found| found.password), password, "{name:?}");
+    }
+    // Nothing but such letters.
+    let wanted = ["話す", "ж", "話す"].map(|name| (name, "d"));
+    assert_eq!(find(&store, &wanted).await, [None, None, None]);
+
+    // Domains as somebody else has written them.
+    world
+        .execute(
+            "CREATE TABLE subscriber (username VARCHAR(64) NOT NULL, domain VARCHAR(64), \
+             ha1 VARCHAR(128) NOT NULL, ha1b VARCHAR(128) NOT NULL)",
+        )
+        .await;
+    world
+        .execute(
+            "INSERT INTO subscriber VALUES ('anna', 'Example.ORG', 'h1', ''), \
+             ('anna', 'example.net', 'h2', 'b'), ('otto', NULL, 'h3', ''), ('otto', '', 'h4', '')",
+        )
+        .await;
+    let store = world.store_of(Users::Table(UserTable::kamailio()));
+    let wanted = [
+        ("anna", "example.net"),
+        ("anna", "EXAMPLE.org"),
+        ("otto", "example.org"),
+        ("anna", "example.com"),
+        ("otto", ""),
+    ];
+    let found: Vec<Option<String>> =
+        find(&store, &wanted).await.into_iter().map(|found| found?.ha1).collect();
+    let ha1 = |ha1: &str| Some(ha1.to_owned());
+    assert_eq!(found, [ha1("h2"), ha1("h1"), None, None, ha1("h4")]);
+}
+
+async fn a_burst_of_questions(world: &mut World) {
+    let store = world.store().await;
+    let mut admin = world.admin().await;
+    for from in (0..5000).step_by(500) {
+        let values: Vec<String> =
+            (from..from + 500).map(|number| format!("('u{number}', 'd', '', '')")).collect();
+        let insert = format!(
+            "INSERT INTO users (username, domain, ha1, ha1_sha256) VALUES {}",
+            values.join(", ")
+        );
+        admin.execute(insert.as_str()).await.unwrap();
+    }
+    // Every fourth is not there.
+    let names: Vec<String> = (0..8000).map(|number| format!("u{}", number * 5 / 6)).collect();
+    let wanted: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "d")).collect();
+    let mut finder = Finder::new(&store);
+    let start = SystemTime::now();
+    let mut all = Vec::new();
+    // As they come: one, a few, as many as may.
+    for size in [1, 7, 8, 9, 33, MOST_USERS].into_iter().chain(std::iter::repeat(1000)) {
+        let from = all.len();
+        let some = &wanted[from..wanted.len().min(from + size)];
+        if some.is_empty() {
+            break;
+        }
+        all.extend(finder.users(some).await.unwrap());
+    }
+    println!("8000 questions: {:.3} s", start.elapsed().unwrap().as_secs_f32());
+    assert_eq!(all.len(), wanted.len());
+    for (found, name) in all.into_iter().zip(&names) {
+        let number: u32 = name[1..].parse().unwrap();
+        let found = found.map(|found| found.username);
+        assert_eq!(found.as_ref(), Some(name).filter(|_| number < 5000));
+    }
+}
+
+async fn away_between_questions(world: &mut World) {
+    let store = world.store().await;
+    store.add_user(&user("anna", "example.org", 'a')).await.unwrap();
+    let wanted = [("anna", "example.org"), ("otto", "example.org")];
+    let mut finder = Finder::new(&store);
+    for _ in 0..2 {
+        let found = finder.users(&wanted).await.unwrap();
+        assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false]);
+        world.take_away().await;
+        // SQLite's readers do not wait for who writes.
+        if world.kind != Kind::Sqlite {
+            let found = finder.users(&wanted).await;
+            assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
+        }
+        world.bring_back().await;
+    }
+    assert!(finder.users(&wanted).await.is_ok());
+    // A connection that has died meanwhile is nobody's misfortune.
+    if let Server::Real(server) = &mut world.server {
+        server.kill().unwrap();
+        server.start_again().unwrap();
+    }
+    assert!(finder.users(&wanted).await.unwrap()[0].is_some());
 }
 
 // ---- Bindings ------------------------------------------------------------------------------------

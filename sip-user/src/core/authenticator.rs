@@ -83,7 +83,7 @@ impl Default for Rules {
             retry_after: 5,
             max_known: 500_000,
             max_unknown: 50_000,
-            max_fetches: 256,
+            max_fetches: 4096,
             max_parked: 10_000,
             max_parked_each: 16,
             max_nonces: 500_000,
@@ -94,6 +94,14 @@ impl Default for Rules {
 /// Which question to the store it is.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Ticket(u64);
+
+#[cfg(test)]
+impl Ticket {
+    /// One of a test that has no authenticator.
+    pub(crate) fn test(number: u64) -> Self {
+        Self(number)
+    }
+}
 
 /// What the world has to do.
 #[derive(Clone, Debug)]

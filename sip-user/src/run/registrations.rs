@@ -111,7 +111,7 @@ impl Node {
             contacts: stateful.registrar().bindings(),
             transactions: stateful.transactions(),
             waiting: asking.parked(),
-            store: keeper.store().engine().to_owned(),
+            store: keeper.engine().to_owned(),
             connected: written.connected,
             unwritten: written.waiting_bindings + written.waiting_cdrs,
             counters,

@@ -1,66 +1,28 @@
 //! The stateful half in the world: made from the configuration, with the store that it needs for secrets and
 //! bindings.
-//!
-//! The core says what is to be fetched and written. Fetching waits for the store, in tasks of its own; writing
-//! does not, it goes to the [`Writer`]'s queue.
 
-use std::cell::RefCell;
-use std::net::SocketAddr;
-use std::num::NonZeroU32;
-use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use anyhow::{Context, Result};
 
-use super::{Node, memory, random_key};
+use super::keeper::{Keeper, Reports};
+use super::random_key;
 use crate::config::{Config, Key, Trust};
-use crate::core::accounting::{Accounting, Cdr, Disposition};
-use crate::core::authenticator::{Authenticator, Away, Ticket};
+use crate::core::accounting::Accounting;
+use crate::core::authenticator::Authenticator;
 use crate::core::clock::Clock;
-use crate::core::digest::{Ha1, Hash, Secret};
-use crate::core::registrar::{Domains, Key as BindingName, Methods, Row};
+use crate::core::registrar::Domains;
 use crate::core::sources::Sources;
 use crate::core::stateful::{CallRules, Settings, Stateful};
 use crate::core::transaction;
-use crate::store::{self, BindingKey, Credentials, Store, Writer, WriterSettings};
-
-/// How long the start waits for the bindings of a store that does not answer. They come later then.
-const START_PATIENCE: Duration = Duration::from_secs(3);
-/// How long what waits for the store may take at the end.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// The longest pause between two attempts to read the bindings.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// So many bindings are read back before others have their turn.
-const ROWS_AT_ONCE: usize = 1000;
-/// A tenth of the writer's queue is kept for what is on its way when REGISTERs are refused.
-const RESERVE: usize = 10;
-
-/// A question to the store.
-pub(super) struct Question {
-    ticket: Ticket,
-    user: Box<str>,
-    domain: Box<str>,
-}
-
-/// The store, and what goes there and comes from there.
-pub(super) struct Keeper {
-    store: Store,
-    writer: Writer,
-    questions: UnboundedSender<Question>,
-    clock: Clock,
-    /// Changes that may wait before REGISTERs are refused.
-    most_waiting: u64,
-}
+use crate::store::{self, WriterSettings};
 
 /// What a configuration with a registrar is made into.
 pub(super) fn open(
     config: &Config,
     key: Key,
     now: Instant,
-) -> Result<Option<(Stateful, Keeper, UnboundedReceiver<Question>)>> {
+) -> Result<Option<(Stateful, Keeper, Reports)>> {
     let (Some(_), Some(kept)) = (&config.registrar, &config.store) else { return Ok(None) };
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let clock = Clock::new(now, unix);
@@ -75,19 +37,13 @@ pub(super) fn open(
     );
     let authenticator = authenticator.context("[auth]")?;
     let kept = store::Settings { url: kept.url.clone(), users: kept.users.clone() };
-    let store = Store::new(&kept).context("[store]")?;
-    let limits = WriterSettings::default();
-    let writer = Writer::start(&store, limits);
-    let most_waiting = limits.max_bindings - limits.max_bindings / RESERVE;
-    // As many questions as the authenticator has on their way at most.
-    let (questions, asked) = unbounded_channel();
-    let keeper = Keeper { store, writer, questions, clock, most_waiting: most_waiting as u64 };
+    let (keeper, reports) = Keeper::start(kept, WriterSettings::default(), clock)?;
     let mut stateful = Stateful::new(fresh, settings, Some(authenticator), now);
     let other = random_key()?.0;
     let since = (now, UNIX_EPOCH + unix);
     let accounting = Accounting::new(config.accounting, other, fresh[1] as u32, since);
     stateful.set_accounting(Some(accounting));
-    Ok(Some((stateful, keeper, asked)))
+    Ok(Some((stateful, keeper, reports)))
 }
 
 /// What a reload may change too.
@@ -121,311 +77,9 @@ fn nonce_key(key: Key) -> Vec<u8> {
     b"sipline nonces ".iter().copied().chain(words).collect()
 }
 
-impl Keeper {
-    pub(super) fn store(&self) -> &Store {
-        &self.store
-    }
-
-    pub(super) fn ask(&self, ticket: Ticket, user: Box<str>, domain: Box<str>) {
-        // The task that answers ends with the daemon.
-        let _ = self.questions.send(Question { ticket, user, domain });
-    }
-
-    pub(super) fn save(&self, now: Instant, row: &Row) {
-        let binding = binding(row, now, self.clock.unix(now));
-        if let Err(refused) = self.writer.put_binding(binding) {
-            tracing::error!(%refused, user = &*row.key.user, "a registration is not stored");
-        }
-    }
-
-    pub(super) fn remove(&self, key: &BindingName) {
-        let reg_id = key.reg_id.map(NonZeroU32::get);
-        let key =
-            BindingKey::new(&key.user, &key.domain, &key.contact, key.instance.as_deref(), reg_id);
-        if let Err(refused) = self.writer.delete_binding(key) {
-            tracing::error!(%refused, "the end of a registration is not stored");
-        }
-    }
-
-    pub(super) fn record(&self, cdr: &Cdr) {
-        if let Err(refused) = self.writer.insert_cdr(record(cdr)) {
-            tracing::error!(%refused, call_id = &*cdr.call_id, "the record of a call is not stored");
-        }
-    }
-
-    /// Whether there is room for what would be accepted.
-    pub(super) fn has_room(&self) -> bool {
-        self.writer.counters().waiting_bindings < self.most_waiting
-    }
-
-    pub(super) fn counters(&self) -> store::Counters {
-        self.writer.counters()
-    }
-
-    /// Writes what waits.
-    pub(super) async fn stop(self) {
-        let left = self.writer.stop(STOP_PATIENCE).await;
-        if left.bindings + left.cdrs.len() > 0 {
-            tracing::error!(
-                bindings = left.bindings,
-                records = left.cdrs.len(),
-                "the database is away: these changes are lost"
-            );
-        }
-    }
-}
-
-// ---- Tasks ---------------------------------------------------------------------------------------
-
-/// Fetches secrets, several at a time.
-pub(super) async fn fetch_secrets(
-    node: Rc<RefCell<Node>>,
-    store: Store,
-    mut asked: UnboundedReceiver<Question>,
-) {
-    let mut running = JoinSet::new();
-    loop {
-        tokio::select! {
-            question = asked.recv() => {
-                let Some(Question { ticket, user, domain }) = question else { return };
-                let store = store.clone();
-                running.spawn_local(async move { (ticket, store.user(&user, &domain).await) });
-            }
-            Some(answered) = running.join_next() => {
-                let Ok((ticket, answer)) = answered else { continue };
-                let answer = match answer {
-                    Ok(found) => Ok(found.map(secrets)),
-                    Err(error) => {
-                        tracing::warn!(%error, "a user cannot be looked up");
-                        Err(Away)
-                    }
-                };
-                node.borrow_mut().secrets(ticket, answer);
-            }
-        }
-    }
-}
-
-/// Reads the bindings back before anything is served, unless the store is away: then they are read back when it
-/// is there.
-///
-/// # Errors
-/// A store that cannot be used, now or later.
-pub(super) async fn restore(node: &Rc<RefCell<Node>>, store: &Store) -> Result<bool> {
-    match tokio::time::timeout(START_PATIENCE, read_back(node, store)).await {
-        Ok(Ok(())) => Ok(true),
-        Ok(Err(error @ (store::Error::Newer { .. } | store::Error::Foreign { .. }))) => {
-            bail!("[store] {error}")
-        }
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "registrations are not read back yet");
-            Ok(false)
-        }
-        Err(_) => {
-            tracing::warn!("the database does not answer: registrations are not read back yet");
-            Ok(false)
-        }
-    }
-}
-
-/// As [`restore`], until it is done.
-pub(super) async fn restore_later(node: Rc<RefCell<Node>>, store: Store) {
-    let mut pause = Duration::from_millis(500);
-    loop {
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-        match read_back(&node, &store).await {
-            Ok(()) => return,
-            Err(error) => tracing::debug!(%error, "registrations are not read back yet"),
-        }
-    }
-}
-
-async fn read_back(node: &Rc<RefCell<Node>>, store: &Store) -> Result<(), store::Error> {
-    store.prepare().await?;
-    let mut all = Vec::new();
-    store.load_bindings(|binding| all.push(binding)).await?;
-    let (mut taken, mut refused) = (0, 0);
-    for some in all.chunks(ROWS_AT_ONCE) {
-        let (took, not) = node.borrow_mut().restore(some);
-        taken += took;
-        refused += not;
-        tokio::task::yield_now().await;
-    }
-    drop(all);
-    memory::give_back();
-    tracing::info!(taken, refused, engine = store.engine(), "registrations are read back");
-    // Those that ended while nobody was here to see it.
-    let gone = store.remove_expired_bindings(0).await?;
-    tracing::debug!(gone, "registrations have ended meanwhile");
-    Ok(())
-}
-
-// ---- From rows to what is meant -------------------------------------------------------------------
-
-/// Bindings of a store as the registrar takes them.
-pub(super) fn rows(bindings: &[store::Binding], now: Instant, keeper: &Keeper) -> Vec<Row> {
-    let unix = keeper.clock.unix(now);
-    bindings.iter().filter_map(|binding| row(binding, now, unix)).collect()
-}
-
-fn secrets(credentials: Credentials) -> Vec<Secret> {
-    let mut secrets = Vec::new();
-    let hashes = [
-        (&credentials.ha1, Hash::Md5, Secret::Ha1 as fn(Ha1) -> Secret),
-        (&credentials.ha1b, Hash::Md5, Secret::Ha1b),
-        (&credentials.ha1_sha256, Hash::Sha256, Secret::Ha1),
-    ];
-    for (digits, hash, secret) in hashes {
-        let Some(digits) = digits else { continue };
-        match Ha1::from_hex(hash, digits.trim()) {
-            Ok(ha1) => secrets.push(secret(ha1)),
-            Err(error) => {
-                tracing::warn!(%error, user = credentials.username, "a secret cannot be used");
-            }
-        }
-    }
-    // Behind the hashes, which cost less; it serves what they do not.
-    secrets.extend(credentials.password.map(|password| Secret::Password(password.into())));
-    secrets
-}
-
-fn binding(row: &Row, now: Instant, unix: Duration) -> store::Binding {
-    let key = &row.key;
-    let signed = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
-    store::Binding {
-        user: key.user.to_string(),
-        domain: key.domain.to_string(),
-        contact: key.contact.to_string(),
-        received: row.received.map(|received| received.to_string()),
-        local_address: row.local.to_string(),
-        path: row.path.as_deref().map(str::to_owned),
-        // None is worth as much as the highest (RFC 3261 16.6).
-        q: row.q.unwrap_or(HIGHEST_Q),
-        expires_at: signed(row.expires_unix(now, unix)),
-        call_id: row.call_id.to_string(),
-        cseq: row.cseq,
-        user_agent: row.user_agent.as_deref().unwrap_or_default().to_owned(),
-        instance: key.instance.as_deref().map(str::to_owned),
-        reg_id: key.reg_id.map(NonZeroU32::get),
-        methods: row.methods.0,
-        updated_at: signed(unix.as_secs()),
-    }
-}
-
-fn row(binding: &store::Binding, now: Instant, unix: Duration) -> Option<Row> {
-    let some = |text: &str| (!text.is_empty()).then(|| text.into());
-    let received: Option<SocketAddr> = match &binding.received {
-        Some(received) => Some(received.parse().ok()?),
-        None => None,
-    };
-    Some(Row {
-        key: BindingName {
-            user: binding.user.as_str().into(),
-            domain: binding.domain.as_str().into(),
-            contact: binding.contact.as_str().into(),
-            instance: binding.instance.as_deref().and_then(some),
-            reg_id: binding.reg_id.and_then(NonZeroU32::new),
-        },
-        received,
-        local: binding.local_address.parse().ok()?,
-        path: binding.path.as_deref().and_then(some),
-        q: Some(binding.q).filter(|q| *q != HIGHEST_Q),
-        expires: Row::expires_at(u64::try_from(binding.expires_at).ok()?, now, unix),
-        call_id: binding.call_id.as_str().into(),
-        cseq: binding.cseq,
-        user_agent: some(&binding.user_agent),
-        methods: Methods(binding.methods),
-    })
-}
-
-/// In thousandths.
-const HIGHEST_Q: u16 = 1000;
-
-/// The record of a call as the store has it.
-fn record(cdr: &Cdr) -> store::Cdr {
-    let at = |micros| UNIX_EPOCH + Duration::from_micros(micros);
-    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
-    store::Cdr {
-        calldate: at(cdr.calldate),
-        clid: cdr.clid.to_string(),
-        src: cdr.src.to_string(),
-        dst: cdr.dst.to_string(),
-        dcontext: cdr.dcontext.to_string(),
-        channel: cdr.channel.to_string(),
-        dstchannel: cdr.dstchannel.to_string(),
-        lastapp: cdr.lastapp.to_owned(),
-        lastdata: cdr.lastdata.to_string(),
-        duration: seconds(cdr.duration),
-        billsec: seconds(cdr.billsec),
-        disposition: match cdr.disposition {
-            Disposition::Answered => store::Disposition::Answered,
-            Disposition::NoAnswer => store::Disposition::NoAnswer,
-            Disposition::Busy => store::Disposition::Busy,
-            Disposition::Failed => store::Disposition::Failed,
-        },
-        accountcode: cdr.accountcode.to_string(),
-        uniqueid: cdr.uniqueid.to_string(),
-        answerdate: cdr.answerdate.map(at),
-        enddate: at(cdr.enddate),
-        call_id: cdr.call_id.to_string(),
-        sip_code: cdr.sip_code,
-        ending: cdr.ending.as_str().to_owned(),
-        ..store::Cdr::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bindings_come_back_as_they_were() {
-        let now = Instant::now();
-        let unix = Duration::from_secs(1_700_000_000);
-        let full = Row {
-            key: BindingName {
-                user: "anna".into(),
-                domain: "example.com".into(),
-                contact: "sip:anna@10.0.0.2:5062;ob".into(),
-                instance: Some("<urn:uuid:1>".into()),
-                reg_id: NonZeroU32::new(2),
-            },
-            received: Some("198.51.100.7:4000".parse().unwrap()),
-            local: "[2001:db8::1]:5060".parse().unwrap(),
-            path: Some("<sip:edge;lr>".into()),
-            q: Some(700),
-            expires: now + Duration::from_secs(600),
-            call_id: "c1".into(),
-            cseq: 7,
-            user_agent: Some("phone".into()),
-            methods: Methods(5),
-        };
-        assert_eq!(row(&binding(&full, now, unix), now, unix), Some(full.clone()));
-        // After a restart five minutes later, with another `Instant`.
-        let (later, unix_later) = (now + Duration::from_secs(9), unix + Duration::from_secs(300));
-        let back = row(&binding(&full, now, unix), later, unix_later).unwrap();
-        assert_eq!(back.expires, later + Duration::from_secs(300));
-        let key = BindingName { instance: None, reg_id: None, ..full.key.clone() };
-        let bare = Row { key, received: None, path: None, q: None, user_agent: None, ..full };
-        assert_eq!(row(&binding(&bare, now, unix), now, unix), Some(bare.clone()));
-        let odd = store::Binding { local_address: "here".into(), ..binding(&bare, now, unix) };
-        assert_eq!(row(&odd, now, unix), None);
-    }
-
-    #[test]
-    fn all_secrets_of_a_user() {
-        let credentials = Credentials {
-            username: "anna".into(),
-            password: Some("secret".into()),
-            ha1: Some("B1726872C344B6DC8365B774F8FD6412 ".into()),
-            ha1b: Some("no digits".into()),
-            ..Credentials::default()
-        };
-        let ha1 = Ha1::new(Hash::Md5, "alice", "example.com", "secret");
-        let want = [Secret::Ha1(ha1), Secret::Password("secret".into())];
-        assert_eq!(secrets(credentials), want);
-    }
 
     #[test]
     fn nonces_have_a_key_of_their_own() {

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!  core ── put_binding, delete_binding, insert_cdr ─► Writer ── batches ─► location, cdr
-//!  core ◄─ user, load_users, load_bindings ────────── Store  ◄─────────── users | sipusers | subscriber
+//!  core ◄─ users ──────────────────────────────────── Finder ◄─ batches ── users | sipusers | subscriber
+//!  core ◄─ load_bindings ──────────────────────────── Store  ◄──────────── location
 //! ```
 //!
 //! `users`, `location` and `cdr` are sipline's own tables, made by [`Store::prepare`]. Users may also be read
@@ -37,7 +38,7 @@ use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Executor, Ro
 pub use binding::{Binding, BindingKey};
 pub use cdr::{Cdr, CdrFilter, Disposition};
 pub use sql::Name;
-pub use users::{Credentials, NewUser, UserTable, Users};
+pub use users::{Credentials, Finder, MOST_USERS, NewUser, UserTable, Users};
 pub use writer::{Counters, Left, Refused, Writer, WriterSettings};
 
 use dialect::Dialect;
@@ -305,14 +306,16 @@ async fn check_tables(
     for (table, columns) in
         [("users", users::COLUMNS), ("location", binding::COLUMNS), ("cdr", cdr::COLUMNS)]
     {
-        let query = format!("SELECT {} FROM {table} WHERE 1 = 0", columns.join(", "));
-        let fault = match connection.execute(query.as_str()).await {
+        let ours = format!("SELECT {} FROM {table} WHERE 1 = 0", columns.join(", "));
+        let fault = match connection.execute(ours.as_str()).await {
             Ok(_) => continue,
             Err(sqlx::Error::Database(error)) if !dialect.is_away(error.as_ref()) => error,
             Err(error) => return Err(error.into()),
         };
-        let query = format!("SELECT 1 FROM {table} WHERE 1 = 0");
-        if must_exist || connection.execute(query.as_str()).await.is_ok() {
+        let any = format!("SELECT 1 FROM {table} WHERE 1 = 0");
+        let is_there = must_exist || connection.execute(any.as_str()).await.is_ok();
+        // Once more: another daemon, or our own writer, may have made it in between.
+        if is_there && connection.execute(ours.as_str()).await.is_err() {
             return Err(Error::Foreign { table, fault: fault.message().to_owned() });
         }
     }
@@ -387,6 +390,8 @@ mod tests {
         let store = store("mysql://nobody@localhost/none").unwrap();
         movable(store.prepare());
         movable(store.user("anna", "example.org"));
+        let mut finder = Finder::new(&store);
+        movable(finder.users(&[("anna", "example.org")]));
         movable(store.load_users(|_| ()));
         movable(store.load_bindings(|_| ()));
         movable(store.remove_expired_bindings(0));

@@ -78,8 +78,8 @@ impl Dialect for MySql {
     }
 
     fn is_beyond_column(&self, error: &dyn DatabaseError) -> bool {
-        // Illegal mix of collations; in newer versions also: cannot convert.
-        matches!(number(error), Some(1267 | 3854 | 3988))
+        // Illegal mix of collations, of two, three or more texts; in newer versions also: cannot convert.
+        matches!(number(error), Some(1267 | 1270 | 1271 | 3854 | 3988))
     }
 
     fn is_away(&self, error: &dyn DatabaseError) -> bool {

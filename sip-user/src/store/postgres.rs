@@ -56,6 +56,11 @@ impl Dialect for Postgres {
         )
     }
 
+    fn is_beyond_column(&self, error: &dyn DatabaseError) -> bool {
+        // A database that is not in UTF-8: it has no such character.
+        matches!(error.code().as_deref(), Some("22P05" | "22021"))
+    }
+
     fn is_away(&self, error: &dyn DatabaseError) -> bool {
         // No such table, no such column.
         !matches!(error.code().as_deref(), Some("42P01" | "42703"))

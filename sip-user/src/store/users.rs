@@ -1,19 +1,31 @@
 //! Users and their secrets: in sipline's own table, or in one that somebody else keeps.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::io;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Executor, Row};
+use tokio::time::timeout;
 
 use super::binding::fits;
 use super::dialect::Dialect;
 use super::sql::{Name, Table};
-use super::{Error, Store, text};
+use super::{Boxed, Error, Inner, Store, text};
 
 /// The columns of our own table.
 pub(super) const COLUMNS: &[&str] = &["username", "domain", "ha1", "ha1_sha256"];
+
+/// How many users one query looks for. Few sizes, so that each connection prepares few statements: what is left
+/// of a size asks for the last user again.
+const SIZES: [usize; 4] = [1, 8, 32, MOST_USERS];
+/// How many users are looked for at once.
+pub const MOST_USERS: usize = 128;
+/// How long the database may take to find them, which includes making a connection.
+const FIND_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the users are.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -170,7 +182,9 @@ impl NewUser {
 #[derive(Debug)]
 pub(super) struct Queries {
     all: String,
-    one: String,
+    /// Those that look for users, by how many they take: the first of a pair in one domain, or where there are
+    /// none, the other one in as many domains as there are names.
+    find: Vec<(usize, [String; 2])>,
     has_domain: bool,
 }
 
@@ -195,50 +209,201 @@ impl Queries {
             list.join(", "),
             dialect.quoted(&Table(&table.table))
         );
-        let mut one =
-            format!("{all} WHERE {} = {}", column(&table.username), dialect.placeholder(1));
-        if let Some(domain) = &table.domain {
-            // The name finds the row by its index; what other tables hold as domain may be in any case.
-            one += &format!(" AND LOWER({}) = {}", column(domain), dialect.placeholder(2));
-        }
-        Self { all, one, has_domain: table.domain.is_some() }
+        let list = |from, number| {
+            let each = (from + 1..=from + number).map(|number| dialect.placeholder(number));
+            each.collect::<Vec<_>>().join(", ")
+        };
+        let find = |names: usize, domains: usize| {
+            let username = column(&table.username);
+            let mut query = format!("{all} WHERE {username} IN ({})", list(0, names));
+            if let Some(domain) = &table.domain {
+                // The name finds the row by its index; what other tables hold as domain may be in any case.
+                let domain = column(domain);
+                query += &format!(" AND LOWER({domain}) IN ({})", list(names, domains));
+            }
+            query
+        };
+        let find = SIZES.map(|size| (size, [find(size, 1), find(size, size)])).into();
+        Self { all, find, has_domain: table.domain.is_some() }
     }
+
+    /// The users with these names, each of a domain in small letters, in the order of the question.
+    async fn find(
+        &self,
+        dialect: &dyn Dialect,
+        connection: &mut AnyConnection,
+        wanted: &[Wanted<'_>],
+    ) -> sqlx::Result<Vec<Option<Credentials>>> {
+        let mut found = vec![None; wanted.len()];
+        // No table has such a user, and PostgreSQL would refuse the question.
+        let sane =
+            |wanted: &Wanted<'_>| !wanted.user.contains('\0') && !wanted.domain.contains('\0');
+        let mut places: Vec<usize> = (0..wanted.len()).filter(|at| sane(&wanted[*at])).collect();
+        for places in places.chunks_mut(MOST_USERS) {
+            match self.find_some(connection, wanted, places, &mut found).await {
+                Err(error) if is_beyond(dialect, &error) => {}
+                done => {
+                    done?;
+                    continue;
+                }
+            }
+            // One of them is in letters that the table cannot hold. Every table can hold ASCII, so the others
+            // need not suffer from a name that somebody has made up.
+            let is_odd =
+                |at: &usize| !wanted[*at].user.is_ascii() || !wanted[*at].domain.is_ascii();
+            places.sort_unstable_by_key(is_odd);
+            let (plain, odd) = places.split_at_mut(places.partition_point(|at| !is_odd(at)));
+            self.find_some(connection, wanted, plain, &mut found).await?;
+            for one in odd.chunks_mut(1) {
+                match self.find_some(connection, wanted, one, &mut found).await {
+                    Err(error) if is_beyond(dialect, &error) => {}
+                    done => done?,
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// One question, for the users at these places.
+    fn find_some<'a>(
+        &'a self,
+        connection: &'a mut AnyConnection,
+        wanted: &'a [Wanted<'a>],
+        places: &'a mut [usize],
+        found: &'a mut [Option<Credentials>],
+    ) -> Boxed<'a, ()> {
+        Box::pin(async move {
+            places.sort_unstable_by_key(|at| wanted[*at].user);
+            let mut names: Vec<&str> = places.iter().map(|at| wanted[*at].user).collect();
+            names.dedup();
+            let mut domains: Vec<&str> = match self.has_domain {
+                true => places.iter().map(|at| wanted[*at].domain).collect(),
+                false => Vec::new(),
+            };
+            domains.sort_unstable();
+            domains.dedup();
+            let many = domains.len() > 1;
+            let most = if many { names.len().max(domains.len()) } else { names.len() };
+            let Some((size, texts)) =
+                self.find.iter().find(|(size, _)| (1..=*size).contains(&most))
+            else {
+                return Ok(());
+            };
+            let mut query = sqlx::query(&texts[usize::from(many)]);
+            for name in filled(&names, *size) {
+                query = query.bind(name);
+            }
+            for domain in filled(&domains, if many { *size } else { 1 }) {
+                query = query.bind(domain);
+            }
+            let mut rows = query.fetch(connection);
+            while let Some(row) = rows.try_next().await? {
+                let row = read(&row)?;
+                // MySQL's usual rules take "Anna" and "anna " for "anna"; SIP does not (RFC 3261 19.1.4).
+                let from = places.partition_point(|at| wanted[*at].user < row.username.as_str());
+                let of = |at: &&usize| wanted[**at].user == row.username;
+                for at in places[from..].iter().take_while(of) {
+                    let domain = wanted[*at].domain;
+                    if row.domain.as_ref().is_none_or(|of| of == domain) {
+                        found[*at].get_or_insert_with(|| row.clone());
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A user who is looked for.
+#[derive(Clone, Copy, Debug)]
+struct Wanted<'a> {
+    user: &'a str,
+    /// In small letters.
+    domain: &'a str,
+}
+
+/// A list, filled up with its last item.
+fn filled<'a>(list: &'a [&'a str], size: usize) -> impl Iterator<Item = &'a str> {
+    let last = list.last().copied();
+    list.iter()
+        .copied()
+        .chain(std::iter::repeat_with(move || last).map_while(|last| last))
+        .take(size)
+}
+
+/// Whether no row can have what was asked for.
+fn is_beyond(dialect: &dyn Dialect, error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if dialect.is_beyond_column(error.as_ref()))
+}
+
+/// Looks for users, many at once, over a connection of its own: it waits for no other reader.
+#[derive(Debug)]
+pub struct Finder {
+    store: Store,
+    connection: Option<AnyConnection>,
+}
+
+impl Finder {
+    /// Does not go to the database yet.
+    pub fn new(store: &Store) -> Self {
+        Self { store: store.clone(), connection: None }
+    }
+
+    /// The users with these names, of these domains if the table has domains, in the order of the question.
+    /// What [`Store::user`] says of each; up to [`MOST_USERS`] are one query.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], also when the database takes too long. Nothing is known of any of them then.
+    pub async fn users(
+        &mut self,
+        wanted: &[(&str, &str)],
+    ) -> Result<Vec<Option<Credentials>>, Error> {
+        // Taken out: no connection is left in the middle of an answer when nobody waits for that any more.
+        let connection = self.connection.take();
+        let find = async {
+            if let Some(mut connection) = connection {
+                match self.store.find(&mut connection, wanted).await {
+                    Ok(found) => return Ok((connection, found)),
+                    // The database may have closed it long ago, when nobody asked anything.
+                    Err(error) => tracing::debug!(%error, "users are looked for once more"),
+                }
+            }
+            let mut connection = self.store.connect().await?;
+            let found = self.store.find(&mut connection, wanted).await?;
+            Ok((connection, found))
+        };
+        let found = timeout(FIND_TIMEOUT, find).await;
+        let (connection, found) = found.unwrap_or_else(|_| Err(too_slow()))?;
+        self.connection = Some(connection);
+        Ok(found)
+    }
+}
+
+fn too_slow() -> Error {
+    Error::Unavailable(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))
 }
 
 impl Store {
     /// The user with this name, of this domain if the table has domains.
     pub async fn user(&self, username: &str, domain: &str) -> Result<Option<Credentials>, Error> {
-        let queries = &self.inner.queries;
-        // No table has such a user, and PostgreSQL would refuse the question.
-        if username.contains('\0') || domain.contains('\0') {
-            return Ok(None);
-        }
-        let domain = domain.to_ascii_lowercase();
-        let mut query = sqlx::query(&queries.one).bind(username);
-        if queries.has_domain {
-            query = query.bind(domain.as_str());
-        }
         let mut connection = self.reader().await?;
-        let mut rows = query.fetch(&mut *connection);
-        loop {
-            let row = match rows.try_next().await {
-                Ok(Some(row)) => row,
-                Ok(None) => return Ok(None),
-                Err(sqlx::Error::Database(error))
-                    if self.inner.dialect.is_beyond_column(error.as_ref()) =>
-                {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let found = read(&row)?;
-            // MySQL's usual rules take "Anna" and "anna " for "anna"; SIP does not (RFC 3261 19.1.4).
-            if found.username == username
-                && found.domain.as_ref().is_none_or(|found| *found == domain)
-            {
-                return Ok(Some(found));
-            }
-        }
+        let found = self.find(&mut connection, &[(username, domain)]).await?;
+        Ok(found.into_iter().next().flatten())
+    }
+
+    async fn find(
+        &self,
+        connection: &mut AnyConnection,
+        wanted: &[(&str, &str)],
+    ) -> Result<Vec<Option<Credentials>>, Error> {
+        let Inner { queries, dialect, .. } = &*self.inner;
+        let domains: Vec<Cow<'_, str>> = wanted.iter().map(|(_, domain)| small(domain)).collect();
+        let wanted: Vec<Wanted<'_>> = wanted
+            .iter()
+            .zip(&domains)
+            .map(|((user, _), domain)| Wanted { user, domain })
+            .collect();
+        queries.find(*dialect, connection, &wanted).await.map_err(Error::Unavailable)
     }
 
     /// Reads all users, one after another, in no order. Says how many.
@@ -375,6 +540,14 @@ impl Store {
     fn check_own(&self, user: &NewUser) -> Result<(), Error> {
         self.own()?;
         user.check()
+    }
+}
+
+/// In small letters; nearly always it is already.
+fn small(text: &str) -> Cow<'_, str> {
+    match text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(text.to_ascii_lowercase()),
+        false => Cow::Borrowed(text),
     }
 }
 

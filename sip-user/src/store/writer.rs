@@ -7,13 +7,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::{AnyConnection, Connection};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -126,6 +126,7 @@ pub struct Left {
 pub struct Writer {
     shared: Arc<Shared>,
     task: Mutex<Option<JoinHandle<()>>>,
+    alive: watch::Receiver<()>,
 }
 
 impl Writer {
@@ -139,8 +140,20 @@ impl Writer {
             progress: Notify::new(),
             counts: Counts::default(),
         });
-        let task = tokio::spawn(Task::new(store.clone(), Arc::clone(&shared)).run());
-        Self { shared, task: Mutex::new(Some(task)) }
+        let (lives, alive) = watch::channel(());
+        let task = Task::new(store.clone(), Arc::clone(&shared));
+        let task = tokio::spawn(async move {
+            // Goes with the task, however that ends.
+            let _lives = lives;
+            task.run().await;
+        });
+        Self { shared, task: Mutex::new(Some(task)), alive }
+    }
+
+    /// Returns when its task has ended: it was stopped, or it has failed and nothing is written any more.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut alive = self.alive.clone();
+        async move { while alive.changed().await.is_ok() {} }
     }
 
     /// Writes a new binding, or the new state of one.
@@ -173,9 +186,14 @@ impl Writer {
         self.shared.count(taken)
     }
 
-    /// What it has done, and how it is.
+    /// What it has done, and how it is. Waits for nothing.
     pub fn counters(&self) -> Counters {
         self.shared.counters()
+    }
+
+    /// Changes of bindings that wait now. Waits for nothing.
+    pub fn waiting_bindings(&self) -> usize {
+        self.shared.counts.waiting_bindings.load(Ordering::Acquire)
     }
 
     /// Writes what waits without waiting for more, and says whether nothing waits any longer.
@@ -289,6 +307,9 @@ struct Counts {
     batches: AtomicU64,
     reconnects: AtomicU64,
     connected: AtomicBool,
+    /// What waits, beside the queue: who only counts need not wait for the queue.
+    waiting_bindings: AtomicUsize,
+    waiting_cdrs: AtomicUsize,
 }
 
 fn add(counter: &AtomicU64, number: usize) {
@@ -317,6 +338,7 @@ impl Shared {
         }
         queue.bindings.insert(key, state);
         queue.order.push_back(key);
+        self.note(&queue);
         self.tell(&queue);
         Ok(())
     }
@@ -330,8 +352,15 @@ impl Shared {
             return Err(Refused::Full);
         }
         queue.cdrs.push_back(record);
+        self.note(&queue);
         self.tell(&queue);
         Ok(())
+    }
+
+    fn note(&self, queue: &Queue) {
+        // Released, so that who has seen that something was taken also sees that it waits.
+        self.counts.waiting_bindings.store(queue.waiting_bindings(), Ordering::Release);
+        self.counts.waiting_cdrs.store(queue.waiting_cdrs(), Ordering::Release);
     }
 
     /// Wakes the task when a first change waits, or a full batch.
@@ -348,10 +377,6 @@ impl Shared {
     }
 
     fn counters(&self) -> Counters {
-        let (waiting_bindings, waiting_cdrs) = {
-            let queue = self.queue();
-            (queue.waiting_bindings() as u64, queue.waiting_cdrs() as u64)
-        };
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
         Counters {
@@ -365,8 +390,8 @@ impl Shared {
             failed_cdrs: of(&counts.failed_cdrs),
             batches: of(&counts.batches),
             reconnects: of(&counts.reconnects),
-            waiting_bindings,
-            waiting_cdrs,
+            waiting_bindings: counts.waiting_bindings.load(Ordering::Acquire) as u64,
+            waiting_cdrs: counts.waiting_cdrs.load(Ordering::Acquire) as u64,
             connected: counts.connected.load(Ordering::Relaxed),
         }
     }
@@ -416,6 +441,7 @@ impl Shared {
         let cdrs = queue.cdrs.drain(..records).collect();
         queue.flying_bindings = Arc::new(bindings);
         queue.flying_cdrs = Arc::new(cdrs);
+        self.note(&queue);
         Batch { bindings: Arc::clone(&queue.flying_bindings), cdrs: Arc::clone(&queue.flying_cdrs) }
     }
 
@@ -427,6 +453,7 @@ impl Shared {
             queue.hurry = false;
             queue.release(KEPT_BATCHES * self.settings.batch);
         }
+        self.note(&queue);
         drop(queue);
         self.progress.notify_waiters();
     }
