@@ -365,7 +365,7 @@ fn error(number: u32) -> Error {
     }
 }
 
-const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
+const CRLF: u32 = u16::from_le_bytes(*b"\r\n") as u32;
 
 /// What a line that does not end by CR LF at `at` is guilty of.
 #[inline(always)]
@@ -440,7 +440,7 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
             && method_end != 0
             && uri_end > uri
             && t.word(uri_end) | LOWER == literal(b" sip/2.0")
-            && t.word(uri_end + 8) as u16 == CRLF;
+            && t.short(uri_end, 8) == CRLF;
         if right {
             index.headers = uri_end + 10;
             index.line = uri_end + 10;
@@ -458,10 +458,10 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
 #[inline(always)]
 fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), Error> {
     let mut end = find_control(t, t.fresh(0));
-    if t.word(end) as u16 != CRLF && t.more() {
+    if t.short(end, 0) != CRLF && t.more() {
         end = find_control(t, t.fresh(0));
     }
-    if t.word(end) as u16 != CRLF {
+    if t.short(end, 0) != CRLF {
         // A tab is a control character here: no place in a start line allows one.
         return fail(index, control(t, end));
     }
@@ -570,16 +570,25 @@ const fn methods() -> [(u64, Method); 1 << METHODS_BITS] {
 #[inline(always)]
 fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
-    let mut end = find_control(t, start);
-    if t.word(end) as u16 != CRLF {
-        if t.more() {
-            // Once more, with what stood as zeros.
-            return true;
-        }
-        end = find_end(t, start, end);
-        if t.word(end) as u16 != CRLF {
-            index.error = control(t, end) as u32;
-            return false;
+    // By way of memory: the verifier would walk what follows once for each word that a line may end in.
+    // SAFETY: a field of ours; volatile keeps the trip.
+    let mut end = unsafe {
+        (&raw mut index.line).write_volatile(t.near_control(start));
+        (&raw const index.line).read_volatile()
+    };
+    if t.short(end, 0) != CRLF {
+        end = find_control(t, start);
+        if t.short(end, 0) != CRLF {
+            if t.more() {
+                // Once more, with what stood as zeros.
+                index.line = start;
+                return true;
+            }
+            end = find_end(t, start, end);
+            if t.short(end, 0) != CRLF {
+                index.error = control(t, end) as u32;
+                return false;
+            }
         }
     }
     if end == start {
@@ -593,60 +602,75 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
         return false;
     }
     let [word, more] = t.pair(start);
-    let (kind, colon_end) = match known(word, more) {
-        Some((kind, len)) => (kind, start + len),
-        None => {
-            if word as u8 == b' ' || word as u8 == b'\t' {
-                return continuation(index, count, end);
-            }
-            let Some((kind, colon)) = name(t, word, start, end) else {
-                index.error = Error::HeaderName as u32;
-                return false;
-            };
-            (kind, colon + 1)
+    if let Some(name) = known(word, more) {
+        let two = t.short(start, name.len);
+        // One space is what nearly everybody writes.
+        if two & 0xff == 0x20 && two > 0x20ff {
+            // The three places are sums of the first with what the name says.
+            let line = (start as u64 * 0x1_0001_0001)
+                .wrapping_add(name.line)
+                .wrapping_add((end.wrapping_sub(start) as u64) << 32);
+            note(index, count, line, name.bit, name.place);
+            return true;
         }
+        let value = skip_blank(t, start + name.len as u32);
+        note(index, count, line(start, value, end, name.kind()), name.bit, name.place);
+        return true;
+    }
+    if word as u8 == b' ' || word as u8 == b'\t' {
+        return continuation(index, count, end);
+    }
+    let Some((kind, colon)) = name(t, word, start, end) else {
+        index.error = Error::HeaderName as u32;
+        return false;
     };
-    let value = skip_blank(t, colon_end);
-    let number = count + 1;
-    index.count = number;
-    // A line is these eight bytes; one store in place of five.
-    let line = start as u64
-        | (value as u64) << 16
-        | (end as u64) << 32
-        | (kind as u64 | (number as u64) << 8) << 48;
-    // SAFETY: the place is below MAX_LINES, a power of two, so it is in the array.
-    unsafe {
-        let place = confine(count, MAX_LINES - 1) as usize;
-        index.lines.as_mut_ptr().add(place).cast::<u64>().write(line.to_le());
-    }
-    if kind != Kind::Other as u32 {
-        note_kind(index, kind, line, number);
-    }
+    let value = skip_blank(t, colon + 1);
+    let kind = confine(kind, KINDS as u32 - 1);
+    let bit = (1u64 << kind) & !1;
+    note(index, count, line(start, value, end, kind), bit, kind as u8 * 8);
     true
 }
 
-/// Keeps the first and the last line of each kind.
+/// A [`Line`] but for its number.
 #[inline(always)]
-fn note_kind(index: &mut Index, kind: u32, line: u64, number: u32) {
-    let kind = confine(kind, KINDS as u32 - 1);
-    let (kinds, bit) = (index.kinds, 1u64 << kind);
-    // SAFETY: masked below KINDS, a power of two, the length of the table; a line is eight bytes.
-    let first = unsafe { index.first.as_mut_ptr().add(kind as usize) };
-    if kinds & bit == 0 {
-        index.kinds = kinds | bit;
-        // SAFETY: as above, and aligned as such.
-        unsafe { first.cast::<u64>().write(line.to_le()) };
-        return;
+fn line(start: u32, value: u32, end: u32, kind: u32) -> u64 {
+    start as u64 | (value as u64) << 16 | (end as u64) << 32 | (kind as u64) << 48
+}
+
+/// Keeps a line, and which are the first and the last of its kind. `bit` is the kind's or zero, `place` is that
+/// of its line in [`Index::first`], in bytes.
+#[inline(always)]
+fn note(index: &mut Index, count: u32, line: u64, bit: u64, place: u8) {
+    let number = count + 1;
+    index.count = number;
+    // A line is these eight bytes; one store in place of five.
+    let line = (line | (number as u64) << 56).to_le();
+    // SAFETY: the place is below MAX_LINES, a power of two, so it is in the array.
+    unsafe {
+        let at = confine(count, MAX_LINES - 1) as usize;
+        index.lines.as_mut_ptr().add(at).cast::<u64>().write(line);
     }
-    // SAFETY: as above, for a table of the same length.
-    let last = unsafe { &mut *index.last.as_mut_ptr().add(kind as usize) };
-    let before = match kinds >> REPEATED & bit {
-        // SAFETY: as above.
-        0 => unsafe { (*first).number },
-        _ => *last,
-    };
-    let apart = before as u32 + 1 != number;
-    index.kinds = kinds | bit << REPEATED | (apart as u64) << (kind + APART);
+    let kinds = index.kinds;
+    if kinds & bit != 0 {
+        return note_repeated(index, kinds, bit, place, number);
+    }
+    index.kinds = kinds | bit;
+    let place = confine(place as u32, 8 * (KINDS as u32 - 1)) as usize;
+    // SAFETY: masked to a multiple of a line's length below that of the table. Kinds that are not told apart get
+    // the place of the first, which nobody reads.
+    unsafe { index.first.as_mut_ptr().byte_add(place).cast::<u64>().write(line) };
+}
+
+/// Another line of a kind.
+#[inline(always)]
+fn note_repeated(index: &mut Index, kinds: u64, bit: u64, place: u8, number: u32) {
+    let kind = confine(place as u32 >> 3, KINDS as u32 - 1) as usize;
+    // SAFETY: masked below KINDS, a power of two, the length of both tables.
+    let (first, last) =
+        unsafe { (&*index.first.as_ptr().add(kind), &mut *index.last.as_mut_ptr().add(kind)) };
+    let before = if kinds >> REPEATED & bit == 0 { first.number } else { *last };
+    let apart = if before as u32 + 1 != number { bit << APART } else { 0 };
+    index.kinds = kinds | bit << REPEATED | apart;
     *last = number as u8;
 }
 
@@ -655,7 +679,7 @@ fn note_kind(index: &mut Index, kind: u32, line: u64, number: u32) {
 fn find_end<T: Text>(t: T, start: u32, at: u32) -> u32 {
     let mut state = (t, start, t.fresh(at));
     repeat(MAX_TEXT, &mut state, |(t, start, at)| {
-        if t.word(*at) as u16 == CRLF {
+        if t.short(*at, 0) == CRLF {
             return false;
         }
         let byte = t.byte(*at);
@@ -684,49 +708,127 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
     let line =
         unsafe { &mut *index.lines.as_mut_ptr().add(confine(count - 1, MAX_LINES - 1) as usize) };
     line.end = end as u16;
-    let line = *line;
     // SAFETY: masked below KINDS, a power of two, the length of the table.
     let first = unsafe {
         &mut *index.first.as_mut_ptr().add(confine(line.kind as u32, KINDS as u32 - 1) as usize)
     };
     if first.number as u32 == count {
-        *first = line;
+        first.end = end as u16;
     }
     true
 }
 
-/// A name as nearly everybody writes it: a header's number and how long the name is with its colon.
-/// None says nothing yet.
+/// A name as nearly everybody writes it. None says nothing yet.
 #[inline(always)]
-fn known(word: u64, more: u64) -> Option<(u32, u32)> {
+fn known(word: u64, more: u64) -> Option<&'static Name> {
     let colon = equal(word, b':');
     if colon == 0 {
-        let (kind, rest) = match word | LOWER {
-            MAX_FORW if head(more | LOWER, 5) == literal(b"ards:") => (Kind::MaxForwards, 5),
-            CONTENT_ if head(more | LOWER, 7) == literal(b"length:") => (Kind::ContentLength, 7),
-            CONTENT_ if head(more | LOWER, 5) == literal(b"type:") => (Kind::Other, 5),
-            RECORD_R if head(more | LOWER, 5) == literal(b"oute:") => (Kind::RecordRoute, 5),
-            USER_AGE if head(more | LOWER, 3) == literal(b"nt:") => (Kind::Other, 3),
-            SUPPORTE if head(more | LOWER, 2) == literal(b"d:") => (Kind::Other, 2),
-            _ => return None,
-        };
-        return Some((kind as u32, 8 + rest));
+        let small = word | LOWER;
+        let at = long_hash(small, more as u8 | 0x20);
+        // SAFETY: LONG_BITS bits count the entries.
+        let entry = unsafe { &*LONG.as_ptr().add(at as usize) };
+        let same = entry.head == small && (more | LOWER) & entry.mask == entry.rest;
+        return same.then_some(&entry.name);
     }
     // Up to and with the first colon.
     let name = (word | LOWER) & (colon ^ colon.wrapping_sub(1));
     let at = name.wrapping_mul(NAMES_HASH) >> (64 - NAMES_BITS);
     // SAFETY: NAMES_BITS bits count the entries.
     let entry = unsafe { &*NAMES.as_ptr().add(at as usize) };
-    (entry.name == name).then_some((entry.kind, entry.len))
+    (entry.name == name).then_some(entry)
 }
 
-/// A name shorter than eight bytes: with its colon, in small letters.
+/// A header's name, and what it says of its line.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct Name {
+    /// With its colon, in small letters; zero of those in [`LONG`].
+    name: u64,
+    /// Its kind's bit in [`Index::kinds`].
+    bit: u64,
+    /// A [`Line`] that starts at zero, and has its value behind one space.
+    line: u64,
+    /// How long it is with its colon.
+    len: u8,
+    /// See [`note`].
+    place: u8,
+}
+
+impl Name {
+    const NONE: Self = Self { name: 0, bit: 0, line: 0, len: 0, place: 0 };
+
+    const fn new(text: &[u8], kind: Kind) -> Self {
+        Self {
+            name: if text.len() > 8 { 0 } else { literal(text) },
+            bit: kind.bit() & !1,
+            line: (text.len() as u64 + 1) << 16 | (kind as u64) << 48,
+            len: text.len() as u8,
+            place: kind as u8 * 8,
+        }
+    }
+
+    #[inline(always)]
+    fn kind(&self) -> u32 {
+        self.place as u32 / 8
+    }
+}
+
+/// A name that is longer than eight bytes with its colon, and at most sixteen.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Name {
-    name: u64,
-    kind: u32,
-    len: u32,
+struct LongName {
+    name: Name,
+    /// The first eight bytes.
+    head: u64,
+    /// The bytes behind them.
+    rest: u64,
+    /// Which bits of `rest` count.
+    mask: u64,
+}
+
+const LONG_BITS: u32 = 3;
+
+/// Gives each name in [`LONG`] an entry of its own; found by trying.
+const LONG_HASH: u64 = 0x149e_259b_5d58_c705;
+
+/// The place in [`LONG`] of a name that starts by `head`, and goes on by `next`.
+#[inline(always)]
+const fn long_hash(head: u64, next: u8) -> u64 {
+    (head ^ (next as u64) << 56).wrapping_mul(LONG_HASH) >> (64 - LONG_BITS)
+}
+
+/// Long names by their hash, as [`NAMES`].
+static LONG: [LongName; 1 << LONG_BITS] = long_names();
+
+const fn long_names() -> [LongName; 1 << LONG_BITS] {
+    const TEXTS: [(&[u8], Kind); 8] = [
+        (b"max-forwards:", Kind::MaxForwards),
+        (b"content-length:", Kind::ContentLength),
+        (b"content-type:", Kind::Other),
+        (b"record-route:", Kind::RecordRoute),
+        (b"user-agent:", Kind::Other),
+        (b"supported:", Kind::Other),
+        (b"allow-events:", Kind::Other),
+        (b"session-expires:", Kind::Other),
+    ];
+    const NONE: LongName = LongName { name: Name::NONE, head: 0, rest: 0, mask: 0 };
+    let mut names = [NONE; 1 << LONG_BITS];
+    let mut i = 0;
+    while i < TEXTS.len() {
+        let (text, kind) = TEXTS[i];
+        let (first, rest) = text.split_at(8);
+        let (first, mask) = (literal(first), u64::MAX >> (64 - 8 * rest.len()));
+        let at = long_hash(first, rest[0]) as usize;
+        assert!(names[at].head == 0, "two names have one hash");
+        names[at] = LongName {
+            name: Name::new(text, kind),
+            head: first,
+            rest: literal(rest) | LOWER & mask,
+            mask,
+        };
+        i += 1;
+    }
+    names
 }
 
 const NAMES_BITS: u32 = 6;
@@ -770,27 +872,22 @@ const fn names() -> [Name; 1 << NAMES_BITS] {
         (b"privacy:", Kind::Other),
         (b"warning:", Kind::Other),
     ];
-    let mut names = [Name { name: 0, kind: 0, len: 0 }; 1 << NAMES_BITS];
+    let mut names = [Name::NONE; 1 << NAMES_BITS];
     let mut i = 0;
     while i < TEXTS.len() {
         let (text, kind) = TEXTS[i];
         let name = literal(text);
         let at = (name.wrapping_mul(NAMES_HASH) >> (64 - NAMES_BITS)) as usize;
         assert!(names[at].name == 0, "two names have one hash");
-        names[at] = Name { name, kind: kind as u32, len: text.len() as u32 };
+        names[at] = Name::new(text, kind);
         i += 1;
     }
     names
 }
 
-const MAX_FORW: u64 = literal(b"max-forw");
-const RECORD_R: u64 = literal(b"record-r");
-const CONTENT_: u64 = literal(b"content-");
 const PROXY_RE: u64 = literal(b"proxy-re");
 const PROXY_AU: u64 = literal(b"proxy-au");
 const AUTHORIZ: u64 = literal(b"authoriz");
-const USER_AGE: u64 = literal(b"user-age");
-const SUPPORTE: u64 = literal(b"supporte");
 
 /// Which header it is, and where its colon stands. Names are tokens, in any case, maybe with white
 /// space before the colon (25.1, HCOLON).
@@ -826,7 +923,7 @@ fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<u32> {
             return None;
         }
         let found = known(name | COLON << (8 * len), 0);
-        return Some(found.map_or(Kind::Other as u32, |(kind, _)| kind));
+        return Some(found.map_or(Kind::Other as u32, Name::kind));
     }
     if below(word, 0x21) != 0 {
         return None;
@@ -835,9 +932,9 @@ fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<u32> {
     let rest = len - 8;
     if rest > 0
         && rest < 8
-        && let Some((kind, _)) = known(word, head(more, rest) | COLON << (8 * rest))
+        && let Some(found) = known(word, head(more, rest) | COLON << (8 * rest))
     {
-        return Some(kind);
+        return Some(found.kind());
     }
     let is = |want: &'static [u8]| rest == want.len() as u32 && head(more, rest) == literal(want);
     let kind = match word {

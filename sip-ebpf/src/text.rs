@@ -47,6 +47,25 @@ pub trait Text: Copy {
             | d.wrapping_sub(LOWER)
     }
 
+    /// A place at or behind `at` that nothing below space stands before: of the next byte that is, or is above
+    /// 0x9f, or 128 bytes on.
+    #[inline(always)]
+    fn near_control(self, at: u32) -> u32 {
+        for i in (0..128).step_by(8) {
+            let marks = self.word(at + i).wrapping_sub(LOWER) & HIGHS;
+            if marks != 0 {
+                return at + i + first(marks);
+            }
+        }
+        at + 128
+    }
+
+    /// The byte at `at + more` and the next one, in the lower half.
+    #[inline(always)]
+    fn short(self, at: u32, more: u8) -> u32 {
+        self.word(at + more as u32) as u32 & 0xffff
+    }
+
     /// `value`, in a way that hides from the BPF verifier what is known of it. Loops need it:
     /// without it the verifier walks them once for each value. Nothing on the host.
     fn fresh(self, value: u32) -> u32 {

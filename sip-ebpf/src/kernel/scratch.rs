@@ -48,6 +48,16 @@ pub(super) struct Scratch {
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
 }
 
+/// Where the text stands in the memory: an offset that loads and stores carry, so that one register is the base
+/// of all.
+pub(super) const TEXT_AT: i16 = core::mem::offset_of!(Scratch, text) as i16;
+
+/// Where what goes out stands.
+const OUT_AT: i16 = core::mem::offset_of!(Scratch, out) as i16;
+
+/// Where the front stands, of that.
+const FRONT_AT: i16 = OUT_AT + HEAD as i16;
+
 impl Scratch {
     /// The start of the text.
     ///
@@ -121,7 +131,7 @@ impl Out {
     pub(super) fn put_head(&self, at: u32, word: u64) {
         let at = asm::mask::<{ HEAD - 1 }>(at);
         // SAFETY: `at` is below HEAD, and `out` is longer than HEAD and eight bytes.
-        unsafe { asm::store(Scratch::out(self.scratch).add(at as usize), word) };
+        unsafe { asm::store::<OUT_AT>(self.scratch.cast::<u8>().add(at as usize), word) };
     }
 
     /// Puts four bytes into the headers.
@@ -138,17 +148,29 @@ impl Sink for Out {
     fn put(&mut self, at: u32, word: u64) {
         let at = asm::mask::<{ FRONT - 1 }>(at);
         // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
-        unsafe { asm::store(Scratch::out(self.scratch).add((HEAD + at) as usize), word) };
+        unsafe { asm::store::<FRONT_AT>(self.scratch.cast::<u8>().add(at as usize), word) };
     }
 
     #[inline(always)]
     fn put_run<const N: usize>(&mut self, at: u32, word: impl Fn(usize) -> u64) {
         const { assert!(N * 8 <= FRONT_SLACK as usize) };
         let at = asm::mask::<{ FRONT - 1 }>(at);
-        for i in 0..N {
-            // SAFETY: `at` is below FRONT, and what follows is FRONT_SLACK long.
-            unsafe {
-                asm::store(Scratch::out(self.scratch).add((HEAD + at) as usize + 8 * i), word(i));
+        // SAFETY: `at` is below FRONT, and what follows is FRONT_SLACK long.
+        unsafe {
+            let to = self.scratch.cast::<u8>().add(at as usize);
+            // Four at one place, for an address takes as much as a store.
+            for i in (0..N).step_by(4) {
+                let to = to.add(8 * i);
+                asm::store::<FRONT_AT>(to, word(i));
+                if i + 1 < N {
+                    asm::store::<{ FRONT_AT + 8 }>(to, word(i + 1));
+                }
+                if i + 2 < N {
+                    asm::store::<{ FRONT_AT + 16 }>(to, word(i + 2));
+                }
+                if i + 3 < N {
+                    asm::store::<{ FRONT_AT + 24 }>(to, word(i + 3));
+                }
             }
         }
     }

@@ -5,11 +5,11 @@ use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::repeat::{repeat_few, step};
-use sip_ebpf::text::{LOWER, SLACK, Text};
+use sip_ebpf::text::{HIGHS, LOWER, SLACK, Text, first};
 
 use super::asm;
 use super::frame::IP_UDP;
-use super::scratch::{Scratch, TEXT, fresh};
+use super::scratch::{Scratch, TEXT, TEXT_AT, fresh};
 
 /// How much is read at first. It holds the headers of nearly all messages, and bodies are not looked
 /// at; what has longer headers is read whole when the scan gets there.
@@ -77,7 +77,8 @@ impl Fill<'_> {
             self.done = false;
             return false;
         }
-        let (from, to) = (from as *const u8, self.t.at(at));
+        // SAFETY: in the text, as below.
+        let (from, to) = (from as *const u8, unsafe { self.t.at(at).add(TEXT_AT as usize) });
         // SAFETY: compared with the end of the packet; at most `last`, so what is written ends with the
         // text. The verifier, which does not know `last`, sees that it stays in the entry.
         unsafe {
@@ -123,18 +124,19 @@ impl<'a> Bytes<'a> {
         }
     }
 
+    /// [`TEXT_AT`] bytes before a place of the text. Accesses reach at most SLACK further.
     #[inline(always)]
     fn at(self, at: u32) -> *mut u8 {
         let at = asm::mask::<{ TEXT - 1 }>(at);
-        // SAFETY: `at` is below TEXT, and accesses reach at most SLACK further.
-        unsafe { Scratch::text(self.scratch).add(at as usize) }
+        // SAFETY: `at` is below TEXT, and the memory is longer.
+        unsafe { self.scratch.cast::<u8>().add(at as usize) }
     }
 
     /// Changes eight bytes of the text.
     #[inline(always)]
     pub(super) fn set(self, at: u32, word: u64) {
         // SAFETY: `at` keeps the write in the text.
-        unsafe { asm::store(self.at(at), word) };
+        unsafe { asm::store::<TEXT_AT>(self.at(at), word) };
     }
 }
 
@@ -147,32 +149,59 @@ impl Text for Bytes<'_> {
     #[inline(always)]
     fn word(self, at: u32) -> u64 {
         // SAFETY: `at` keeps the read in the text.
-        unsafe { asm::load::<0>(self.at(at)) }
+        unsafe { asm::load::<TEXT_AT>(self.at(at)) }
     }
 
     #[inline(always)]
     fn byte(self, at: u32) -> u8 {
         // SAFETY: `at` keeps the read in the text.
-        unsafe { *self.at(at) }
+        unsafe { *self.at(at).add(TEXT_AT as usize) }
     }
 
     #[inline(always)]
     fn pair(self, at: u32) -> [u64; 2] {
         let at = self.at(at);
         // SAFETY: `at` keeps the read in the text and the zeros behind it.
-        unsafe { [asm::load::<0>(at), asm::load::<8>(at)] }
+        unsafe { [asm::load::<TEXT_AT>(at), asm::load::<{ TEXT_AT + 8 }>(at)] }
     }
 
     #[inline(always)]
     fn four(self, at: u32) -> [u64; 4] {
+        let at = self.at(at);
         // SAFETY: `at` keeps the read in the text and the zeros behind it.
-        unsafe { asm::load_four(self.at(at)) }
+        unsafe {
+            [
+                asm::load::<TEXT_AT>(at),
+                asm::load::<{ TEXT_AT + 8 }>(at),
+                asm::load::<{ TEXT_AT + 16 }>(at),
+                asm::load::<{ TEXT_AT + 24 }>(at),
+            ]
+        }
     }
 
     #[inline(always)]
     fn borrows_four(self, at: u32) -> u64 {
         // SAFETY: `at` keeps the read in the text and the zeros behind it.
-        unsafe { asm::less_four(self.at(at), LOWER) }
+        unsafe { asm::less_four(self.at(at).add(TEXT_AT as usize), LOWER) }
+    }
+
+    #[inline(always)]
+    fn near_control(self, at: u32) -> u32 {
+        let from = self.at(at);
+        // SAFETY: `at` keeps the read in the text and the zeros behind it, and one of those stops the search.
+        let (mut far, mut borrows) = unsafe { asm::first_borrow::<TEXT_AT>(from, LOWER, HIGHS) };
+        if borrows == 0 {
+            // SAFETY: as above; the memory is longer.
+            (far, borrows) = unsafe { asm::first_borrow::<{ TEXT_AT + 64 }>(from, LOWER, HIGHS) };
+            far += 64;
+        }
+        at + far as u32 + first(borrows)
+    }
+
+    #[inline(always)]
+    fn short(self, at: u32, more: u8) -> u32 {
+        // SAFETY: `at` keeps the read in the text, and the memory is more than 255 bytes longer.
+        unsafe { asm::load_short::<TEXT_AT>(self.at(at).add(more as usize)) }
     }
 
     #[inline(always)]
