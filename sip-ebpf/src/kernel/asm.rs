@@ -221,6 +221,109 @@ pub(super) unsafe fn less_four(from: *const u8, by: u64) -> u64 {
     all
 }
 
+/// As [`first_borrow`], for what [`sip_ebpf::text::delimiters`] marks.
+///
+/// # Safety
+/// 64 bytes must be readable.
+#[inline(always)]
+pub(super) unsafe fn first_delimiter<const OFFSET: i16>(from: *const u8) -> (u64, u64) {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let (word, at);
+    // SAFETY: the caller's promise. The jumps are those of `first_borrow`.
+    unsafe {
+        asm!(
+            "{word} = *(u64 *)({from} + {a})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +58",
+            "{word} = *(u64 *)({from} + {b})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +52",
+            "{word} = *(u64 *)({from} + {c})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +46",
+            "{word} = *(u64 *)({from} + {d})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +40",
+            "{word} = *(u64 *)({from} + {e})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +34",
+            "{word} = *(u64 *)({from} + {f})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +28",
+            "{word} = *(u64 *)({from} + {g})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +22",
+            "{word} = *(u64 *)({from} + {h})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +16",
+            "{at} = 64",
+            "goto +15",
+            "{at} = 0",
+            "goto +13",
+            "{at} = 8",
+            "goto +11",
+            "{at} = 16",
+            "goto +9",
+            "{at} = 24",
+            "goto +7",
+            "{at} = 32",
+            "goto +5",
+            "{at} = 40",
+            "goto +3",
+            "{at} = 48",
+            "goto +1",
+            "{at} = 56",
+            word = out(reg) word, other = out(reg) _, at = out(reg) at, from = in(reg) from,
+            hyphens = in(reg) ONES * b'-' as u64, semicolons = in(reg) ONES * b';' as u64,
+            ones = in(reg) ONES, highs = in(reg) ONES << 7,
+            a = const OFFSET, b = const OFFSET + 8, c = const OFFSET + 16, d = const OFFSET + 24,
+            e = const OFFSET + 32, f = const OFFSET + 40, g = const OFFSET + 48, h = const OFFSET + 56,
+            options(pure, readonly, nostack)
+        );
+    }
+    (at, word)
+}
+
 /// Puts four bytes, maybe unaligned.
 ///
 /// # Safety
