@@ -13,6 +13,7 @@ use sip_ebpf::text::SLACK;
 use super::asm;
 use super::frame::Frame;
 use super::maps::LOCALS;
+use super::tables::Known;
 
 /// Longest payload that is read; a power of two, for reads are masked.
 pub(super) const TEXT: u32 = 2048;
@@ -135,6 +136,14 @@ impl Out {
         unsafe { asm::store::<OUT_AT>(self.scratch.cast::<u8>().add(at as usize), word) };
     }
 
+    /// The eight bytes at `at` of the front.
+    #[inline(always)]
+    pub(super) fn get(&self, at: u32) -> u64 {
+        let at = asm::mask::<{ FRONT - 1 }>(at);
+        // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
+        unsafe { asm::load::<FRONT_AT>(self.scratch.cast::<u8>().add(at as usize)) }
+    }
+
     /// Puts four bytes into the headers.
     #[inline(always)]
     pub(super) fn put_head_half(&self, at: u32, word: u32) {
@@ -179,6 +188,35 @@ impl Sink for Out {
     #[inline(always)]
     fn fresh(&self, value: u32) -> u32 {
         fresh(self.scratch, value)
+    }
+}
+
+/// The front of a message whose sender is known.
+pub(super) struct KnownFront {
+    pub(super) out: Out,
+    pub(super) from: *mut Known,
+}
+
+impl Sink for KnownFront {
+    #[inline(always)]
+    fn put(&mut self, at: u32, word: u64) {
+        self.out.put(at, word);
+    }
+
+    #[inline(always)]
+    fn put_run<const N: usize>(&mut self, at: u32, word: impl Fn(usize) -> u64) {
+        self.out.put_run::<N>(at, word);
+    }
+
+    #[inline(always)]
+    fn put_received(&mut self, at: u32, _src: Endpoint, rport: bool) -> u32 {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        unsafe { (*self.from).put_received(&mut self.out, at, rport) }
+    }
+
+    #[inline(always)]
+    fn fresh(&self, value: u32) -> u32 {
+        self.out.fresh(value)
     }
 }
 

@@ -149,7 +149,7 @@ fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checks
 }
 
 /// Bytes stored in a round.
-const ROUND: u32 = 64;
+const ROUND: u32 = 128;
 
 /// Writes headers and front over the start of the packet.
 ///
@@ -163,10 +163,10 @@ fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
     let mut state =
         Store { ctx, scratch, from, at: fresh(scratch, 0), last: len.wrapping_sub(ROUND) };
     if len < ROUND {
-        // A keepalive's answer, or the start line of a response: 32 bytes twice cover it.
-        return state.short(len);
+        // A keepalive's answer, or the start line of a response: a piece twice covers it.
+        return if len < 64 { state.twice::<32>(len) } else { state.twice::<64>(len) };
     }
-    repeat_few::<8, _, _>(FRONT / ROUND + 4, &mut state, |s| s.round());
+    repeat_few::<4, _, _>(FRONT / ROUND + 4, &mut state, |s| s.round());
 }
 
 struct Store<'a> {
@@ -186,18 +186,27 @@ impl Store<'_> {
         let at = if last { self.last } else { self.at };
         let Some((from, to)) = self.places::<ROUND>(at) else { return false };
         // SAFETY: `places` has compared.
-        unsafe { asm::copy_64(from, to) };
+        unsafe {
+            asm::copy_64(from, to);
+            asm::copy_64(from.add(64), to.add(64));
+        }
         step(&mut self.at, ROUND);
         !last
     }
 
-    /// Writes `len` bytes, 32 to 64.
+    /// Writes `len` bytes, `N` to twice that; `N` is 32 or 64.
     #[inline(always)]
-    fn short(&self, len: u32) {
-        for at in [0, len.wrapping_sub(32)] {
-            if let Some((from, to)) = self.places::<32>(at) {
+    fn twice<const N: u32>(&self, len: u32) {
+        for at in [0, len.wrapping_sub(N)] {
+            if let Some((from, to)) = self.places::<N>(at) {
                 // SAFETY: `places` has compared.
-                unsafe { asm::store_four(to, asm::load_four(from)) };
+                unsafe {
+                    if N == 64 {
+                        asm::copy_64(from, to);
+                    } else {
+                        asm::store_four(to, asm::load_four(from));
+                    }
+                }
             }
         }
     }
