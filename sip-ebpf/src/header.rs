@@ -316,8 +316,14 @@ pub fn host_port<T: Text>(t: T, at: u32, end: u32) -> Result<(u32, u32), Odd> {
 /// A port number, alone in its span.
 #[inline(always)]
 pub fn port<T: Text>(t: T, span: Span) -> Result<u32, Odd> {
-    let (value, n) = digits(t.word(span.at));
-    if n == 0 || n > 5 || span.at + n != span.end || value == 0 || value > 65_535 {
+    let (word, len) = (t.word(span.at), span.end.wrapping_sub(span.at));
+    let (all, value) = if len.wrapping_sub(1) < 4 {
+        short_digits(word, len)
+    } else {
+        let (value, n) = digits(word);
+        (n == 5 && n == len, value)
+    };
+    if !all || value == 0 || value > 65_535 {
         return Err(Odd);
     }
     Ok(value)

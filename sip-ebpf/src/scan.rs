@@ -406,25 +406,17 @@ fn find_control<T: Text>(t: T, at: u32) -> u32 {
     t.fresh(state.1)
 }
 
-/// The first space, control character or zero at or behind `at`.
-#[inline(always)]
-fn find_blank<T: Text>(t: T, at: u32) -> u32 {
-    let mut state = (t, t.fresh(at));
-    repeat(MAX_TEXT / 16 + 2, &mut state, |(t, at)| {
-        let [a, b] = t.pair(*at);
-        let (a, b) = (below(a, 0x21), below(b, 0x21));
-        if a | b == 0 {
-            step(at, 16);
-            return true;
-        }
-        step(at, if a != 0 { first(a) } else { 8 + first(b) });
-        false
-    });
-    t.fresh(state.1)
-}
-
-/// How a status line starts.
+/// How a status line starts, once its letters are small.
 const STATUS_LINE: u64 = literal(b"sip/2.0 ");
+
+/// What makes the letters of [`STATUS_LINE`] small, and nothing else.
+const STATUS_LETTERS: u64 = literal(b"   ");
+
+/// How a request line ends, once its letters are small.
+const VERSION: u64 = literal(b" sip/2.0");
+
+/// What makes the letters of [`VERSION`] small.
+const VERSION_LETTERS: u64 = literal(b"\0   ");
 
 /// `method SP uri SP SIP/2.0` or `SIP/2.0 SP code SP phrase` (7.1, 7.2).
 #[inline(always)]
@@ -432,14 +424,15 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     let word = t.word(0);
     // As nearly every request starts: each part ends by the first byte that cannot be in it.
     let marks = below(word, 0x21);
-    if marks != 0 && word | LOWER != STATUS_LINE {
+    if marks != 0 && word | STATUS_LETTERS != STATUS_LINE {
         let method_end = first(marks);
         let uri = method_end + 1;
-        let uri_end = find_blank(t, uri);
+        // In rare cases not a blank, and then not the version either.
+        let uri_end = t.settled(t.near_blank(uri));
         let right = t.byte(method_end) == b' '
             && method_end != 0
             && uri_end > uri
-            && t.word(uri_end) | LOWER == literal(b" sip/2.0")
+            && t.word(uri_end) | VERSION_LETTERS == VERSION
             && t.short(uri_end, 8) == CRLF;
         if right {
             index.headers = uri_end + 10;
@@ -457,9 +450,12 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
 /// The start line of a response, of a method longer than seven bytes, or one that is wrong.
 #[inline(always)]
 fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), Error> {
-    let mut end = find_control(t, t.fresh(0));
-    if t.short(end, 0) != CRLF && t.more() {
+    let mut end = t.settled(t.near_control(0));
+    if t.short(end, 0) != CRLF {
         end = find_control(t, t.fresh(0));
+        if t.short(end, 0) != CRLF && t.more() {
+            end = find_control(t, t.fresh(0));
+        }
     }
     if t.short(end, 0) != CRLF {
         // A tab is a control character here: no place in a start line allows one.
@@ -467,7 +463,7 @@ fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), E
     }
     index.headers = end + 2;
     index.line = end + 2;
-    if word | LOWER == STATUS_LINE {
+    if word | STATUS_LETTERS == STATUS_LINE {
         // Status-Line = SIP-Version SP Status-Code SP Reason-Phrase; the phrase may be empty.
         let (code, n) = crate::text::digits(t.word(8));
         if n != 3 || t.byte(11) != b' ' || !(100..700).contains(&code) {
@@ -491,7 +487,7 @@ fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), E
     if method_end == 0 || uri_end <= uri || uri_end >= end {
         return fail(index, Error::StartLine);
     }
-    if uri_end + 8 != end || t.word(uri_end) | LOWER != literal(b" sip/2.0") {
+    if uri_end + 8 != end || t.word(uri_end) | VERSION_LETTERS != VERSION {
         return fail(index, other_version(t, uri_end + 1, end));
     }
     index.method_end = method_end;

@@ -60,6 +60,18 @@ pub trait Text: Copy {
         at + 128
     }
 
+    /// As [`Text::near_control`], for what is below or at space, and above 0xa0.
+    #[inline(always)]
+    fn near_blank(self, at: u32) -> u32 {
+        for i in (0..128).step_by(8) {
+            let marks = self.word(at + i).wrapping_sub(ONES * 0x21) & HIGHS;
+            if marks != 0 {
+                return at + i + first(marks);
+            }
+        }
+        at + 128
+    }
+
     /// A place at or behind `at` that no delimiter stands before (see [`delimiters`]): of the next byte that is
     /// below a hyphen, a semicolon, or above 0x7f, or 64 bytes on.
     #[inline(always)]
@@ -126,7 +138,8 @@ impl Text for &[u8] {
     }
 }
 
-const ONES: u64 = 0x0101_0101_0101_0101;
+/// One in each byte.
+pub const ONES: u64 = 0x0101_0101_0101_0101;
 /// The highest bit of each byte: where marks stand.
 pub const HIGHS: u64 = 0x8080_8080_8080_8080;
 
@@ -263,38 +276,40 @@ fn hex8_of(nibbles: u64) -> u64 {
 /// read as octal.
 #[inline(always)]
 pub fn ipv4<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
-    let (a, at) = octet(t, at)?;
-    let (b, at) = octet(t, dot(t, at)?)?;
-    let (c, at) = octet(t, dot(t, at)?)?;
-    let (d, at) = octet(t, dot(t, at)?)?;
+    let (a, at, next) = octet(t, at)?;
+    let (b, at, next) = octet(t, dot(at, next)?)?;
+    let (c, at, next) = octet(t, dot(at, next)?)?;
+    let (d, at, _) = octet(t, dot(at, next)?)?;
     Some((u32::from_le(a | b << 8 | c << 16 | d << 24), at))
 }
 
 #[inline(always)]
-fn dot<T: Text>(t: T, at: u32) -> Option<u32> {
-    (t.byte(at) == b'.').then_some(at + 1)
+fn dot(at: u32, next: u8) -> Option<u32> {
+    (next == b'.').then_some(at + 1)
 }
 
-/// Up to three digits. What a fourth one would be is for the caller, who knows what must follow.
+/// Up to three digits, where they end, and what stands there. What a fourth one would be is for the caller, who
+/// knows what must follow.
 #[inline(always)]
-fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
+fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32, u8)> {
     let word = t.word(at);
-    let digit = |i: u32| ((word >> (8 * i)) as u8).wrapping_sub(b'0') as u32;
+    let byte = |i: u32| (word >> (8 * i)) as u8;
+    let digit = |i: u32| byte(i).wrapping_sub(b'0') as u32;
     let (a, b, c) = (digit(0), digit(1), digit(2));
     if a > 9 {
         return None;
     }
     if b > 9 {
-        return Some((a, at + 1));
+        return Some((a, at + 1, byte(1)));
     }
     if a == 0 {
         return None;
     }
     if c > 9 {
-        return Some((a * 10 + b, at + 2));
+        return Some((a * 10 + b, at + 2, byte(2)));
     }
     let value = a * 100 + b * 10 + c;
-    (value < 256).then_some((value, at + 3))
+    (value < 256).then_some((value, at + 3, byte(3)))
 }
 
 /// The decimal digits of an octet and a dot, the first in the lowest byte; how many bytes that is

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::repeat::{repeat_few, step};
-use sip_ebpf::text::{HIGHS, LOWER, SLACK, Text, first};
+use sip_ebpf::text::{HIGHS, LOWER, ONES, SLACK, Text, first};
 
 use super::asm;
 use super::frame::IP_UDP;
@@ -163,6 +163,20 @@ impl<'a> Bytes<'a> {
         unsafe { self.scratch.cast::<u8>().add(at as usize) }
     }
 
+    /// See [`Text::near_control`] and [`Text::near_blank`]; `limits` are what bytes are below.
+    #[inline(always)]
+    fn near_below(self, at: u32, limits: u64) -> u32 {
+        let from = self.at(at);
+        // SAFETY: `at` keeps the read in the text and the zeros behind it, and one of those stops the search.
+        let (mut far, mut borrows) = unsafe { asm::first_borrow::<TEXT_AT>(from, limits, HIGHS) };
+        if borrows == 0 {
+            // SAFETY: as above; the memory is longer.
+            (far, borrows) = unsafe { asm::first_borrow::<{ TEXT_AT + 64 }>(from, limits, HIGHS) };
+            far += 64;
+        }
+        at + far as u32 + first(borrows)
+    }
+
     /// Changes eight bytes of the text.
     #[inline(always)]
     pub(super) fn set(self, at: u32, word: u64) {
@@ -218,15 +232,12 @@ impl Text for Bytes<'_> {
 
     #[inline(always)]
     fn near_control(self, at: u32) -> u32 {
-        let from = self.at(at);
-        // SAFETY: `at` keeps the read in the text and the zeros behind it, and one of those stops the search.
-        let (mut far, mut borrows) = unsafe { asm::first_borrow::<TEXT_AT>(from, LOWER, HIGHS) };
-        if borrows == 0 {
-            // SAFETY: as above; the memory is longer.
-            (far, borrows) = unsafe { asm::first_borrow::<{ TEXT_AT + 64 }>(from, LOWER, HIGHS) };
-            far += 64;
-        }
-        at + far as u32 + first(borrows)
+        self.near_below(at, LOWER)
+    }
+
+    #[inline(always)]
+    fn near_blank(self, at: u32) -> u32 {
+        self.near_below(at, ONES * 0x21)
     }
 
     #[inline(always)]
