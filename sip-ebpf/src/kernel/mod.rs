@@ -176,6 +176,7 @@ fn sip(
     }
     if matches!(reason, Reason::ResponseForwarded) {
         s.plan.hops_len = 0;
+        s.plan.record = 0;
         s.frame.hops_delta = 0;
         s.front = edit::response(t, &s.plan, &mut out);
     } else {
@@ -183,7 +184,7 @@ fn sip(
         s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut out);
     }
     fits(s.front)?;
-    let action = send::forward(ctx, scratch)?;
+    let action = send::forward(ctx, scratch, kernel.from())?;
     if matches!(reason, Reason::InviteSteered)
         && let Some(steered) = STEERED.get_ptr_mut(s.plan.slot)
     {

@@ -7,12 +7,13 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
-use sip_ebpf::tables::{Config, Endpoint, Local};
+use sip_ebpf::tables::{Config, Endpoint, Local, RECORD_ROUTE_TEXT, VIA_TEXT};
 use sip_ebpf::text::SLACK;
 
 use super::asm;
 use super::frame::Frame;
 use super::maps::LOCALS;
+use super::send;
 use super::tables::Known;
 
 /// Longest payload that is read; a power of two, for reads are masked.
@@ -37,6 +38,8 @@ pub(super) struct Scratch {
     local_generation: u64,
     /// A copy of its entry in `LOCALS`.
     pub(super) local: Local,
+    /// Of the lines in it.
+    pub(super) lines: Lines,
     pub(super) plan: Plan,
     pub(super) packet: Packet,
     pub(super) frame: Frame,
@@ -48,6 +51,18 @@ pub(super) struct Scratch {
     pub(super) text: [u8; (TEXT + SLACK) as usize],
     /// What goes out: the headers end at [`HEAD`], the front starts there.
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
+}
+
+/// What the lines that are put in add to a checksum.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Lines {
+    /// The sum of both, Record-Route first, with zeros for all digits.
+    pub(super) sum: u64,
+    /// How far a sum of the cookie's digits is shifted: by eight where they stand at an odd place.
+    pub(super) cookie_shift: u32,
+    /// The same for those of the branch.
+    pub(super) branch_shift: u32,
 }
 
 /// Where the text stands in the memory: an offset that loads and stores carry, so that one register is the base
@@ -101,9 +116,31 @@ impl Scratch {
             // SAFETY: WORDS words are both. Volatile, or the compiler calls a function to copy.
             unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
         }
+        self.sum_lines();
         self.local_of = us;
         self.local_generation = generation;
         true
+    }
+
+    /// Makes `lines` for `local`.
+    #[inline(always)]
+    fn sum_lines(&mut self) {
+        // The digits are '0' there: six words of them, wherever they stand.
+        const DIGITS: u64 = 6 * 4 * 0x3030;
+        let (record_route, via) = (&raw mut self.local.record_route, &raw mut self.local.via);
+        // SAFETY: arrays of ours, of a multiple of four bytes, with zeros behind the lines.
+        let (record_route, via) = unsafe {
+            let via = send::sum_of(via.cast(), VIA_TEXT as u32);
+            (send::sum_of(record_route.cast(), RECORD_ROUTE_TEXT as u32), via)
+        };
+        let shift = |at: u32| (at & 1) * 8;
+        let via_at = self.local.record_route_len;
+        let sum = record_route + (via << shift(via_at)) + send::less(DIGITS);
+        self.lines = Lines {
+            sum: send::fold(sum) as u64,
+            cookie_shift: shift(self.local.cookie_at),
+            branch_shift: shift(via_at + self.local.branch_at),
+        };
     }
 
     /// The start of what goes out.

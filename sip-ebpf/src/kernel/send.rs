@@ -16,11 +16,16 @@ use super::asm;
 use super::frame::IP_UDP;
 use super::hop;
 use super::scratch::{HEAD, Out, Scratch, TEXT, fresh};
+use super::tables::Known;
 use super::text::Bytes;
 
 /// Sends the message on: the front in `scratch.front` for the old one, the rest as it was.
 #[inline(always)]
-pub(super) fn forward(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Reason> {
+pub(super) fn forward(
+    ctx: &XdpContext,
+    scratch: *mut Scratch,
+    from: *const Known,
+) -> Result<u32, Reason> {
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let s = unsafe { &mut *scratch };
     let hop = hop::find(ctx, s.now(), s.plan.next.addr)?;
@@ -29,7 +34,11 @@ pub(super) fn forward(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Re
         return Err(Reason::Mtu);
     }
     let t = Bytes::new(ctx, scratch, s.frame.len);
-    let checksum = if s.frame.checksum == 0 { 0 } else { checksum_of_edit(t, scratch, len) };
+    let checksum = match s.frame.checksum {
+        0 => 0,
+        _ if s.plan.record != 0 => checksum_of_insert(t, scratch, from, len),
+        _ => checksum_of_edit(t, scratch, len),
+    };
     let l2 = ethernet(scratch, hop);
     headers(scratch, s.packet.dst, s.plan.next, len, checksum);
 
@@ -131,14 +140,7 @@ fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checks
     const FIRST: u64 = 0x0045;
     const FRAGMENT: u64 = 0x0040;
     const TTL_PROTOCOL: u64 = 0x1140;
-    let sum = FIRST
-        + ip_len
-        + FRAGMENT
-        + TTL_PROTOCOL
-        + (src.addr as u64 & 0xffff)
-        + (src.addr as u64 >> 16)
-        + (dst.addr as u64 & 0xffff)
-        + (dst.addr as u64 >> 16);
+    let sum = FIRST + ip_len + FRAGMENT + TTL_PROTOCOL + src.addr as u64 + dst.addr as u64;
     let ip_checksum = !fold(sum) as u64 & 0xffff;
     let ip = HEAD - IP_UDP;
     out.put_head(ip, FIRST | ip_len << 16 | FRAGMENT << 48);
@@ -258,18 +260,59 @@ fn checksum_of_edit(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
     // SAFETY: the entry of this CPU.
     let s = unsafe { &mut *scratch };
     let old = s.front.old;
-    let before = s.frame.len;
-    // All of the payload, by the old checksum: its complement less the headers.
-    let mut tail = (!s.frame.checksum & 0xffff) as u64;
-    tail += less(head_sum(s.packet.src, s.packet.dst, before));
-    // Max-Forwards was changed in the text already, so what follows counts the new digits.
-    tail += s.frame.hops_delta;
+    let mut tail = payload_sum(s);
     // The tail: all but the old front, whose sum wants zeros behind it.
     t.set(old, 0);
     tail += less(sum_text(scratch, old));
     // At an odd distance each byte changes its place in the 16-bit words: as if multiplied by 256.
     tail <<= ((s.front.new ^ old) & 1) * 8;
     fold_udp(tail + sum_out(scratch, s.front.new), s.packet.dst, s.plan.next, len)
+}
+
+/// The same where nothing was cut, and our lines and what the Via says of its sender were put in: their sums are
+/// kept. The lines are of even length together, so what stands between them and the sender keeps its place in the
+/// 16-bit words.
+#[inline(always)]
+fn checksum_of_insert(t: Bytes<'_>, scratch: *mut Scratch, from: *const Known, len: u32) -> u32 {
+    // SAFETY: the entry of this CPU.
+    let s = unsafe { &*scratch };
+    let (old, lines_at) = (s.front.old, s.index.headers);
+    let grown = s.front.new - old;
+    let mut sum = payload_sum(s);
+    if grown & 1 != 0 {
+        // What follows is moved by an odd distance: see above.
+        t.set(old, 0);
+        let front = sum_text(scratch, old);
+        sum = front + ((sum + less(front)) << 8);
+    }
+    let lines_len = s.local.record_route_len + s.local.via_len;
+    let [a, b, c, d] = s.plan.cookie;
+    let cookie = halves(a) + halves(b) + halves(c) + halves(d);
+    let out = Out::new(scratch);
+    let branch_at = lines_at + s.local.record_route_len + s.local.branch_at;
+    let branch = halves(out.get(branch_at)) + halves(out.get(branch_at + 8));
+    let lines = s.lines.sum + (cookie << s.lines.cookie_shift) + (branch << s.lines.branch_shift);
+    sum += lines << ((lines_at & 1) * 8);
+    if grown != lines_len {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        let sender = unsafe { (*from).sum(s.plan.via.rport.at != 0) };
+        sum += sender << ((old & 1) * 8);
+    }
+    fold_udp(sum, s.packet.dst, s.plan.next, len)
+}
+
+/// The sum of all of the payload, by the old checksum: its complement less the headers. Max-Forwards was changed in
+/// the text already.
+#[inline(always)]
+fn payload_sum(s: &Scratch) -> u64 {
+    let headers = head_sum(s.packet.src, s.packet.dst, s.frame.len);
+    (!s.frame.checksum & 0xffff) as u64 + less(headers) + s.frame.hops_delta
+}
+
+/// The sum of eight bytes.
+#[inline(always)]
+pub(super) fn halves(word: u64) -> u64 {
+    (word & 0xffff_ffff) + (word >> 32)
 }
 
 /// The checksum for a payload's sum and its headers; never zero (RFC 768).
@@ -279,19 +322,14 @@ fn fold_udp(payload: u64, src: Endpoint, dst: Endpoint, len: u32) -> u32 {
     if sum == 0 { 0xffff } else { sum }
 }
 
-/// Pseudo header and UDP header, in 16-bit words as they stand in memory.
+/// Pseudo header and UDP header, as they stand in memory. Addresses need not be taken apart: sums count modulo
+/// 65,535, and so the upper half of a word counts as the lower one.
 #[inline(always)]
 fn head_sum(src: Endpoint, dst: Endpoint, len: u32) -> u64 {
     const PROTOCOL: u64 = 0x1100;
     let udp_len = ((len + 8) as u16).to_be() as u64;
-    (src.addr as u64 & 0xffff)
-        + (src.addr as u64 >> 16)
-        + (dst.addr as u64 & 0xffff)
-        + (dst.addr as u64 >> 16)
-        + PROTOCOL
-        + udp_len * 2
-        + src.port as u64
-        + dst.port as u64
+    let ports = src.port as u64 + dst.port as u64;
+    src.addr as u64 + dst.addr as u64 + PROTOCOL + udp_len * 2 + ports
 }
 
 /// What takes a sum away when it is added: sums count modulo 65,535. At most 40 bits, as `sum`.
@@ -328,6 +366,17 @@ fn sum_out(scratch: *mut Scratch, len: u32) -> u64 {
     sum(from, len, FRONT)
 }
 
+/// Sum of `len` bytes, which are a multiple of four and 512 at most.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(super) unsafe fn sum_of(from: *mut u8, len: u32) -> u64 {
+    // SAFETY: the caller's promise.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), len, 0) };
+    sum as u64 & 0xffff_ffff
+}
+
 /// Sum of `len` bytes, filled up to four by what follows. Kernels before 6.13 sum at most 512 bytes
 /// in a call.
 #[inline(always)]
@@ -342,9 +391,7 @@ fn sum(from: *mut u8, len: u32, limit: u32) -> u64 {
             break;
         }
         // SAFETY: `n` is at most 512, and `at + 512` at most `limit`.
-        total += unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.add(at).cast(), n, 0) }
-            as u64
-            & 0xffff_ffff;
+        total += unsafe { sum_of(from.add(at), n) };
         left -= n;
         at += 512;
     }

@@ -10,6 +10,7 @@ use sip_ebpf::tables::{Config, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, source};
 use super::asm;
 use super::maps::{CALLS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, SCHEDULE, SOURCES, TURN};
 use super::scratch::{Out, Scratch};
+use super::send;
 
 /// How many turns are looked at for an active PBX while the daemon has not yet taken a dead one out
 /// of the schedule.
@@ -95,6 +96,8 @@ pub(super) struct Known {
     port: u64,
     /// `;received=address`
     received: [u64; 4],
+    /// The sum of `received`.
+    received_sum: u64,
 }
 
 impl Known {
@@ -107,8 +110,23 @@ impl Known {
         self.port_len = edit::port(self.endpoint, out, 0);
         self.port = out.get(0);
         self.received_len = edit::received(self.endpoint, false, out, 0);
+        // It is longer than two words, and zeros add nothing to the sum.
+        out.put(self.received_len, 0);
+        out.put(self.received_len + 8, 0);
+        self.received_sum = 0;
         for (i, word) in self.received.iter_mut().enumerate() {
             *word = out.get(8 * i as u32);
+            self.received_sum += send::halves(*word);
+        }
+    }
+
+    /// The sum of the texts, as if they stood at an even place; 48 bits at most.
+    #[inline(always)]
+    pub(super) fn sum(&self, rport: bool) -> u64 {
+        if rport {
+            send::halves(self.port) + (self.received_sum << ((self.port_len & 1) * 8))
+        } else {
+            self.received_sum
         }
     }
 
