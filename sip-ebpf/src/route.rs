@@ -82,8 +82,8 @@ pub struct Plan {
     pub hops: u32,
     /// Whether a Record-Route goes in.
     pub record: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Of a response: where the digits of the branch in our Via stand, if that is as we write it; else zero.
+    pub own_digits: u32,
 }
 
 /// Decides. `index` is what [`crate::scan::scan`] found in `t`; `local` is what stands in the table
@@ -397,6 +397,7 @@ fn response<T: Text, W: Tables>(
             Err(reason) => return reason,
         },
     };
+    plan.own_digits = digits;
     let reason = below_ours(t, index, packet, via, (digits, ours), tables, plan);
     // What looks like ours was not read: digits that are none are somebody else's.
     if digits != 0

@@ -63,6 +63,12 @@ pub(super) struct Lines {
     pub(super) cookie_shift: u32,
     /// The same for those of the branch.
     pub(super) branch_shift: u32,
+    /// The sum of the Via alone, with zeros for its digits.
+    pub(super) via: u64,
+    /// How far the sum of its digits is shifted then.
+    pub(super) cut_shift: u32,
+    /// Always zero.
+    pad: u32,
 }
 
 /// Where the text stands in the memory: an offset that loads and stores carry, so that one register is the base
@@ -125,8 +131,8 @@ impl Scratch {
     /// Makes `lines` for `local`.
     #[inline(always)]
     fn sum_lines(&mut self) {
-        // The digits are '0' there: six words of them, wherever they stand.
-        const DIGITS: u64 = 6 * 4 * 0x3030;
+        // The digits are '0' there, in words of eight, wherever they stand.
+        const DIGITS: u64 = 4 * 0x3030;
         let (record_route, via) = (&raw mut self.local.record_route, &raw mut self.local.via);
         // SAFETY: arrays of ours, of a multiple of four bytes, with zeros behind the lines.
         let (record_route, via) = unsafe {
@@ -135,11 +141,14 @@ impl Scratch {
         };
         let shift = |at: u32| (at & 1) * 8;
         let via_at = self.local.record_route_len;
-        let sum = record_route + (via << shift(via_at)) + send::less(DIGITS);
+        let sum = record_route + (via << shift(via_at)) + send::less(6 * DIGITS);
         self.lines = Lines {
             sum: send::fold(sum) as u64,
             cookie_shift: shift(self.local.cookie_at),
             branch_shift: shift(via_at + self.local.branch_at),
+            via: send::fold(via + send::less(2 * DIGITS)) as u64,
+            cut_shift: shift(self.local.branch_at),
+            pad: 0,
         };
     }
 

@@ -11,6 +11,7 @@ use sip_ebpf::edit::{FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
 use sip_ebpf::tables::Endpoint;
+use sip_ebpf::text::{Text, head, literal};
 
 use super::asm;
 use super::frame::IP_UDP;
@@ -37,6 +38,7 @@ pub(super) fn forward(
     let checksum = match s.frame.checksum {
         0 => 0,
         _ if s.plan.record != 0 => checksum_of_insert(t, scratch, from, len),
+        _ if cuts_own_via(t, s) => checksum_of_cut(t, scratch, len),
         _ => checksum_of_edit(t, scratch, len),
     };
     let l2 = ethernet(scratch, hop);
@@ -297,6 +299,33 @@ fn checksum_of_insert(t: Bytes<'_>, scratch: *mut Scratch, from: *const Known, l
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
         let sender = unsafe { (*from).sum(s.plan.via.rport.at != 0) };
         sum += sender << ((old & 1) * 8);
+    }
+    fold_udp(sum, s.packet.dst, s.plan.next, len)
+}
+
+/// Whether what is cut is our Via as we put it in, but for its digits.
+#[inline(always)]
+fn cuts_own_via(t: Bytes<'_>, s: &Scratch) -> bool {
+    let cut = s.plan.cut;
+    s.plan.hops_len == 0
+        && s.plan.own_digits != 0
+        && cut.end - cut.at == s.local.via_len
+        && head(t.word(cut.at), 5) == literal(b"Via: ")
+}
+
+/// The same where our Via was cut, whose sum is kept.
+#[inline(always)]
+fn checksum_of_cut(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
+    // SAFETY: the entry of this CPU.
+    let s = unsafe { &*scratch };
+    let (at, [high, low]) = (s.front.new, t.pair(s.plan.own_digits));
+    let via = s.lines.via + ((halves(high) + halves(low)) << s.lines.cut_shift);
+    let mut sum = payload_sum(s) + less((fold(via) as u64) << ((at & 1) * 8));
+    if s.local.via_len & 1 != 0 {
+        // What follows is moved by an odd distance: see above.
+        t.set(at, 0);
+        let front = sum_text(scratch, at);
+        sum = front + ((sum + less(front)) << 8);
     }
     fold_udp(sum, s.packet.dst, s.plan.next, len)
 }
