@@ -8,7 +8,7 @@ use crate::header::{Span, host_port};
 use crate::repeat::{repeat_few, step};
 use crate::route::{Packet, Plan};
 use crate::scan::{Index, Kind};
-use crate::tables::{Local, RECORD_ROUTE_TEXT, VIA_TEXT};
+use crate::tables::{Endpoint, Local, RECORD_ROUTE_TEXT, VIA_TEXT};
 use crate::text::{Text, dotted, literal};
 
 /// The longest front. A longer one is for the daemon.
@@ -28,6 +28,15 @@ pub trait Sink {
         for i in 0..N {
             self.put(at + 8 * i as u32, word(i));
         }
+    }
+
+    /// Puts what a Via says of who sent it, and says where that ended: [`received`] as it is, or as it was kept.
+    #[inline(always)]
+    fn put_received(&mut self, at: u32, src: Endpoint, rport: bool) -> u32
+    where
+        Self: Sized,
+    {
+        received(src, rport, self, at)
     }
 
     /// As [`Text::fresh`].
@@ -83,7 +92,7 @@ pub fn request<T: Text, S: Sink>(
     }
     let fill = if plan.via.rport.at != 0 { plan.via.rport.at } else { plan.via.end };
     at = copy(t, from, fill, out, at);
-    at = received(t, packet, plan, out, at);
+    at = sender(t, packet, plan, out, at);
     from = fill;
     if cut && !cut_first {
         at = copy(t, from, plan.cut.at, out, at);
@@ -95,22 +104,33 @@ pub fn request<T: Text, S: Sink>(
 /// `=port;received=address` behind an `rport`, or `;received=address` where the sender's own words
 /// differ from where the packet came from (RFC 3261 18.2.1, RFC 3581 4).
 #[inline(always)]
-fn received<T: Text, S: Sink>(t: T, packet: Packet, plan: &Plan, out: &mut S, at: u32) -> u32 {
-    let mut at = at;
-    let via = &plan.via;
-    if via.rport.at != 0 {
-        let (digits, n) = decimal(packet.src.port_number());
-        out.put(at, b'=' as u64 | digits << 8);
-        at += 1 + n;
-    } else if host_port(t, via.sent_by.at, via.sent_by.end)
-        .is_ok_and(|(addr, _)| addr == packet.src.addr)
+fn sender<T: Text, S: Sink>(t: T, packet: Packet, plan: &Plan, out: &mut S, at: u32) -> u32 {
+    let (via, src) = (&plan.via, packet.src);
+    let rport = via.rport.at != 0;
+    if !rport
+        && host_port(t, via.sent_by.at, via.sent_by.end).is_ok_and(|(addr, _)| addr == src.addr)
     {
         return at;
     }
+    let at = out.put_received(at, src, rport);
+    out.fresh(at)
+}
+
+/// Writes `=port` if there is an `rport`, and `;received=address`; says where that ended.
+#[inline(always)]
+pub fn received<S: Sink>(src: Endpoint, rport: bool, out: &mut S, at: u32) -> u32 {
+    let at = if rport { port(src, out, at) } else { at };
     out.put(at, literal(b";receive"));
     out.put(at + 8, literal(b"d="));
-    let at = address(packet.src.addr, out, at + 10);
-    out.fresh(at)
+    address(src.addr, out, at + 10)
+}
+
+/// Writes `=port`; says where that ended.
+#[inline(always)]
+pub fn port<S: Sink>(src: Endpoint, out: &mut S, at: u32) -> u32 {
+    let (digits, n) = decimal(src.port_number());
+    out.put(at, b'=' as u64 | digits << 8);
+    at + 1 + n
 }
 
 /// Writes an IPv4 address; says where it ended.
@@ -189,7 +209,7 @@ pub fn options_answer<T: Text, S: Sink>(
     let end = |kind| index.last(kind).map_or(0, |line| line.end as u32);
     let fill = if plan.via.rport.at != 0 { plan.via.rport.at } else { plan.via.end };
     let mut at = copy(t, start(Kind::Via), fill, out, 16);
-    at = received(t, packet, plan, out, at);
+    at = sender(t, packet, plan, out, at);
     let mut run = Span { at: fill, end: end(Kind::Via) + 2 };
     at = join(t, &mut run, Span { at: start(Kind::From), end: end(Kind::From) + 2 }, out, at);
     at = join(t, &mut run, Span { at: start(Kind::To), end: end(Kind::To) }, out, at);

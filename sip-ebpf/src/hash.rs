@@ -5,9 +5,9 @@
 //! ([`crate::siphash`]). Who does not know the keys finds two texts of one NH with a chance of 2^-32 a try, and
 //! learns of none: what is seen has gone through SipHash.
 
-use crate::repeat::{repeat_few, step};
+use crate::repeat::{repeat, step};
 use crate::siphash::{siphash, siphash_word};
-use crate::text::{Text, below, head, literal};
+use crate::text::{HIGHS, ONES, Text, head, literal};
 
 /// Words of a text that NH takes; longer ones are SipHash's.
 const LANES: u32 = 16;
@@ -48,27 +48,51 @@ pub fn universal<T: Text>(keys: &Keys, t: T, at: u32, end: u32) -> (u64, u64) {
     if len >= 8 * LANES {
         return siphash(keys.secret, t, at, end);
     }
-    let (len, lane) = (t.fresh(len), t.fresh(0));
-    let mut state = Running { keys, t, at: t.fresh(at), end, lane, sum: len as u64, marks: 0 };
-    repeat_few::<4, _, _>(LANES, &mut state, |s| {
+    let (mut sum, mut marks) = (len as u64, 0);
+    // Nearly all texts are this short, and then the place of each word and its key is known.
+    #[cfg(not(all(target_arch = "bpf", feature = "bpf-loop")))]
+    let at = {
+        let ([a, b, c, d], [e, f]) = (t.four(at), t.pair(at + 32));
+        for (i, word) in [a, b, c, d, e, f].into_iter().enumerate() {
+            if len < 8 * (i as u32 + 1) {
+                return last(word, len & 7, keys.lanes[i], sum, marks);
+            }
+            marks |= blanks(word);
+            sum = sum.wrapping_add(product(word, keys.lanes[i]));
+        }
+        at + 48
+    };
+    let lane = t.fresh(if cfg!(all(target_arch = "bpf", feature = "bpf-loop")) { 0 } else { 6 });
+    let mut state = Running { keys, t, at: t.fresh(at), end, lane, sum, marks };
+    repeat(LANES, &mut state, |s| {
         if s.at + 8 > s.end {
             return false;
         }
         let word = s.t.word(s.at);
-        s.marks |= below(word, 0x21);
+        s.marks |= blanks(word);
         s.sum = s.sum.wrapping_add(product(word, s.keys.lane(s.lane)));
         step(&mut s.lane, 1);
         step(&mut s.at, 8);
         true
     });
-    let left = len & 7;
+    (sum, marks) = (state.sum, state.marks);
+    last(t.word(state.at), len & 7, keys.lane(state.lane), sum, marks)
+}
+
+/// What [`universal`] gives, with the last `left` bytes of the text, less than a word.
+#[inline(always)]
+fn last(word: u64, left: u32, lane: u64, sum: u64, marks: u64) -> (u64, u64) {
     if left == 0 {
-        return (state.sum, state.marks);
+        return (sum, marks & HIGHS);
     }
     let mask = head(u64::MAX, left);
-    let word = t.word(state.at);
-    let sum = state.sum.wrapping_add(product(word & mask, keys.lane(state.lane)));
-    (sum, state.marks | below(word | !mask, 0x21))
+    (sum.wrapping_add(product(word & mask, lane)), (marks | blanks(word | !mask)) & HIGHS)
+}
+
+/// The highest bit of a byte is set if it is a control character or a space; other bits say nothing.
+#[inline(always)]
+fn blanks(word: u64) -> u64 {
+    word.wrapping_sub(ONES * 0x21) & !word
 }
 
 struct Running<'a, T> {

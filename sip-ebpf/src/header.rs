@@ -7,7 +7,7 @@
 
 use crate::repeat::{repeat, step};
 use crate::scan::{Index, Kind, Line, REPEATED, find_byte, skip_blank};
-use crate::text::{LOWER, Text, below, digits, equal, first, head, literal};
+use crate::text::{LOWER, Text, digits, equal, first, head, literal, short_digits};
 
 /// Not in the form that the quick reading knows; it may be right all the same.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -127,17 +127,18 @@ fn via_param<T: Text>(t: T, via: &mut Via, line_end: u32) -> bool {
 /// The first `;`, `,`, quote, white space or control character at or behind `at`, or `end`.
 #[inline(always)]
 fn find_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
+    let near = t.settled(t.near_delimiter(at));
+    if near >= end {
+        return end;
+    }
+    if t.byte(near) == b';' { near } else { find_rare_delimiter(t, near, end) }
+}
+
+/// As [`find_delimiter`], where it is no semicolon or far.
+#[inline(always)]
+fn find_rare_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
     let mut state = (t, t.fresh(at), end);
     repeat(crate::scan::MAX_TEXT, &mut state, |(t, at, end)| {
-        // Everything below '-' is looked at: delimiters, and a few characters that are none.
-        let [a, b] = t.pair(*at);
-        let a = below(a, b'-') | equal(a, b';');
-        let b = below(b, b'-') | equal(b, b';');
-        if a | b == 0 {
-            step(at, 16);
-            return *at < *end;
-        }
-        step(at, if a != 0 { first(a) } else { 8 + first(b) });
         if *at >= *end {
             return false;
         }
@@ -146,6 +147,7 @@ fn find_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
             return false;
         }
         step(at, 1);
+        *at = t.settled(t.near_delimiter(*at));
         true
     });
     let at = t.fresh(state.1);
@@ -242,8 +244,14 @@ fn skip_quoted<T: Text>(t: T, at: u32, end: u32) -> u32 {
 /// A number alone in its value, of at most eight digits, such as Max-Forwards or Content-Length.
 #[inline(always)]
 pub fn number<T: Text>(t: T, line: Line) -> Result<u32, Odd> {
-    let (value, n) = digits(t.word(line.value as u32));
-    if n == 0 || line.value as u32 + n != line.end as u32 {
+    let at = line.value as u32;
+    let (word, len) = (t.word(at), (line.end as u32).wrapping_sub(at));
+    if len.wrapping_sub(1) < 4 {
+        let (all, value) = short_digits(word, len);
+        return if all { Ok(value) } else { Err(Odd) };
+    }
+    let (value, n) = digits(word);
+    if n == 0 || n != len {
         return Err(Odd);
     }
     Ok(value)
@@ -253,6 +261,16 @@ pub fn number<T: Text>(t: T, line: Line) -> Result<u32, Odd> {
 #[inline(always)]
 pub fn cseq_fits<T: Text>(t: T, line: Line, method_len: u32) -> Result<(), Odd> {
     let at = line.value as u32;
+    // As nearly everybody writes it: at most four digits, a space, a method of at most eight bytes.
+    let method = (line.end as u32).wrapping_sub(method_len);
+    let n = method.wrapping_sub(at).wrapping_sub(1);
+    if n.wrapping_sub(1) < 4 && method_len.wrapping_sub(1) < 8 {
+        let (all, _) = short_digits(t.word(at), n);
+        let differs = (t.word(method) ^ t.word(0)) << ((64 - method_len * 8) & 63);
+        if all && t.byte(at + n) == b' ' && differs == 0 {
+            return Ok(());
+        }
+    }
     let (high, n) = digits(t.word(at));
     let (low, m) = if n == 8 { digits(t.word(at + 8)) } else { (0, 0) };
     // Ten digits at most: more are beyond 2^31, whatever they are.
@@ -298,8 +316,14 @@ pub fn host_port<T: Text>(t: T, at: u32, end: u32) -> Result<(u32, u32), Odd> {
 /// A port number, alone in its span.
 #[inline(always)]
 pub fn port<T: Text>(t: T, span: Span) -> Result<u32, Odd> {
-    let (value, n) = digits(t.word(span.at));
-    if n == 0 || n > 5 || span.at + n != span.end || value == 0 || value > 65_535 {
+    let (word, len) = (t.word(span.at), span.end.wrapping_sub(span.at));
+    let (all, value) = if len.wrapping_sub(1) < 4 {
+        short_digits(word, len)
+    } else {
+        let (value, n) = digits(word);
+        (n == 5 && n == len, value)
+    };
+    if !all || value == 0 || value > 65_535 {
         return Err(Odd);
     }
     Ok(value)

@@ -151,6 +151,16 @@ mod tests {
     }
 
     #[test]
+    fn both_lines_together_are_of_even_length() {
+        for port in [5, 50, 506, 5060, 50600] {
+            for octets in [[1, 2, 3, 4], [10, 2, 3, 4], [10, 20, 3, 4], [255, 255, 255, 255]] {
+                let local = local(Endpoint::new(octets, port));
+                assert_eq!((local.record_route_len + local.via_len) % 2, 0);
+            }
+        }
+    }
+
+    #[test]
     fn what_is_compared_is_as_long_as_its_masks() {
         let text = |words: &[u64], masks: &[u64], len: u32| {
             let masked =

@@ -82,8 +82,8 @@ pub struct Plan {
     pub hops: u32,
     /// Whether a Record-Route goes in.
     pub record: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Of a response: where the digits of the branch in our Via stand, if that is as we write it; else zero.
+    pub own_digits: u32,
 }
 
 /// Decides. `index` is what [`crate::scan::scan`] found in `t`; `local` is what stands in the table
@@ -390,19 +390,59 @@ fn response<T: Text, W: Tables>(
     tables: &W,
     plan: &mut Plan,
 ) -> Reason {
-    let ours = match own_via(t, via, local, &mut plan.via) {
-        Some(digits) => digits,
-        None => {
-            if header::via(t, via.value as u32, via.end as u32, &mut plan.via).is_err() {
-                return Reason::OddVia;
-            }
-            match cookie::owner(t, plan.via.branch) {
-                Owner::Stateless(digits) => digits,
-                Owner::Daemon => return Reason::DaemonResponse,
-                Owner::Other => return Reason::NotOurResponse,
-            }
-        }
+    let (digits, ours) = match own_via(t, via, local, &mut plan.via) {
+        Some(digits) => (digits, 0),
+        None => match foreign(t, via, plan) {
+            Ok(ours) => (0, ours),
+            Err(reason) => return reason,
+        },
     };
+    plan.own_digits = digits;
+    let reason = below_ours(t, index, packet, via, (digits, ours), tables, plan);
+    // What looks like ours was not read: digits that are none are somebody else's.
+    if digits != 0
+        && !matches!(reason, Reason::ResponseForwarded)
+        && branch_at(t, digits).is_none()
+        && let Err(reason) = foreign(t, via, plan)
+    {
+        return reason;
+    }
+    reason
+}
+
+/// The digits of a branch of ours in a Via that we would write in another way, or why it is none.
+#[inline(always)]
+fn foreign<T: Text>(t: T, via: Line, plan: &mut Plan) -> Result<u64, Reason> {
+    if header::via(t, via.value as u32, via.end as u32, &mut plan.via).is_err() {
+        return Err(Reason::OddVia);
+    }
+    match cookie::owner(t, plan.via.branch) {
+        Owner::Stateless(digits) => Ok(digits),
+        Owner::Daemon => Err(Reason::DaemonResponse),
+        Owner::Other => Err(Reason::NotOurResponse),
+    }
+}
+
+/// The number whose digits stand at `at`.
+#[inline(always)]
+fn branch_at<T: Text>(t: T, at: u32) -> Option<u64> {
+    let [high, low] = t.pair(at);
+    let (high, low) = (crate::text::unhex8(high)?, crate::text::unhex8(low)?);
+    Some((high as u64) << 32 | low as u64)
+}
+
+/// The rest of a response whose top Via is ours: `ours` is where the digits of its branch stand or, where that is
+/// zero, what they say.
+#[inline(always)]
+fn below_ours<T: Text, W: Tables>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    via: Line,
+    ours: (u32, u64),
+    tables: &W,
+    plan: &mut Plan,
+) -> Reason {
     // The next Via stands behind a comma, or in the next line.
     let (next, next_end) = if plan.via.end < via.end as u32 {
         (crate::scan::skip_blank(t, plan.via.end + 1), via.end as u32)
@@ -432,7 +472,14 @@ fn response<T: Text, W: Tables>(
         return Reason::OddHeader;
     }
     plan.call = call;
-    if cookie::branch(keys, call, t, plan.next_via.branch) != ours {
+    let branch = cookie::branch(keys, call, t, plan.next_via.branch);
+    let (digits, ours) = ours;
+    // Digits are made of the number, and only those in capitals are read.
+    let same = match digits {
+        0 => branch == ours,
+        _ => t.pair(digits) == crate::text::hex(branch) || branch_at(t, digits) == Some(branch),
+    };
+    if !same {
         return Reason::BadBranch;
     }
     let Ok(next_hop) = way_back(t, &plan.next_via) else {
@@ -450,10 +497,10 @@ fn response<T: Text, W: Tables>(
     Reason::ResponseForwarded
 }
 
-/// A Via as we write it, which is how it comes back from nearly everybody: the digits of its branch,
-/// and in `found` where it stands. None says nothing yet.
+/// A Via as we write it, which is how it comes back from nearly everybody: where the digits of its branch
+/// should be, and in `found` where it stands. None says nothing yet.
 #[inline(always)]
-fn own_via<T: Text>(t: T, line: Line, local: &Local, found: &mut Via) -> Option<u64> {
+fn own_via<T: Text>(t: T, line: Line, local: &Local, found: &mut Via) -> Option<u32> {
     let at = line.value as u32;
     let mut differs = 0;
     for i in 0..OWN_VIA_WORDS {
@@ -464,10 +511,8 @@ fn own_via<T: Text>(t: T, line: Line, local: &Local, found: &mut Via) -> Option<
     if differs != 0 || (end != line.end as u32 && t.byte(end) != b',') {
         return None;
     }
-    let [high, low] = t.pair(digits);
-    let (high, low) = (crate::text::unhex8(high)?, crate::text::unhex8(low)?);
     (found.at, found.end) = (at, end);
-    Some((high as u64) << 32 | low as u64)
+    Some(digits)
 }
 
 /// Where a response for this Via goes: `received` and `rport` before the sender's own words

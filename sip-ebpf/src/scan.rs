@@ -5,6 +5,7 @@
 //! and [`crate::message`]). Every result lies in an [`Index`], which in the kernel is map memory: the verifier keeps
 //! no track of that, so its states do not multiply.
 
+use self::names::{Name, known};
 use crate::repeat::{repeat, repeat_few, step};
 use crate::text::{HIGHS, LOWER, Text, below, equal, first, head, literal};
 
@@ -365,7 +366,7 @@ fn error(number: u32) -> Error {
     }
 }
 
-const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
+const CRLF: u32 = u16::from_le_bytes(*b"\r\n") as u32;
 
 /// What a line that does not end by CR LF at `at` is guilty of.
 #[inline(always)]
@@ -406,25 +407,17 @@ fn find_control<T: Text>(t: T, at: u32) -> u32 {
     t.fresh(state.1)
 }
 
-/// The first space, control character or zero at or behind `at`.
-#[inline(always)]
-fn find_blank<T: Text>(t: T, at: u32) -> u32 {
-    let mut state = (t, t.fresh(at));
-    repeat(MAX_TEXT / 16 + 2, &mut state, |(t, at)| {
-        let [a, b] = t.pair(*at);
-        let (a, b) = (below(a, 0x21), below(b, 0x21));
-        if a | b == 0 {
-            step(at, 16);
-            return true;
-        }
-        step(at, if a != 0 { first(a) } else { 8 + first(b) });
-        false
-    });
-    t.fresh(state.1)
-}
-
-/// How a status line starts.
+/// How a status line starts, once its letters are small.
 const STATUS_LINE: u64 = literal(b"sip/2.0 ");
+
+/// What makes the letters of [`STATUS_LINE`] small, and nothing else.
+const STATUS_LETTERS: u64 = literal(b"   ");
+
+/// How a request line ends, once its letters are small.
+const VERSION: u64 = literal(b" sip/2.0");
+
+/// What makes the letters of [`VERSION`] small.
+const VERSION_LETTERS: u64 = literal(b"\0   ");
 
 /// `method SP uri SP SIP/2.0` or `SIP/2.0 SP code SP phrase` (7.1, 7.2).
 #[inline(always)]
@@ -432,15 +425,16 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
     let word = t.word(0);
     // As nearly every request starts: each part ends by the first byte that cannot be in it.
     let marks = below(word, 0x21);
-    if marks != 0 && word | LOWER != STATUS_LINE {
+    if marks != 0 && word | STATUS_LETTERS != STATUS_LINE {
         let method_end = first(marks);
         let uri = method_end + 1;
-        let uri_end = find_blank(t, uri);
+        // In rare cases not a blank, and then not the version either.
+        let uri_end = t.settled(t.near_blank(uri));
         let right = t.byte(method_end) == b' '
             && method_end != 0
             && uri_end > uri
-            && t.word(uri_end) | LOWER == literal(b" sip/2.0")
-            && t.word(uri_end + 8) as u16 == CRLF;
+            && t.word(uri_end) | VERSION_LETTERS == VERSION
+            && t.short(uri_end, 8) == CRLF;
         if right {
             index.headers = uri_end + 10;
             index.line = uri_end + 10;
@@ -457,17 +451,20 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
 /// The start line of a response, of a method longer than seven bytes, or one that is wrong.
 #[inline(always)]
 fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), Error> {
-    let mut end = find_control(t, t.fresh(0));
-    if t.word(end) as u16 != CRLF && t.more() {
+    let mut end = t.settled(t.near_control(0));
+    if t.short(end, 0) != CRLF {
         end = find_control(t, t.fresh(0));
+        if t.short(end, 0) != CRLF && t.more() {
+            end = find_control(t, t.fresh(0));
+        }
     }
-    if t.word(end) as u16 != CRLF {
+    if t.short(end, 0) != CRLF {
         // A tab is a control character here: no place in a start line allows one.
         return fail(index, control(t, end));
     }
     index.headers = end + 2;
     index.line = end + 2;
-    if word | LOWER == STATUS_LINE {
+    if word | STATUS_LETTERS == STATUS_LINE {
         // Status-Line = SIP-Version SP Status-Code SP Reason-Phrase; the phrase may be empty.
         let (code, n) = crate::text::digits(t.word(8));
         if n != 3 || t.byte(11) != b' ' || !(100..700).contains(&code) {
@@ -491,7 +488,7 @@ fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), E
     if method_end == 0 || uri_end <= uri || uri_end >= end {
         return fail(index, Error::StartLine);
     }
-    if uri_end + 8 != end || t.word(uri_end) | LOWER != literal(b" sip/2.0") {
+    if uri_end + 8 != end || t.word(uri_end) | VERSION_LETTERS != VERSION {
         return fail(index, other_version(t, uri_end + 1, end));
     }
     index.method_end = method_end;
@@ -570,16 +567,25 @@ const fn methods() -> [(u64, Method); 1 << METHODS_BITS] {
 #[inline(always)]
 fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
-    let mut end = find_control(t, start);
-    if t.word(end) as u16 != CRLF {
-        if t.more() {
-            // Once more, with what stood as zeros.
-            return true;
-        }
-        end = find_end(t, start, end);
-        if t.word(end) as u16 != CRLF {
-            index.error = control(t, end) as u32;
-            return false;
+    // By way of memory: the verifier would walk what follows once for each word that a line may end in.
+    // SAFETY: a field of ours; volatile keeps the trip.
+    let mut end = unsafe {
+        (&raw mut index.line).write_volatile(t.near_control(start));
+        (&raw const index.line).read_volatile()
+    };
+    if t.short(end, 0) != CRLF {
+        end = find_control(t, start);
+        if t.short(end, 0) != CRLF {
+            if t.more() {
+                // Once more, with what stood as zeros.
+                index.line = start;
+                return true;
+            }
+            end = find_end(t, start, end);
+            if t.short(end, 0) != CRLF {
+                index.error = control(t, end) as u32;
+                return false;
+            }
         }
     }
     if end == start {
@@ -593,60 +599,75 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
         return false;
     }
     let [word, more] = t.pair(start);
-    let (kind, colon_end) = match known(word, more) {
-        Some((kind, len)) => (kind, start + len),
-        None => {
-            if word as u8 == b' ' || word as u8 == b'\t' {
-                return continuation(index, count, end);
-            }
-            let Some((kind, colon)) = name(t, word, start, end) else {
-                index.error = Error::HeaderName as u32;
-                return false;
-            };
-            (kind, colon + 1)
+    if let Some(name) = known(word, more) {
+        let two = t.short(start, name.len);
+        // One space is what nearly everybody writes.
+        if two & 0xff == 0x20 && two > 0x20ff {
+            // The three places are sums of the first with what the name says.
+            let line = (start as u64 * 0x1_0001_0001)
+                .wrapping_add(name.line)
+                .wrapping_add((end.wrapping_sub(start) as u64) << 32);
+            note(index, count, line, name.bit, name.place);
+            return true;
         }
+        let value = skip_blank(t, start + name.len as u32);
+        note(index, count, line(start, value, end, name.kind()), name.bit, name.place);
+        return true;
+    }
+    if word as u8 == b' ' || word as u8 == b'\t' {
+        return continuation(index, count, end);
+    }
+    let Some((kind, colon)) = name(t, word, start, end) else {
+        index.error = Error::HeaderName as u32;
+        return false;
     };
-    let value = skip_blank(t, colon_end);
-    let number = count + 1;
-    index.count = number;
-    // A line is these eight bytes; one store in place of five.
-    let line = start as u64
-        | (value as u64) << 16
-        | (end as u64) << 32
-        | (kind as u64 | (number as u64) << 8) << 48;
-    // SAFETY: the place is below MAX_LINES, a power of two, so it is in the array.
-    unsafe {
-        let place = confine(count, MAX_LINES - 1) as usize;
-        index.lines.as_mut_ptr().add(place).cast::<u64>().write(line.to_le());
-    }
-    if kind != Kind::Other as u32 {
-        note_kind(index, kind, line, number);
-    }
+    let value = skip_blank(t, colon + 1);
+    let kind = confine(kind, KINDS as u32 - 1);
+    let bit = (1u64 << kind) & !1;
+    note(index, count, line(start, value, end, kind), bit, kind as u8 * 8);
     true
 }
 
-/// Keeps the first and the last line of each kind.
+/// A [`Line`] but for its number.
 #[inline(always)]
-fn note_kind(index: &mut Index, kind: u32, line: u64, number: u32) {
-    let kind = confine(kind, KINDS as u32 - 1);
-    let (kinds, bit) = (index.kinds, 1u64 << kind);
-    // SAFETY: masked below KINDS, a power of two, the length of the table; a line is eight bytes.
-    let first = unsafe { index.first.as_mut_ptr().add(kind as usize) };
-    if kinds & bit == 0 {
-        index.kinds = kinds | bit;
-        // SAFETY: as above, and aligned as such.
-        unsafe { first.cast::<u64>().write(line.to_le()) };
-        return;
+fn line(start: u32, value: u32, end: u32, kind: u32) -> u64 {
+    start as u64 | (value as u64) << 16 | (end as u64) << 32 | (kind as u64) << 48
+}
+
+/// Keeps a line, and which are the first and the last of its kind. `bit` is the kind's or zero, `place` is that
+/// of its line in [`Index::first`], in bytes.
+#[inline(always)]
+fn note(index: &mut Index, count: u32, line: u64, bit: u64, place: u8) {
+    let number = count + 1;
+    index.count = number;
+    // A line is these eight bytes; one store in place of five.
+    let line = (line | (number as u64) << 56).to_le();
+    // SAFETY: the place is below MAX_LINES, a power of two, so it is in the array.
+    unsafe {
+        let at = confine(count, MAX_LINES - 1) as usize;
+        index.lines.as_mut_ptr().add(at).cast::<u64>().write(line);
     }
-    // SAFETY: as above, for a table of the same length.
-    let last = unsafe { &mut *index.last.as_mut_ptr().add(kind as usize) };
-    let before = match kinds >> REPEATED & bit {
-        // SAFETY: as above.
-        0 => unsafe { (*first).number },
-        _ => *last,
-    };
-    let apart = before as u32 + 1 != number;
-    index.kinds = kinds | bit << REPEATED | (apart as u64) << (kind + APART);
+    let kinds = index.kinds;
+    if kinds & bit != 0 {
+        return note_repeated(index, kinds, bit, place, number);
+    }
+    index.kinds = kinds | bit;
+    let place = confine(place as u32, 8 * (KINDS as u32 - 1)) as usize;
+    // SAFETY: masked to a multiple of a line's length below that of the table. Kinds that are not told apart get
+    // the place of the first, which nobody reads.
+    unsafe { index.first.as_mut_ptr().byte_add(place).cast::<u64>().write(line) };
+}
+
+/// Another line of a kind.
+#[inline(always)]
+fn note_repeated(index: &mut Index, kinds: u64, bit: u64, place: u8, number: u32) {
+    let kind = confine(place as u32 >> 3, KINDS as u32 - 1) as usize;
+    // SAFETY: masked below KINDS, a power of two, the length of both tables.
+    let (first, last) =
+        unsafe { (&*index.first.as_ptr().add(kind), &mut *index.last.as_mut_ptr().add(kind)) };
+    let before = if kinds >> REPEATED & bit == 0 { first.number } else { *last };
+    let apart = if before as u32 + 1 != number { bit << APART } else { 0 };
+    index.kinds = kinds | bit << REPEATED | apart;
     *last = number as u8;
 }
 
@@ -655,7 +676,7 @@ fn note_kind(index: &mut Index, kind: u32, line: u64, number: u32) {
 fn find_end<T: Text>(t: T, start: u32, at: u32) -> u32 {
     let mut state = (t, start, t.fresh(at));
     repeat(MAX_TEXT, &mut state, |(t, start, at)| {
-        if t.word(*at) as u16 == CRLF {
+        if t.short(*at, 0) == CRLF {
             return false;
         }
         let byte = t.byte(*at);
@@ -684,113 +705,19 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
     let line =
         unsafe { &mut *index.lines.as_mut_ptr().add(confine(count - 1, MAX_LINES - 1) as usize) };
     line.end = end as u16;
-    let line = *line;
     // SAFETY: masked below KINDS, a power of two, the length of the table.
     let first = unsafe {
         &mut *index.first.as_mut_ptr().add(confine(line.kind as u32, KINDS as u32 - 1) as usize)
     };
     if first.number as u32 == count {
-        *first = line;
+        first.end = end as u16;
     }
     true
 }
 
-/// A name as nearly everybody writes it: a header's number and how long the name is with its colon.
-/// None says nothing yet.
-#[inline(always)]
-fn known(word: u64, more: u64) -> Option<(u32, u32)> {
-    let colon = equal(word, b':');
-    if colon == 0 {
-        let (kind, rest) = match word | LOWER {
-            MAX_FORW if head(more | LOWER, 5) == literal(b"ards:") => (Kind::MaxForwards, 5),
-            CONTENT_ if head(more | LOWER, 7) == literal(b"length:") => (Kind::ContentLength, 7),
-            CONTENT_ if head(more | LOWER, 5) == literal(b"type:") => (Kind::Other, 5),
-            RECORD_R if head(more | LOWER, 5) == literal(b"oute:") => (Kind::RecordRoute, 5),
-            USER_AGE if head(more | LOWER, 3) == literal(b"nt:") => (Kind::Other, 3),
-            SUPPORTE if head(more | LOWER, 2) == literal(b"d:") => (Kind::Other, 2),
-            _ => return None,
-        };
-        return Some((kind as u32, 8 + rest));
-    }
-    // Up to and with the first colon.
-    let name = (word | LOWER) & (colon ^ colon.wrapping_sub(1));
-    let at = name.wrapping_mul(NAMES_HASH) >> (64 - NAMES_BITS);
-    // SAFETY: NAMES_BITS bits count the entries.
-    let entry = unsafe { &*NAMES.as_ptr().add(at as usize) };
-    (entry.name == name).then_some((entry.kind, entry.len))
-}
-
-/// A name shorter than eight bytes: with its colon, in small letters.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Name {
-    name: u64,
-    kind: u32,
-    len: u32,
-}
-
-const NAMES_BITS: u32 = 6;
-
-/// Gives each name in [`NAMES`] an entry of its own; found by trying.
-const NAMES_HASH: u64 = 0x4155_d7ef_28dd_37eb;
-
-/// Names by their hash: those that are told apart, and others that many messages have.
-static NAMES: [Name; 1 << NAMES_BITS] = names();
-
-const fn names() -> [Name; 1 << NAMES_BITS] {
-    const TEXTS: [(&[u8], Kind); 30] = [
-        (b"via:", Kind::Via),
-        (b"v:", Kind::Via),
-        (b"from:", Kind::From),
-        (b"f:", Kind::From),
-        (b"to:", Kind::To),
-        (b"t:", Kind::To),
-        (b"call-id:", Kind::CallId),
-        (b"i:", Kind::CallId),
-        (b"cseq:", Kind::CSeq),
-        (b"route:", Kind::Route),
-        (b"contact:", Kind::Contact),
-        (b"m:", Kind::Contact),
-        (b"expires:", Kind::Expires),
-        (b"l:", Kind::ContentLength),
-        (b"require:", Kind::Require),
-        (b"c:", Kind::Other),
-        (b"allow:", Kind::Other),
-        (b"k:", Kind::Other),
-        (b"subject:", Kind::Other),
-        (b"s:", Kind::Other),
-        (b"server:", Kind::Other),
-        (b"date:", Kind::Other),
-        (b"x:", Kind::Other),
-        (b"accept:", Kind::Other),
-        (b"event:", Kind::Other),
-        (b"o:", Kind::Other),
-        (b"reason:", Kind::Other),
-        (b"min-se:", Kind::Other),
-        (b"privacy:", Kind::Other),
-        (b"warning:", Kind::Other),
-    ];
-    let mut names = [Name { name: 0, kind: 0, len: 0 }; 1 << NAMES_BITS];
-    let mut i = 0;
-    while i < TEXTS.len() {
-        let (text, kind) = TEXTS[i];
-        let name = literal(text);
-        let at = (name.wrapping_mul(NAMES_HASH) >> (64 - NAMES_BITS)) as usize;
-        assert!(names[at].name == 0, "two names have one hash");
-        names[at] = Name { name, kind: kind as u32, len: text.len() as u32 };
-        i += 1;
-    }
-    names
-}
-
-const MAX_FORW: u64 = literal(b"max-forw");
-const RECORD_R: u64 = literal(b"record-r");
-const CONTENT_: u64 = literal(b"content-");
 const PROXY_RE: u64 = literal(b"proxy-re");
 const PROXY_AU: u64 = literal(b"proxy-au");
 const AUTHORIZ: u64 = literal(b"authoriz");
-const USER_AGE: u64 = literal(b"user-age");
-const SUPPORTE: u64 = literal(b"supporte");
 
 /// Which header it is, and where its colon stands. Names are tokens, in any case, maybe with white
 /// space before the colon (25.1, HCOLON).
@@ -826,7 +753,7 @@ fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<u32> {
             return None;
         }
         let found = known(name | COLON << (8 * len), 0);
-        return Some(found.map_or(Kind::Other as u32, |(kind, _)| kind));
+        return Some(found.map_or(Kind::Other as u32, Name::kind));
     }
     if below(word, 0x21) != 0 {
         return None;
@@ -835,9 +762,9 @@ fn kind<T: Text>(t: T, word: u64, start: u32, len: u32) -> Option<u32> {
     let rest = len - 8;
     if rest > 0
         && rest < 8
-        && let Some((kind, _)) = known(word, head(more, rest) | COLON << (8 * rest))
+        && let Some(found) = known(word, head(more, rest) | COLON << (8 * rest))
     {
-        return Some(kind);
+        return Some(found.kind());
     }
     let is = |want: &'static [u8]| rest == want.len() as u32 && head(more, rest) == literal(want);
     let kind = match word {
@@ -896,6 +823,8 @@ pub fn find_byte<T: Text>(t: T, at: u32, end: u32, byte: u8) -> u32 {
     let at = t.fresh(state.1);
     if at < end { at } else { end }
 }
+
+mod names;
 
 #[cfg(test)]
 mod tests;

@@ -47,9 +47,58 @@ pub trait Text: Copy {
             | d.wrapping_sub(LOWER)
     }
 
+    /// A place at or behind `at` that nothing below space stands before: of the next byte that is, or is above
+    /// 0x9f, or 128 bytes on.
+    #[inline(always)]
+    fn near_control(self, at: u32) -> u32 {
+        for i in (0..128).step_by(8) {
+            let marks = self.word(at + i).wrapping_sub(LOWER) & HIGHS;
+            if marks != 0 {
+                return at + i + first(marks);
+            }
+        }
+        at + 128
+    }
+
+    /// As [`Text::near_control`], for what is below or at space, and above 0xa0.
+    #[inline(always)]
+    fn near_blank(self, at: u32) -> u32 {
+        for i in (0..128).step_by(8) {
+            let marks = self.word(at + i).wrapping_sub(ONES * 0x21) & HIGHS;
+            if marks != 0 {
+                return at + i + first(marks);
+            }
+        }
+        at + 128
+    }
+
+    /// A place at or behind `at` that no delimiter stands before (see [`delimiters`]): of the next byte that is
+    /// below a hyphen, a semicolon, or above 0x7f, or 64 bytes on.
+    #[inline(always)]
+    fn near_delimiter(self, at: u32) -> u32 {
+        for i in (0..64).step_by(8) {
+            let marks = delimiters(self.word(at + i));
+            if marks != 0 {
+                return at + i + first(marks);
+            }
+        }
+        at + 64
+    }
+
+    /// The byte at `at + more` and the next one, in the lower half.
+    #[inline(always)]
+    fn short(self, at: u32, more: u8) -> u32 {
+        self.word(at + more as u32) as u32 & 0xffff
+    }
+
     /// `value`, in a way that hides from the BPF verifier what is known of it. Loops need it:
     /// without it the verifier walks them once for each value. Nothing on the host.
     fn fresh(self, value: u32) -> u32 {
+        value
+    }
+
+    /// As [`Text::fresh`], and hides also which way the value came: several ways are walked as one from here on.
+    fn settled(self, value: u32) -> u32 {
         value
     }
 
@@ -89,7 +138,8 @@ impl Text for &[u8] {
     }
 }
 
-const ONES: u64 = 0x0101_0101_0101_0101;
+/// One in each byte.
+pub const ONES: u64 = 0x0101_0101_0101_0101;
 /// The highest bit of each byte: where marks stand.
 pub const HIGHS: u64 = 0x8080_8080_8080_8080;
 
@@ -125,6 +175,23 @@ pub fn below(word: u64, limit: u8) -> u64 {
 pub fn equal(word: u64, byte: u8) -> u64 {
     let x = word ^ (ONES * byte as u64);
     x.wrapping_sub(ONES) & !x & HIGHS
+}
+
+/// Marks bytes below a hyphen and semicolons, and maybe those above 0x7f: the lowest mark is exact.
+#[inline(always)]
+pub fn delimiters(word: u64) -> u64 {
+    (word.wrapping_sub(ONES * b'-' as u64) | (word ^ (ONES * b';' as u64)).wrapping_sub(ONES))
+        & HIGHS
+}
+
+/// Whether all of the first `n` bytes, 1 to 4, are decimal digits; and their value, if so.
+#[inline(always)]
+pub fn short_digits(word: u64, n: u32) -> (bool, u32) {
+    // To the high end, as in `digits`; what follows the digits goes beyond it.
+    let x = (word as u32 ^ 0x3030_3030) << ((32 - n * 8) & 31);
+    let all = (x.wrapping_add(0x7676_7676) | x) & 0x8080_8080 == 0;
+    let y = x.wrapping_mul(10).wrapping_add(x >> 8) & 0x00ff_00ff;
+    (all, y.wrapping_mul(100).wrapping_add(y >> 16) & 0xffff)
 }
 
 /// Marks bytes that are no decimal digits: the lowest mark is exact.
@@ -209,38 +276,40 @@ fn hex8_of(nibbles: u64) -> u64 {
 /// read as octal.
 #[inline(always)]
 pub fn ipv4<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
-    let (a, at) = octet(t, at)?;
-    let (b, at) = octet(t, dot(t, at)?)?;
-    let (c, at) = octet(t, dot(t, at)?)?;
-    let (d, at) = octet(t, dot(t, at)?)?;
+    let (a, at, next) = octet(t, at)?;
+    let (b, at, next) = octet(t, dot(at, next)?)?;
+    let (c, at, next) = octet(t, dot(at, next)?)?;
+    let (d, at, _) = octet(t, dot(at, next)?)?;
     Some((u32::from_le(a | b << 8 | c << 16 | d << 24), at))
 }
 
 #[inline(always)]
-fn dot<T: Text>(t: T, at: u32) -> Option<u32> {
-    (t.byte(at) == b'.').then_some(at + 1)
+fn dot(at: u32, next: u8) -> Option<u32> {
+    (next == b'.').then_some(at + 1)
 }
 
-/// Up to three digits. What a fourth one would be is for the caller, who knows what must follow.
+/// Up to three digits, where they end, and what stands there. What a fourth one would be is for the caller, who
+/// knows what must follow.
 #[inline(always)]
-fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32)> {
+fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32, u8)> {
     let word = t.word(at);
-    let digit = |i: u32| ((word >> (8 * i)) as u8).wrapping_sub(b'0') as u32;
+    let byte = |i: u32| (word >> (8 * i)) as u8;
+    let digit = |i: u32| byte(i).wrapping_sub(b'0') as u32;
     let (a, b, c) = (digit(0), digit(1), digit(2));
     if a > 9 {
         return None;
     }
     if b > 9 {
-        return Some((a, at + 1));
+        return Some((a, at + 1, byte(1)));
     }
     if a == 0 {
         return None;
     }
     if c > 9 {
-        return Some((a * 10 + b, at + 2));
+        return Some((a * 10 + b, at + 2, byte(2)));
     }
     let value = a * 100 + b * 10 + c;
-    (value < 256).then_some((value, at + 3))
+    (value < 256).then_some((value, at + 3, byte(3)))
 }
 
 /// The decimal digits of an octet and a dot, the first in the lowest byte; how many bytes that is
@@ -318,6 +387,28 @@ mod tests {
             let (value, n) = digits(text.as_bytes().word(0));
             prop_assert_eq!(n as usize, run.len());
             prop_assert_eq!(value, run.parse().unwrap_or(0));
+        }
+
+        #[test]
+        fn short_digits_agree_with_parse(text in "[0-9]{1,4}[^0-9]{0,3}", n in 1u32..=4) {
+            let run: String = text.chars().take_while(char::is_ascii_digit).collect();
+            let (all, value) = short_digits(text.as_bytes().word(0), n);
+            prop_assert_eq!(all, run.len() >= n as usize);
+            if all {
+                prop_assert_eq!(value, run[..n as usize].parse().unwrap());
+            }
+        }
+
+        #[test]
+        fn delimiters_are_marked(bytes: [u8; 8]) {
+            let want = bytes.iter().position(|b| *b < b'-' || *b == b';' || *b > 0x7f);
+            let marks = delimiters(u64::from_le_bytes(bytes));
+            let found = (marks != 0).then(|| first(marks) as usize);
+            // Before one that may be marked or not, nothing is.
+            prop_assert!(found >= want || want.is_none());
+            if want.is_some_and(|at| bytes[at] < 0x80) {
+                prop_assert_eq!(found, want);
+            }
         }
 
         #[test]

@@ -28,14 +28,32 @@ pub(super) unsafe fn load<const OFFSET: i16>(from: *const u8) -> u64 {
     word
 }
 
-/// Puts eight bytes, maybe unaligned.
+/// Two bytes, maybe unaligned, `OFFSET` behind `from`.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(super) unsafe fn load_short<const OFFSET: i16>(from: *const u8) -> u32 {
+    let half: u64;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{0} = *(u16 *)({1} + {offset})", out(reg) half, in(reg) from,
+            offset = const OFFSET, options(pure, readonly, nostack));
+    }
+    half as u32
+}
+
+/// Puts eight bytes, maybe unaligned, `OFFSET` behind `to`.
 ///
 /// # Safety
 /// They must be writable.
 #[inline(always)]
-pub(super) unsafe fn store(to: *mut u8, word: u64) {
+pub(super) unsafe fn store<const OFFSET: i16>(to: *mut u8, word: u64) {
     // SAFETY: the caller's promise.
-    unsafe { asm!("*(u64 *)({0} + 0) = {1}", in(reg) to, in(reg) word, options(nostack)) };
+    unsafe {
+        asm!("*(u64 *)({0} + {offset}) = {1}", in(reg) to, in(reg) word,
+            offset = const OFFSET, options(nostack));
+    }
 }
 
 /// Puts 32 bytes, maybe unaligned.
@@ -99,6 +117,82 @@ pub(super) unsafe fn load_four(from: *const u8) -> [u64; 4] {
     unsafe { [load::<0>(from), load::<8>(from), load::<16>(from), load::<24>(from)] }
 }
 
+/// Looks at 64 bytes in words, from `OFFSET` behind `from` on, until one has a byte below space: how far that
+/// word is, and what is left of it when spaces are taken off, highest bits only. Bytes from 0xa0 on look alike;
+/// 64 and zero if there is neither.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(super) unsafe fn first_borrow<const OFFSET: i16>(
+    from: *const u8,
+    by: u64,
+    highs: u64,
+) -> (u64, u64) {
+    let (word, at);
+    // SAFETY: the caller's promise. Each word that has one jumps to where its own distance is set: the last one's
+    // is eight instructions behind the way of those that have none.
+    unsafe {
+        asm!(
+            "{word} = *(u64 *)({from} + {a})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +30",
+            "{word} = *(u64 *)({from} + {b})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +28",
+            "{word} = *(u64 *)({from} + {c})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +26",
+            "{word} = *(u64 *)({from} + {d})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +24",
+            "{word} = *(u64 *)({from} + {e})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +22",
+            "{word} = *(u64 *)({from} + {f})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +20",
+            "{word} = *(u64 *)({from} + {g})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +18",
+            "{word} = *(u64 *)({from} + {h})",
+            "{word} -= {by}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +16",
+            "{at} = 64",
+            "goto +15",
+            "{at} = 0",
+            "goto +13",
+            "{at} = 8",
+            "goto +11",
+            "{at} = 16",
+            "goto +9",
+            "{at} = 24",
+            "goto +7",
+            "{at} = 32",
+            "goto +5",
+            "{at} = 40",
+            "goto +3",
+            "{at} = 48",
+            "goto +1",
+            "{at} = 56",
+            word = out(reg) word, at = out(reg) at,
+            from = in(reg) from, by = in(reg) by, highs = in(reg) highs,
+            a = const OFFSET, b = const OFFSET + 8, c = const OFFSET + 16, d = const OFFSET + 24,
+            e = const OFFSET + 32, f = const OFFSET + 40, g = const OFFSET + 48, h = const OFFSET + 56,
+            options(pure, readonly, nostack)
+        );
+    }
+    (at, word)
+}
+
 /// 32 bytes in words, each less `by`, ored together: in two registers.
 ///
 /// # Safety
@@ -125,6 +219,109 @@ pub(super) unsafe fn less_four(from: *const u8, by: u64) -> u64 {
         );
     }
     all
+}
+
+/// As [`first_borrow`], for what [`sip_ebpf::text::delimiters`] marks.
+///
+/// # Safety
+/// 64 bytes must be readable.
+#[inline(always)]
+pub(super) unsafe fn first_delimiter<const OFFSET: i16>(from: *const u8) -> (u64, u64) {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let (word, at);
+    // SAFETY: the caller's promise. The jumps are those of `first_borrow`.
+    unsafe {
+        asm!(
+            "{word} = *(u64 *)({from} + {a})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +58",
+            "{word} = *(u64 *)({from} + {b})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +52",
+            "{word} = *(u64 *)({from} + {c})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +46",
+            "{word} = *(u64 *)({from} + {d})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +40",
+            "{word} = *(u64 *)({from} + {e})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +34",
+            "{word} = *(u64 *)({from} + {f})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +28",
+            "{word} = *(u64 *)({from} + {g})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +22",
+            "{word} = *(u64 *)({from} + {h})",
+            "{other} = {word}",
+            "{word} -= {hyphens}",
+            "{other} ^= {semicolons}",
+            "{other} -= {ones}",
+            "{word} |= {other}",
+            "{word} &= {highs}",
+            "if {word} != 0 goto +16",
+            "{at} = 64",
+            "goto +15",
+            "{at} = 0",
+            "goto +13",
+            "{at} = 8",
+            "goto +11",
+            "{at} = 16",
+            "goto +9",
+            "{at} = 24",
+            "goto +7",
+            "{at} = 32",
+            "goto +5",
+            "{at} = 40",
+            "goto +3",
+            "{at} = 48",
+            "goto +1",
+            "{at} = 56",
+            word = out(reg) word, other = out(reg) _, at = out(reg) at, from = in(reg) from,
+            hyphens = in(reg) ONES * b'-' as u64, semicolons = in(reg) ONES * b';' as u64,
+            ones = in(reg) ONES, highs = in(reg) ONES << 7,
+            a = const OFFSET, b = const OFFSET + 8, c = const OFFSET + 16, d = const OFFSET + 24,
+            e = const OFFSET + 32, f = const OFFSET + 40, g = const OFFSET + 48, h = const OFFSET + 56,
+            options(pure, readonly, nostack)
+        );
+    }
+    (at, word)
 }
 
 /// Puts four bytes, maybe unaligned.

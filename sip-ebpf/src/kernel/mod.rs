@@ -24,7 +24,7 @@ use sip_ebpf::tables::{Config, LAYOUT, flag, source};
 use sip_ebpf::text::{Text, literal};
 
 use maps::{CONFIG, COUNTERS, LOG, SCRATCH, STEERED};
-use scratch::{Out, Scratch, TEXT};
+use scratch::{KnownFront, Out, Scratch, TEXT};
 use tables::Kernel;
 use text::Bytes;
 
@@ -91,8 +91,10 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     if config.layout != LAYOUT {
         return Err(Reason::NotConfigured);
     }
-    let kernel = Kernel::new(config, scratch);
-    if config.flags & flag::DENY != 0 && kernel.source(s.packet.src) & source::DENIED != 0 {
+    let Some(kernel) = Kernel::new(config, scratch, s.packet.src) else {
+        return Err(Reason::NotConfigured);
+    };
+    if config.flags & flag::DENY != 0 && kernel.source() & source::DENIED != 0 {
         return Err(Reason::Denied);
     }
     if s.frame.len == u32::MAX {
@@ -162,7 +164,11 @@ fn sip(
     if !matches!(reason.way(), Way::Sent) {
         return Err(reason);
     }
-    let mut out = Out::new(scratch);
+    let mut out = KnownFront { out: Out::new(scratch), from: kernel.from() };
+    if !matches!(reason, Reason::ResponseForwarded) {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        unsafe { (*out.from).make_texts(&mut out.out) };
+    }
     if matches!(reason, Reason::OptionsAnswered) {
         s.front = edit::options_answer(t, &s.index, s.packet, &s.plan, &mut out);
         fits(s.front)?;
@@ -170,6 +176,7 @@ fn sip(
     }
     if matches!(reason, Reason::ResponseForwarded) {
         s.plan.hops_len = 0;
+        s.plan.record = 0;
         s.frame.hops_delta = 0;
         s.front = edit::response(t, &s.plan, &mut out);
     } else {
@@ -177,7 +184,7 @@ fn sip(
         s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut out);
     }
     fits(s.front)?;
-    let action = send::forward(ctx, scratch)?;
+    let action = send::forward(ctx, scratch, kernel.from())?;
     if matches!(reason, Reason::InviteSteered)
         && let Some(steered) = STEERED.get_ptr_mut(s.plan.slot)
     {

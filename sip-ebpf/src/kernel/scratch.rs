@@ -7,12 +7,14 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
-use sip_ebpf::tables::{Config, Endpoint, Local};
+use sip_ebpf::tables::{Config, Endpoint, Local, RECORD_ROUTE_TEXT, VIA_TEXT};
 use sip_ebpf::text::SLACK;
 
 use super::asm;
 use super::frame::Frame;
 use super::maps::LOCALS;
+use super::send;
+use super::tables::Known;
 
 /// Longest payload that is read; a power of two, for reads are masked.
 pub(super) const TEXT: u32 = 2048;
@@ -36,17 +38,48 @@ pub(super) struct Scratch {
     local_generation: u64,
     /// A copy of its entry in `LOCALS`.
     pub(super) local: Local,
+    /// Of the lines in it.
+    pub(super) lines: Lines,
     pub(super) plan: Plan,
     pub(super) packet: Packet,
     pub(super) frame: Frame,
     pub(super) front: Front,
     /// How much of the text has been read from the packet.
     pub(super) loaded: u32,
-    pad: u32,
+    /// See [`sip_ebpf::text::Text::settled`].
+    pub(super) settled: u32,
     pub(super) text: [u8; (TEXT + SLACK) as usize],
     /// What goes out: the headers end at [`HEAD`], the front starts there.
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
 }
+
+/// What the lines that are put in add to a checksum.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Lines {
+    /// The sum of both, Record-Route first, with zeros for all digits.
+    pub(super) sum: u64,
+    /// How far a sum of the cookie's digits is shifted: by eight where they stand at an odd place.
+    pub(super) cookie_shift: u32,
+    /// The same for those of the branch.
+    pub(super) branch_shift: u32,
+    /// The sum of the Via alone, with zeros for its digits.
+    pub(super) via: u64,
+    /// How far the sum of its digits is shifted then.
+    pub(super) cut_shift: u32,
+    /// Always zero.
+    pad: u32,
+}
+
+/// Where the text stands in the memory: an offset that loads and stores carry, so that one register is the base
+/// of all.
+pub(super) const TEXT_AT: i16 = core::mem::offset_of!(Scratch, text) as i16;
+
+/// Where what goes out stands.
+const OUT_AT: i16 = core::mem::offset_of!(Scratch, out) as i16;
+
+/// Where the front stands, of that.
+const FRONT_AT: i16 = OUT_AT + HEAD as i16;
 
 impl Scratch {
     /// The start of the text.
@@ -89,9 +122,34 @@ impl Scratch {
             // SAFETY: WORDS words are both. Volatile, or the compiler calls a function to copy.
             unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
         }
+        self.sum_lines();
         self.local_of = us;
         self.local_generation = generation;
         true
+    }
+
+    /// Makes `lines` for `local`.
+    #[inline(always)]
+    fn sum_lines(&mut self) {
+        // The digits are '0' there, in words of eight, wherever they stand.
+        const DIGITS: u64 = 4 * 0x3030;
+        let (record_route, via) = (&raw mut self.local.record_route, &raw mut self.local.via);
+        // SAFETY: arrays of ours, of a multiple of four bytes, with zeros behind the lines.
+        let (record_route, via) = unsafe {
+            let via = send::sum_of(via.cast(), VIA_TEXT as u32);
+            (send::sum_of(record_route.cast(), RECORD_ROUTE_TEXT as u32), via)
+        };
+        let shift = |at: u32| (at & 1) * 8;
+        let via_at = self.local.record_route_len;
+        let sum = record_route + (via << shift(via_at)) + send::less(6 * DIGITS);
+        self.lines = Lines {
+            sum: send::fold(sum) as u64,
+            cookie_shift: shift(self.local.cookie_at),
+            branch_shift: shift(via_at + self.local.branch_at),
+            via: send::fold(via + send::less(2 * DIGITS)) as u64,
+            cut_shift: shift(self.local.branch_at),
+            pad: 0,
+        };
     }
 
     /// The start of what goes out.
@@ -121,7 +179,15 @@ impl Out {
     pub(super) fn put_head(&self, at: u32, word: u64) {
         let at = asm::mask::<{ HEAD - 1 }>(at);
         // SAFETY: `at` is below HEAD, and `out` is longer than HEAD and eight bytes.
-        unsafe { asm::store(Scratch::out(self.scratch).add(at as usize), word) };
+        unsafe { asm::store::<OUT_AT>(self.scratch.cast::<u8>().add(at as usize), word) };
+    }
+
+    /// The eight bytes at `at` of the front.
+    #[inline(always)]
+    pub(super) fn get(&self, at: u32) -> u64 {
+        let at = asm::mask::<{ FRONT - 1 }>(at);
+        // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
+        unsafe { asm::load::<FRONT_AT>(self.scratch.cast::<u8>().add(at as usize)) }
     }
 
     /// Puts four bytes into the headers.
@@ -138,17 +204,29 @@ impl Sink for Out {
     fn put(&mut self, at: u32, word: u64) {
         let at = asm::mask::<{ FRONT - 1 }>(at);
         // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
-        unsafe { asm::store(Scratch::out(self.scratch).add((HEAD + at) as usize), word) };
+        unsafe { asm::store::<FRONT_AT>(self.scratch.cast::<u8>().add(at as usize), word) };
     }
 
     #[inline(always)]
     fn put_run<const N: usize>(&mut self, at: u32, word: impl Fn(usize) -> u64) {
         const { assert!(N * 8 <= FRONT_SLACK as usize) };
         let at = asm::mask::<{ FRONT - 1 }>(at);
-        for i in 0..N {
-            // SAFETY: `at` is below FRONT, and what follows is FRONT_SLACK long.
-            unsafe {
-                asm::store(Scratch::out(self.scratch).add((HEAD + at) as usize + 8 * i), word(i));
+        // SAFETY: `at` is below FRONT, and what follows is FRONT_SLACK long.
+        unsafe {
+            let to = self.scratch.cast::<u8>().add(at as usize);
+            // Four at one place, for an address takes as much as a store.
+            for i in (0..N).step_by(4) {
+                let to = to.add(8 * i);
+                asm::store::<FRONT_AT>(to, word(i));
+                if i + 1 < N {
+                    asm::store::<{ FRONT_AT + 8 }>(to, word(i + 1));
+                }
+                if i + 2 < N {
+                    asm::store::<{ FRONT_AT + 16 }>(to, word(i + 2));
+                }
+                if i + 3 < N {
+                    asm::store::<{ FRONT_AT + 24 }>(to, word(i + 3));
+                }
             }
         }
     }
@@ -156,6 +234,35 @@ impl Sink for Out {
     #[inline(always)]
     fn fresh(&self, value: u32) -> u32 {
         fresh(self.scratch, value)
+    }
+}
+
+/// The front of a message whose sender is known.
+pub(super) struct KnownFront {
+    pub(super) out: Out,
+    pub(super) from: *mut Known,
+}
+
+impl Sink for KnownFront {
+    #[inline(always)]
+    fn put(&mut self, at: u32, word: u64) {
+        self.out.put(at, word);
+    }
+
+    #[inline(always)]
+    fn put_run<const N: usize>(&mut self, at: u32, word: impl Fn(usize) -> u64) {
+        self.out.put_run::<N>(at, word);
+    }
+
+    #[inline(always)]
+    fn put_received(&mut self, at: u32, _src: Endpoint, rport: bool) -> u32 {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        unsafe { (*self.from).put_received(&mut self.out, at, rport) }
+    }
+
+    #[inline(always)]
+    fn fresh(&self, value: u32) -> u32 {
+        self.out.fresh(value)
     }
 }
 

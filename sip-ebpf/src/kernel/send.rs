@@ -11,16 +11,22 @@ use sip_ebpf::edit::{FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
 use sip_ebpf::tables::Endpoint;
+use sip_ebpf::text::{Text, head, literal};
 
 use super::asm;
 use super::frame::IP_UDP;
 use super::hop;
 use super::scratch::{HEAD, Out, Scratch, TEXT, fresh};
+use super::tables::Known;
 use super::text::Bytes;
 
 /// Sends the message on: the front in `scratch.front` for the old one, the rest as it was.
 #[inline(always)]
-pub(super) fn forward(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Reason> {
+pub(super) fn forward(
+    ctx: &XdpContext,
+    scratch: *mut Scratch,
+    from: *const Known,
+) -> Result<u32, Reason> {
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let s = unsafe { &mut *scratch };
     let hop = hop::find(ctx, s.now(), s.plan.next.addr)?;
@@ -29,7 +35,12 @@ pub(super) fn forward(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Re
         return Err(Reason::Mtu);
     }
     let t = Bytes::new(ctx, scratch, s.frame.len);
-    let checksum = if s.frame.checksum == 0 { 0 } else { checksum_of_edit(t, scratch, len) };
+    let checksum = match s.frame.checksum {
+        0 => 0,
+        _ if s.plan.record != 0 => checksum_of_insert(t, scratch, from, len),
+        _ if cuts_own_via(t, s) => checksum_of_cut(t, scratch, len),
+        _ => checksum_of_edit(t, scratch, len),
+    };
     let l2 = ethernet(scratch, hop);
     headers(scratch, s.packet.dst, s.plan.next, len, checksum);
 
@@ -131,14 +142,7 @@ fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checks
     const FIRST: u64 = 0x0045;
     const FRAGMENT: u64 = 0x0040;
     const TTL_PROTOCOL: u64 = 0x1140;
-    let sum = FIRST
-        + ip_len
-        + FRAGMENT
-        + TTL_PROTOCOL
-        + (src.addr as u64 & 0xffff)
-        + (src.addr as u64 >> 16)
-        + (dst.addr as u64 & 0xffff)
-        + (dst.addr as u64 >> 16);
+    let sum = FIRST + ip_len + FRAGMENT + TTL_PROTOCOL + src.addr as u64 + dst.addr as u64;
     let ip_checksum = !fold(sum) as u64 & 0xffff;
     let ip = HEAD - IP_UDP;
     out.put_head(ip, FIRST | ip_len << 16 | FRAGMENT << 48);
@@ -149,7 +153,7 @@ fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checks
 }
 
 /// Bytes stored in a round.
-const ROUND: u32 = 64;
+const ROUND: u32 = 128;
 
 /// Writes headers and front over the start of the packet.
 ///
@@ -163,10 +167,10 @@ fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
     let mut state =
         Store { ctx, scratch, from, at: fresh(scratch, 0), last: len.wrapping_sub(ROUND) };
     if len < ROUND {
-        // A keepalive's answer, or the start line of a response: 32 bytes twice cover it.
-        return state.short(len);
+        // A keepalive's answer, or the start line of a response: a piece twice covers it.
+        return if len < 64 { state.twice::<32>(len) } else { state.twice::<64>(len) };
     }
-    repeat_few::<8, _, _>(FRONT / ROUND + 4, &mut state, |s| s.round());
+    repeat_few::<4, _, _>(FRONT / ROUND + 4, &mut state, |s| s.round());
 }
 
 struct Store<'a> {
@@ -186,18 +190,27 @@ impl Store<'_> {
         let at = if last { self.last } else { self.at };
         let Some((from, to)) = self.places::<ROUND>(at) else { return false };
         // SAFETY: `places` has compared.
-        unsafe { asm::copy_64(from, to) };
+        unsafe {
+            asm::copy_64(from, to);
+            asm::copy_64(from.add(64), to.add(64));
+        }
         step(&mut self.at, ROUND);
         !last
     }
 
-    /// Writes `len` bytes, 32 to 64.
+    /// Writes `len` bytes, `N` to twice that; `N` is 32 or 64.
     #[inline(always)]
-    fn short(&self, len: u32) {
-        for at in [0, len.wrapping_sub(32)] {
-            if let Some((from, to)) = self.places::<32>(at) {
+    fn twice<const N: u32>(&self, len: u32) {
+        for at in [0, len.wrapping_sub(N)] {
+            if let Some((from, to)) = self.places::<N>(at) {
                 // SAFETY: `places` has compared.
-                unsafe { asm::store_four(to, asm::load_four(from)) };
+                unsafe {
+                    if N == 64 {
+                        asm::copy_64(from, to);
+                    } else {
+                        asm::store_four(to, asm::load_four(from));
+                    }
+                }
             }
         }
     }
@@ -249,18 +262,86 @@ fn checksum_of_edit(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
     // SAFETY: the entry of this CPU.
     let s = unsafe { &mut *scratch };
     let old = s.front.old;
-    let before = s.frame.len;
-    // All of the payload, by the old checksum: its complement less the headers.
-    let mut tail = (!s.frame.checksum & 0xffff) as u64;
-    tail += less(head_sum(s.packet.src, s.packet.dst, before));
-    // Max-Forwards was changed in the text already, so what follows counts the new digits.
-    tail += s.frame.hops_delta;
+    let mut tail = payload_sum(s);
     // The tail: all but the old front, whose sum wants zeros behind it.
     t.set(old, 0);
     tail += less(sum_text(scratch, old));
     // At an odd distance each byte changes its place in the 16-bit words: as if multiplied by 256.
     tail <<= ((s.front.new ^ old) & 1) * 8;
     fold_udp(tail + sum_out(scratch, s.front.new), s.packet.dst, s.plan.next, len)
+}
+
+/// The same where nothing was cut, and our lines and what the Via says of its sender were put in: their sums are
+/// kept. The lines are of even length together, so what stands between them and the sender keeps its place in the
+/// 16-bit words.
+#[inline(always)]
+fn checksum_of_insert(t: Bytes<'_>, scratch: *mut Scratch, from: *const Known, len: u32) -> u32 {
+    // SAFETY: the entry of this CPU.
+    let s = unsafe { &*scratch };
+    let (old, lines_at) = (s.front.old, s.index.headers);
+    let grown = s.front.new - old;
+    let mut sum = payload_sum(s);
+    if grown & 1 != 0 {
+        // What follows is moved by an odd distance: see above.
+        t.set(old, 0);
+        let front = sum_text(scratch, old);
+        sum = front + ((sum + less(front)) << 8);
+    }
+    let lines_len = s.local.record_route_len + s.local.via_len;
+    let [a, b, c, d] = s.plan.cookie;
+    let cookie = halves(a) + halves(b) + halves(c) + halves(d);
+    let out = Out::new(scratch);
+    let branch_at = lines_at + s.local.record_route_len + s.local.branch_at;
+    let branch = halves(out.get(branch_at)) + halves(out.get(branch_at + 8));
+    let lines = s.lines.sum + (cookie << s.lines.cookie_shift) + (branch << s.lines.branch_shift);
+    sum += lines << ((lines_at & 1) * 8);
+    if grown != lines_len {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        let sender = unsafe { (*from).sum(s.plan.via.rport.at != 0) };
+        sum += sender << ((old & 1) * 8);
+    }
+    fold_udp(sum, s.packet.dst, s.plan.next, len)
+}
+
+/// Whether what is cut is our Via as we put it in, but for its digits.
+#[inline(always)]
+fn cuts_own_via(t: Bytes<'_>, s: &Scratch) -> bool {
+    let cut = s.plan.cut;
+    s.plan.hops_len == 0
+        && s.plan.own_digits != 0
+        && cut.end - cut.at == s.local.via_len
+        && head(t.word(cut.at), 5) == literal(b"Via: ")
+}
+
+/// The same where our Via was cut, whose sum is kept.
+#[inline(always)]
+fn checksum_of_cut(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
+    // SAFETY: the entry of this CPU.
+    let s = unsafe { &*scratch };
+    let (at, [high, low]) = (s.front.new, t.pair(s.plan.own_digits));
+    let via = s.lines.via + ((halves(high) + halves(low)) << s.lines.cut_shift);
+    let mut sum = payload_sum(s) + less((fold(via) as u64) << ((at & 1) * 8));
+    if s.local.via_len & 1 != 0 {
+        // What follows is moved by an odd distance: see above.
+        t.set(at, 0);
+        let front = sum_text(scratch, at);
+        sum = front + ((sum + less(front)) << 8);
+    }
+    fold_udp(sum, s.packet.dst, s.plan.next, len)
+}
+
+/// The sum of all of the payload, by the old checksum: its complement less the headers. Max-Forwards was changed in
+/// the text already.
+#[inline(always)]
+fn payload_sum(s: &Scratch) -> u64 {
+    let headers = head_sum(s.packet.src, s.packet.dst, s.frame.len);
+    (!s.frame.checksum & 0xffff) as u64 + less(headers) + s.frame.hops_delta
+}
+
+/// The sum of eight bytes.
+#[inline(always)]
+pub(super) fn halves(word: u64) -> u64 {
+    (word & 0xffff_ffff) + (word >> 32)
 }
 
 /// The checksum for a payload's sum and its headers; never zero (RFC 768).
@@ -270,19 +351,14 @@ fn fold_udp(payload: u64, src: Endpoint, dst: Endpoint, len: u32) -> u32 {
     if sum == 0 { 0xffff } else { sum }
 }
 
-/// Pseudo header and UDP header, in 16-bit words as they stand in memory.
+/// Pseudo header and UDP header, as they stand in memory. Addresses need not be taken apart: sums count modulo
+/// 65,535, and so the upper half of a word counts as the lower one.
 #[inline(always)]
 fn head_sum(src: Endpoint, dst: Endpoint, len: u32) -> u64 {
     const PROTOCOL: u64 = 0x1100;
     let udp_len = ((len + 8) as u16).to_be() as u64;
-    (src.addr as u64 & 0xffff)
-        + (src.addr as u64 >> 16)
-        + (dst.addr as u64 & 0xffff)
-        + (dst.addr as u64 >> 16)
-        + PROTOCOL
-        + udp_len * 2
-        + src.port as u64
-        + dst.port as u64
+    let ports = src.port as u64 + dst.port as u64;
+    src.addr as u64 + dst.addr as u64 + PROTOCOL + udp_len * 2 + ports
 }
 
 /// What takes a sum away when it is added: sums count modulo 65,535. At most 40 bits, as `sum`.
@@ -319,6 +395,17 @@ fn sum_out(scratch: *mut Scratch, len: u32) -> u64 {
     sum(from, len, FRONT)
 }
 
+/// Sum of `len` bytes, which are a multiple of four and 512 at most.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(super) unsafe fn sum_of(from: *mut u8, len: u32) -> u64 {
+    // SAFETY: the caller's promise.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), len, 0) };
+    sum as u64 & 0xffff_ffff
+}
+
 /// Sum of `len` bytes, filled up to four by what follows. Kernels before 6.13 sum at most 512 bytes
 /// in a call.
 #[inline(always)]
@@ -333,9 +420,7 @@ fn sum(from: *mut u8, len: u32, limit: u32) -> u64 {
             break;
         }
         // SAFETY: `n` is at most 512, and `at + 512` at most `limit`.
-        total += unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.add(at).cast(), n, 0) }
-            as u64
-            & 0xffff_ffff;
+        total += unsafe { sum_of(from.add(at), n) };
         left -= n;
         at += 512;
     }

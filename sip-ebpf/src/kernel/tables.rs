@@ -2,13 +2,15 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use sip_ebpf::calls;
+use sip_ebpf::edit::{self, Sink};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{Config, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, source};
 
 use super::asm;
 use super::maps::{CALLS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, SCHEDULE, SOURCES, TURN};
-use super::scratch::Scratch;
+use super::scratch::{Out, Scratch};
+use super::send;
 
 /// How many turns are looked at for an active PBX while the daemon has not yet taken a dead one out
 /// of the schedule.
@@ -20,40 +22,30 @@ pub(super) struct Kernel<'a> {
     /// [`Config::generation`] as it was before any table was read: what is read later is never older.
     generation: u32,
     scratch: *mut Scratch,
+    /// Who sent the packet.
+    from: *mut Known,
 }
 
 impl<'a> Kernel<'a> {
+    /// For a packet from `src`.
     #[inline(always)]
-    pub(super) fn new(config: &'a Config, scratch: *mut Scratch) -> Self {
+    pub(super) fn new(config: &'a Config, scratch: *mut Scratch, src: Endpoint) -> Option<Self> {
         // SAFETY: a field of a map's entry; volatile, or it would be read again behind the tables.
         let generation = unsafe { (&raw const config.generation).read_volatile() };
-        Self { config, generation, scratch }
+        Some(Self { config, generation, scratch, from: known(src, generation)? })
     }
 
-    /// Bits of [`source`] for where a packet comes from.
+    /// What is known of who sent the packet.
     #[inline(always)]
-    pub(super) fn source(&self, src: Endpoint) -> u32 {
-        self.known(src).map_or(0, |known| known.source)
+    pub(super) fn from(&self) -> *mut Known {
+        self.from
     }
 
-    /// What the tables say of an endpoint. Looked up once for each generation and CPU: a trie costs
-    /// as much as a good part of the parsing.
+    /// Bits of [`source`] for where the packet comes from.
     #[inline(always)]
-    fn known(&self, endpoint: Endpoint) -> Option<&Known> {
-        let mix = endpoint.addr ^ endpoint.addr >> 15 ^ (endpoint.port as u32) << 3;
-        let key = asm::mask::<{ KNOWN_LEN - 1 }>(mix ^ mix >> 20);
-        let known = KNOWN.get_ptr_mut(key)?;
+    pub(super) fn source(&self) -> u32 {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
-        let known = unsafe { &mut *known };
-        // A fresh entry is of generation zero, which no daemon starts with.
-        if known.endpoint != endpoint || known.generation != self.generation {
-            // SAFETY: copied at once.
-            known.slot = unsafe { PBX_BY_ADDR.get(endpoint) }.map_or(0, |slot| *slot + 1);
-            known.source = SOURCES.get(&Key::new(32, endpoint.addr)).copied().unwrap_or(0);
-            known.endpoint = endpoint;
-            known.generation = self.generation;
-        }
-        Some(known)
+        unsafe { (*self.from).source }
     }
 
     #[inline(always)]
@@ -61,6 +53,27 @@ impl<'a> Kernel<'a> {
         // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
         unsafe { (*self.scratch).now() }
     }
+}
+
+/// What the tables say of an endpoint. Looked up once for each generation and CPU: a trie costs
+/// as much as a good part of the parsing.
+#[inline(always)]
+fn known(endpoint: Endpoint, generation: u32) -> Option<*mut Known> {
+    let mix = endpoint.addr ^ endpoint.addr >> 15 ^ (endpoint.port as u32) << 3;
+    let key = asm::mask::<{ KNOWN_LEN - 1 }>(mix ^ mix >> 20);
+    let entry = KNOWN.get_ptr_mut(key)?;
+    // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+    let known = unsafe { &mut *entry };
+    // A fresh entry is of generation zero, which no daemon starts with.
+    if known.endpoint != endpoint || known.generation != generation {
+        // SAFETY: copied at once.
+        known.slot = unsafe { PBX_BY_ADDR.get(endpoint) }.map_or(0, |slot| *slot + 1);
+        known.source = SOURCES.get(&Key::new(32, endpoint.addr)).copied().unwrap_or(0);
+        known.endpoint = endpoint;
+        known.generation = generation;
+        known.received_len = 0;
+    }
+    Some(entry)
 }
 
 /// What the tables say of an address and port, as a CPU last read them.
@@ -73,8 +86,61 @@ pub(super) struct Known {
     slot: u32,
     /// Bits of [`source`] for the address.
     source: u32,
+    /// How long `port` is.
+    port_len: u32,
+    /// How long `received` is; zero while neither has been made.
+    received_len: u32,
     /// Always zero.
     pad: u32,
+    /// `=port`, for an `rport`.
+    port: u64,
+    /// `;received=address`
+    received: [u64; 4],
+    /// The sum of `received`.
+    received_sum: u64,
+}
+
+impl Known {
+    /// Makes the texts, once, in `out` where the front will be.
+    #[inline(always)]
+    pub(super) fn make_texts(&mut self, out: &mut Out) {
+        if self.received_len != 0 {
+            return;
+        }
+        self.port_len = edit::port(self.endpoint, out, 0);
+        self.port = out.get(0);
+        self.received_len = edit::received(self.endpoint, false, out, 0);
+        // It is longer than two words, and zeros add nothing to the sum.
+        out.put(self.received_len, 0);
+        out.put(self.received_len + 8, 0);
+        self.received_sum = 0;
+        for (i, word) in self.received.iter_mut().enumerate() {
+            *word = out.get(8 * i as u32);
+            self.received_sum += send::halves(*word);
+        }
+    }
+
+    /// The sum of the texts, as if they stood at an even place; 48 bits at most.
+    #[inline(always)]
+    pub(super) fn sum(&self, rport: bool) -> u64 {
+        if rport {
+            send::halves(self.port) + (self.received_sum << ((self.port_len & 1) * 8))
+        } else {
+            self.received_sum
+        }
+    }
+
+    /// Puts the texts into `out`, at `at`; says where they ended.
+    #[inline(always)]
+    pub(super) fn put_received(&self, out: &mut Out, at: u32, rport: bool) -> u32 {
+        let mut at = at;
+        if rport {
+            out.put(at, self.port);
+            at += self.port_len;
+        }
+        out.put_run::<4>(at, |i| self.received[i]);
+        at + self.received_len
+    }
 }
 
 /// Entries of [`Known`] on a CPU; a power of two.
@@ -92,13 +158,19 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn trusted(&self, src: Endpoint) -> bool {
-        self.source(src) & source::TRUSTED != 0
+    fn trusted(&self, _src: Endpoint) -> bool {
+        self.source() & source::TRUSTED != 0
     }
 
     #[inline(always)]
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
-        self.known(endpoint)?.slot.checked_sub(1)
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        let from = unsafe { &*self.from };
+        if endpoint == from.endpoint {
+            return from.slot.checked_sub(1);
+        }
+        // SAFETY: as above.
+        unsafe { (*known(endpoint, self.generation)?).slot.checked_sub(1) }
     }
 
     #[inline(always)]

@@ -5,11 +5,11 @@ use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::repeat::{repeat_few, step};
-use sip_ebpf::text::{LOWER, SLACK, Text};
+use sip_ebpf::text::{HIGHS, LOWER, ONES, SLACK, Text, first};
 
 use super::asm;
 use super::frame::IP_UDP;
-use super::scratch::{Scratch, TEXT, fresh};
+use super::scratch::{Scratch, TEXT, TEXT_AT, fresh};
 
 /// How much is read at first. It holds the headers of nearly all messages, and bodies are not looked
 /// at; what has longer headers is read whole when the scan gets there.
@@ -17,6 +17,9 @@ const FIRST: u32 = 512;
 
 /// Bytes copied in a round.
 const ROUND: u32 = 128;
+
+/// Bytes copied at once where there are as many.
+const BLOCK: u32 = 256;
 
 /// Reads the start of the message that the packet in `scratch.frame` carries.
 #[inline(always)]
@@ -28,9 +31,18 @@ pub(super) fn load(ctx: &XdpContext, scratch: *mut Scratch) -> Result<Bytes<'_>,
         return Err(Reason::TooLong);
     }
     let t = Bytes::new(ctx, scratch, n);
+    if n >= FIRST {
+        // As an INVITE is, at least: all in one.
+        return if t.copy_block(0) && t.copy_block(BLOCK) {
+            t.end(FIRST);
+            Ok(t)
+        } else {
+            Err(Reason::BadLength)
+        };
+    }
     if n >= ROUND {
-        let first = if n > FIRST { FIRST } else { n };
-        return if fill(t, 0, first) { Ok(t) } else { Err(Reason::BadLength) };
+        let from = if n >= BLOCK + ROUND && t.copy_block(0) { BLOCK } else { 0 };
+        return if fill(t, from, n) { Ok(t) } else { Err(Reason::BadLength) };
     }
     // SAFETY: `n` is less than ROUND.
     let text = unsafe { Scratch::text(scratch) };
@@ -77,7 +89,8 @@ impl Fill<'_> {
             self.done = false;
             return false;
         }
-        let (from, to) = (from as *const u8, self.t.at(at));
+        // SAFETY: in the text, as below.
+        let (from, to) = (from as *const u8, unsafe { self.t.at(at).add(TEXT_AT as usize) });
         // SAFETY: compared with the end of the packet; at most `last`, so what is written ends with the
         // text. The verifier, which does not know `last`, sees that it stays in the entry.
         unsafe {
@@ -104,6 +117,25 @@ impl<'a> Bytes<'a> {
         Self { ctx, scratch, len }
     }
 
+    /// Copies the [`BLOCK`] of the packet's text at `at`, which is [`FIRST`] less that at most. False if it is not there.
+    #[inline(always)]
+    fn copy_block(self, at: u32) -> bool {
+        // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+        let start = unsafe { (*self.scratch).frame.l2 } + IP_UDP;
+        let from = self.ctx.data() + asm::mask::<63>(start) as usize + at as usize;
+        if from + BLOCK as usize > self.ctx.data_end() {
+            return false;
+        }
+        // SAFETY: compared with the end of the packet; the text is longer than FIRST.
+        unsafe {
+            let (from, to) = (from as *const u8, Scratch::text(self.scratch).add(at as usize));
+            for i in (0..BLOCK as usize).step_by(64) {
+                asm::copy_64(from.add(i), to.add(i));
+            }
+        }
+        true
+    }
+
     /// Says that the text is there up to `at`, and puts zeros behind it.
     #[inline(always)]
     fn end(self, at: u32) {
@@ -123,18 +155,33 @@ impl<'a> Bytes<'a> {
         }
     }
 
+    /// [`TEXT_AT`] bytes before a place of the text. Accesses reach at most SLACK further.
     #[inline(always)]
     fn at(self, at: u32) -> *mut u8 {
         let at = asm::mask::<{ TEXT - 1 }>(at);
-        // SAFETY: `at` is below TEXT, and accesses reach at most SLACK further.
-        unsafe { Scratch::text(self.scratch).add(at as usize) }
+        // SAFETY: `at` is below TEXT, and the memory is longer.
+        unsafe { self.scratch.cast::<u8>().add(at as usize) }
+    }
+
+    /// See [`Text::near_control`] and [`Text::near_blank`]; `limits` are what bytes are below.
+    #[inline(always)]
+    fn near_below(self, at: u32, limits: u64) -> u32 {
+        let from = self.at(at);
+        // SAFETY: `at` keeps the read in the text and the zeros behind it, and one of those stops the search.
+        let (mut far, mut borrows) = unsafe { asm::first_borrow::<TEXT_AT>(from, limits, HIGHS) };
+        if borrows == 0 {
+            // SAFETY: as above; the memory is longer.
+            (far, borrows) = unsafe { asm::first_borrow::<{ TEXT_AT + 64 }>(from, limits, HIGHS) };
+            far += 64;
+        }
+        at + far as u32 + first(borrows)
     }
 
     /// Changes eight bytes of the text.
     #[inline(always)]
     pub(super) fn set(self, at: u32, word: u64) {
         // SAFETY: `at` keeps the write in the text.
-        unsafe { asm::store(self.at(at), word) };
+        unsafe { asm::store::<TEXT_AT>(self.at(at), word) };
     }
 }
 
@@ -147,32 +194,74 @@ impl Text for Bytes<'_> {
     #[inline(always)]
     fn word(self, at: u32) -> u64 {
         // SAFETY: `at` keeps the read in the text.
-        unsafe { asm::load::<0>(self.at(at)) }
+        unsafe { asm::load::<TEXT_AT>(self.at(at)) }
     }
 
     #[inline(always)]
     fn byte(self, at: u32) -> u8 {
         // SAFETY: `at` keeps the read in the text.
-        unsafe { *self.at(at) }
+        unsafe { *self.at(at).add(TEXT_AT as usize) }
     }
 
     #[inline(always)]
     fn pair(self, at: u32) -> [u64; 2] {
         let at = self.at(at);
         // SAFETY: `at` keeps the read in the text and the zeros behind it.
-        unsafe { [asm::load::<0>(at), asm::load::<8>(at)] }
+        unsafe { [asm::load::<TEXT_AT>(at), asm::load::<{ TEXT_AT + 8 }>(at)] }
     }
 
     #[inline(always)]
     fn four(self, at: u32) -> [u64; 4] {
+        let at = self.at(at);
         // SAFETY: `at` keeps the read in the text and the zeros behind it.
-        unsafe { asm::load_four(self.at(at)) }
+        unsafe {
+            [
+                asm::load::<TEXT_AT>(at),
+                asm::load::<{ TEXT_AT + 8 }>(at),
+                asm::load::<{ TEXT_AT + 16 }>(at),
+                asm::load::<{ TEXT_AT + 24 }>(at),
+            ]
+        }
     }
 
     #[inline(always)]
     fn borrows_four(self, at: u32) -> u64 {
         // SAFETY: `at` keeps the read in the text and the zeros behind it.
-        unsafe { asm::less_four(self.at(at), LOWER) }
+        unsafe { asm::less_four(self.at(at).add(TEXT_AT as usize), LOWER) }
+    }
+
+    #[inline(always)]
+    fn near_control(self, at: u32) -> u32 {
+        self.near_below(at, LOWER)
+    }
+
+    #[inline(always)]
+    fn near_blank(self, at: u32) -> u32 {
+        self.near_below(at, ONES * 0x21)
+    }
+
+    #[inline(always)]
+    fn near_delimiter(self, at: u32) -> u32 {
+        let from = self.at(at);
+        // SAFETY: `at` keeps the read in the text and the zeros behind it.
+        let (far, marks) = unsafe { asm::first_delimiter::<TEXT_AT>(from) };
+        at + far as u32 + first(marks)
+    }
+
+    #[inline(always)]
+    fn settled(self, value: u32) -> u32 {
+        // SAFETY: the entry of this CPU; volatile keeps the trip.
+        unsafe {
+            let settled = &raw mut (*self.scratch).settled;
+            settled.write_volatile(value);
+            settled.read_volatile()
+        }
+    }
+
+    #[inline(always)]
+    fn short(self, at: u32, more: u8) -> u32 {
+        // SAFETY: `at` keeps the read in the text, and the memory is more than 255 bytes longer.
+        unsafe { asm::load_short::<TEXT_AT>(self.at(at).add(more as usize)) }
     }
 
     #[inline(always)]

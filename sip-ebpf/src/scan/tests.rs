@@ -36,6 +36,9 @@ fn request_lines() {
         ("BYE sip:a@b SIP/2.00", Error::Version),
         ("BYE\tsip:a@b SIP/2.0", Error::ControlCharacter),
         ("BYE sip:a\u{1}@b SIP/2.0", Error::ControlCharacter),
+        ("BYE sip:a@b\0SIP/2.0", Error::ControlCharacter),
+        ("BYE sip:a@b SIP\u{f}2.0", Error::ControlCharacter),
+        ("BYE sip:a@b SIP/\u{12}.0", Error::ControlCharacter),
         ("", Error::StartLine),
         ("x", Error::StartLine),
     ] {
