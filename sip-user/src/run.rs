@@ -9,6 +9,7 @@ mod memory;
 mod registrations;
 mod rows;
 mod stateful;
+mod turns;
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal};
@@ -50,6 +51,7 @@ const BATCHES_IN_A_ROW: usize = 8;
 /// Runs the daemon until SIGTERM or SIGINT. `path` is where `config` was read from, for reloads.
 pub fn run(path: &Path, config: Config) -> Result<()> {
     memory::settle();
+    turns::soon();
     start_log(&config);
     let coalescer = Arc::new(Coalescer::new(config.sip.coalesce));
     let idle = coalescer.clone();

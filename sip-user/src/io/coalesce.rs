@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 const SLOT: Duration = Duration::from_millis(10);
 /// So many datagrams are worth a wake-up: to wait for more would only make them late.
 const ENOUGH: u64 = 4;
+/// Where so many come in the longest pause, they need no help to come together.
+const MANY: u64 = 8;
 
 /// See the module. One thread sleeps by it; any may ask.
 #[derive(Debug)]
@@ -68,11 +70,12 @@ impl Coalescer {
     }
 }
 
-/// The pause for a rate of `count` datagrams in `passed`: until there are enough, and none where not even every
-/// second pause would bring one.
+/// The pause for a rate of `count` datagrams in `passed`: until there are enough. None where not even every second
+/// pause would bring one, and none where so many come that the thread hardly ever finds nothing to do.
 fn pause(longest: Duration, count: u64, passed: Duration) -> Duration {
     let expected = u128::from(count) * longest.as_nanos() * 2 / passed.as_nanos().max(1);
-    if expected == 0 {
+    // It is doubled.
+    if expected == 0 || expected > u128::from(2 * MANY) {
         return Duration::ZERO;
     }
     let enough = passed.saturating_mul(ENOUGH as u32) / u32::try_from(count).unwrap_or(u32::MAX);
@@ -97,7 +100,7 @@ mod tests {
         assert_eq!(at(2000), 300);
         assert_eq!(at(10_000), 300);
         assert_eq!(at(20_000), 200, "four in that time");
-        assert_eq!(at(400_000), 10);
+        assert_eq!(at(400_000), 0, "they come together by themselves");
         assert_eq!(pause(LONGEST, 1, Duration::ZERO), Duration::ZERO);
         assert_eq!(pause(Duration::ZERO, 1000, SLOT), Duration::ZERO);
     }

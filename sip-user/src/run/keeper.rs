@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
-use super::{Node, memory, rows};
+use super::{Node, memory, rows, turns};
 use crate::core::accounting::Cdr;
 use crate::core::authenticator::{Away, Ticket};
 use crate::core::clock::Clock;
@@ -58,8 +58,6 @@ const ANSWERS_AT_ONCE: usize = 16;
 const REPORTS: usize = 16;
 /// A tenth of the writer's queue is kept for what is on its way when REGISTERs are refused.
 const RESERVE: usize = 10;
-/// How much nicer the thread is than that of SIP.
-const NICE: i32 = 5;
 
 /// The answer to a question for secrets.
 pub(super) type Answer = (Ticket, Result<Option<Vec<Secret>>, Away>);
@@ -350,9 +348,7 @@ fn serve(
     ends: Ends,
     started: &blocking::SyncSender<Started>,
 ) -> bool {
-    // SAFETY: it takes a number. Linux makes the calling thread nicer, and those that it will start.
-    // Where that is not allowed the store does its work as fast as SIP.
-    unsafe { libc::nice(NICE) };
+    turns::later();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
