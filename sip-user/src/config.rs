@@ -31,8 +31,8 @@ pub const DEFAULT_PATH: &str = "/etc/sipline/sipline.toml";
 pub const DEFAULT_SOCKET: &str = "/run/sipline/control.sock";
 
 /// Microseconds that datagrams may wait for others, unless configured, and at most.
-const DEFAULT_COALESCE_US: u64 = 300;
-const MAX_COALESCE_US: u64 = 1000;
+const DEFAULT_COALESCE_US: u64 = 1000;
+const MAX_COALESCE_US: u64 = 5000;
 
 /// The largest call table: 2^20 buckets are 64 MiB and eight million calls.
 const MAX_CALL_BUCKETS: u32 = 1 << 20;
@@ -1429,7 +1429,7 @@ mod tests {
         assert_error("drain = \"2 s\"\n", "3:9", "is not a time");
         assert_error("drain = \"99999999999999999999s\"\n", "3:9", "is not a time");
         assert_error("drain = \"2d\"\n", "3:9", "is not a time");
-        assert_error("coalesce_us = 1001\n", "3:15", "at most 1000");
+        assert_error("coalesce_us = 5001\n", "3:15", "at most 5000");
         assert_error("coalesce_us = -1\n", "3:15", "invalid value");
         assert_error("drain = \"2m\"\n", "3:9", "at most \"60s\"");
     }

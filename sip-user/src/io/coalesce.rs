@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 /// How long the rate is measured before it is believed.
 const SLOT: Duration = Duration::from_millis(10);
 /// So many datagrams are worth a wake-up: to wait for more would only make them late.
-const ENOUGH: u64 = 4;
-/// Where so many come in the longest pause, they need no help to come together.
-const MANY: u64 = 8;
+const ENOUGH: u64 = 8;
+/// Where so many come in less than this, they come together without our help.
+const SHORTEST: Duration = Duration::from_micros(250);
 
 /// See the module. One thread sleeps by it; any may ask.
 #[derive(Debug)]
@@ -70,16 +70,17 @@ impl Coalescer {
     }
 }
 
-/// The pause for a rate of `count` datagrams in `passed`: until there are enough. None where not even every second
-/// pause would bring one, and none where so many come that the thread hardly ever finds nothing to do.
+/// The pause for a rate of `count` datagrams in `passed`: until there are enough, if that is worth it.
+///
+/// A pause ends with a wake-up of its own, and when it has brought nothing, the next datagram costs another one. With
+/// `x` datagrams to be expected in a pause, one of them costs (1 + e^-x) / (x + e^-x) wake-ups: as many as without any
+/// pause at 1, and seven tenths at one and a half, where we begin.
 fn pause(longest: Duration, count: u64, passed: Duration) -> Duration {
-    let expected = u128::from(count) * longest.as_nanos() * 2 / passed.as_nanos().max(1);
-    // It is doubled.
-    if expected == 0 || expected > u128::from(2 * MANY) {
-        return Duration::ZERO;
-    }
-    let enough = passed.saturating_mul(ENOUGH as u32) / u32::try_from(count).unwrap_or(u32::MAX);
-    longest.min(enough)
+    let enough =
+        passed.saturating_mul(ENOUGH as u32) / u32::try_from(count).unwrap_or(u32::MAX).max(1);
+    let pause = longest.min(enough);
+    let doubled = u128::from(count) * pause.as_nanos() * 2 / passed.as_nanos().max(1);
+    if doubled < 3 || enough < SHORTEST { Duration::ZERO } else { pause }
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -90,19 +91,22 @@ fn nanoseconds(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    const LONGEST: Duration = Duration::from_micros(300);
+    const LONGEST: Duration = Duration::from_millis(1);
 
     #[test]
     fn the_pause_follows_the_rate() {
         let at = |per_second: u64| pause(LONGEST, per_second, Duration::from_secs(1)).as_micros();
         assert_eq!(at(0), 0);
-        assert_eq!(at(1000), 0, "one in a millisecond: nobody to wait for");
-        assert_eq!(at(2000), 300);
-        assert_eq!(at(10_000), 300);
-        assert_eq!(at(20_000), 200, "four in that time");
-        assert_eq!(at(400_000), 0, "they come together by themselves");
+        assert_eq!(at(1000), 0, "one in the longest pause: as dear as without");
+        assert_eq!(at(1500), 1000);
+        assert_eq!(at(8000), 1000);
+        assert_eq!(at(20_000), 400, "eight in that time");
+        assert_eq!(at(40_000), 0, "they come together by themselves");
         assert_eq!(pause(LONGEST, 1, Duration::ZERO), Duration::ZERO);
         assert_eq!(pause(Duration::ZERO, 1000, SLOT), Duration::ZERO);
+        let short = Duration::from_micros(100);
+        assert_eq!(pause(short, 20_000, Duration::from_secs(1)), short);
+        assert_eq!(pause(short, 10_000, Duration::from_secs(1)), Duration::ZERO);
     }
 
     #[test]
@@ -111,8 +115,8 @@ mod tests {
         let next = |millis| coalescer.next(Duration::from_millis(millis)).as_micros();
         coalescer.read(50);
         assert_eq!(next(1), 0, "not yet measured");
-        assert_eq!(next(10), 300);
-        assert_eq!(next(15), 300);
+        assert_eq!(next(10), 1000);
+        assert_eq!(next(15), 1000);
         // A second of silence.
         coalescer.read(1);
         assert_eq!(next(1015), 0);
