@@ -26,6 +26,7 @@ use slab::Slab;
 pub use cdr::{Cdr, Disposition, Ending};
 
 use super::dispatcher::Ticket;
+use super::put::{self, Put};
 use super::timers::Timers;
 use cdr::{Texts, channel};
 
@@ -551,7 +552,7 @@ impl Accounting {
         let uniqueid = self.unique_id(&call);
         let pbx_or = |pbx: bool, address: Option<SocketAddr>| match &call.pbx {
             Some(id) if pbx => id.clone(),
-            _ => address.map(|address| channel(&address.to_string())).unwrap_or_default(),
+            _ => address.map(|address| channel(&put::address(address))).unwrap_or_default(),
         };
         let texts = *call.texts;
         Cdr {
@@ -596,7 +597,13 @@ impl Accounting {
     fn unique_id(&self, call: &Call) -> Box<str> {
         // Ten digits until the year 2286, so that the whole never has more than 31 characters.
         let second = (self.unix(call.started) / 1_000_000).min(9_999_999_999);
-        format!("{second}.{}-{:08x}", call.sequence, self.node).into()
+        let mut id = String::with_capacity(32);
+        id.decimal(second);
+        id.ascii(b'.');
+        id.decimal(call.sequence.into());
+        id.ascii(b'-');
+        id.hex(self.node.into(), 8);
+        id.into()
     }
 
     /// What a call is found by: keyed, and of one length however long the texts are.

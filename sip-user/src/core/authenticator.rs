@@ -20,6 +20,7 @@ mod subject;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -295,9 +296,14 @@ impl Authenticator {
             Err(why) => return Verdict::Refused(self.refuse(now, subject, *why)),
         };
         // The user whose secrets these must be: in our domains, or there is nobody to ask for.
-        let domain = claim.domain().unwrap_or(&subject.domain).to_ascii_lowercase();
-        let ours = sip_ebpf::message::Host::parse(&domain).is_ok_and(|host| domains.has(host));
-        let name = format!("{}@{domain}", claim.user());
+        let domain = match claim.domain() {
+            Some(domain) => Cow::Owned(domain.to_ascii_lowercase()),
+            None => Cow::Borrowed(subject.domain.as_str()),
+        };
+        // That of a subject is: otherwise it is none.
+        let ours = matches!(domain, Cow::Borrowed(_))
+            || sip_ebpf::message::Host::parse(&domain).is_ok_and(|host| domains.has(host));
+        let name = [claim.user(), "@", &domain].concat();
         let who = Who { user: claim.user(), domain: &domain, name: &name };
         let secrets = match ours {
             true => self.secrets(now, who),

@@ -49,7 +49,10 @@ impl Cookie {
         match self.in_family() {
             Ok(v4) => {
                 let words = v4.write(keys, call);
-                words.iter().flat_map(|word| word.to_le_bytes()).map(char::from).collect()
+                let mut digits = String::with_capacity(COOKIE_DIGITS as usize);
+                let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+                bytes.for_each(|byte| digits.push(byte.into()));
+                digits
             }
             Err(flow) => {
                 let (bits, slot) = (flow.ip().to_bits(), self.slot & 0xff);

@@ -17,6 +17,7 @@ pub mod ipv6;
 mod moment;
 pub mod probe;
 pub mod proxy;
+mod put;
 pub mod registrar;
 pub mod reply;
 pub mod router;

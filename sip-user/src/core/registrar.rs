@@ -27,6 +27,7 @@ use sip_ebpf::message::{Message, Uri};
 use sip_ebpf::siphash::siphash;
 use slab::Slab;
 
+pub(super) use aor::domain_of;
 pub use aor::{Aor, Domains};
 use asked::{Asked, Asking, Wish};
 use binding::{Binding, Contacts, Parts};
@@ -34,6 +35,7 @@ pub use binding::{Key, Methods, Row};
 use equality::equal;
 use matching::{flow, in_order, is_repeated, place};
 
+use super::put::Put;
 use super::reply::Response;
 use super::timers::Timers;
 
@@ -481,9 +483,16 @@ impl Registrar {
         let spare = asking.expires.saturating_sub(self.rules.min_expires);
         let most = u64::from(asking.expires) * u64::from(self.rules.jitter.min(90)) / 100;
         let room = most.min(spare.into());
-        let cseq = asked.cseq.to_string();
-        let text = [asked.aor.user(), asking.uri.text, asked.call_id, &cseq].join("\n");
-        let text = text.as_bytes();
+        if room == 0 {
+            return asking.expires;
+        }
+        let mut text = Vec::with_capacity(256);
+        for part in [asked.aor.user(), asking.uri.text, asked.call_id] {
+            text.text(part);
+            text.ascii(b'\n');
+        }
+        text.decimal(asked.cseq.into());
+        let text = text.as_slice();
         let (hash, _) = siphash(self.key, text, 0, u32::try_from(text.len()).unwrap_or(0));
         // At most `room`, which has 32 bits.
         asking.expires - (hash % (room + 1)) as u32
@@ -492,24 +501,28 @@ impl Registrar {
     /// The 200 (10.3 step 8).
     fn granted(&self, now: Instant, asked: &Asked<'_>) -> Response {
         let mut response = Response::new(200, "OK");
+        response.headers.reserve(128);
         let at = self.find(asked.aor.user(), asked.aor.domain());
         for binding in self.bindings_of(at) {
             let left = binding.expires().saturating_duration_since(now);
             let left = left.as_secs() + u64::from(left.subsec_nanos() != 0);
-            let mut line = format!("Contact: <{}>;expires={left}", binding.contact());
+            let line = &mut response.headers;
+            line.text("Contact: <");
+            line.text(binding.contact());
+            line.text(">;expires=");
+            line.decimal(left);
             match binding.q() {
-                Some(1000) => line.push_str(";q=1"),
-                Some(q) => line.push_str(&format!(";q=0.{q:03}")),
+                Some(1000) => line.text(";q=1"),
+                Some(q) => line.text(&format!(";q=0.{q:03}")),
                 None => {}
             }
             if let Some(instance) = binding.instance() {
-                line.push_str(&format!(";+sip.instance=\"{instance}\""));
+                line.text(&format!(";+sip.instance=\"{instance}\""));
             }
             if let Some(reg_id) = binding.reg_id() {
-                line.push_str(&format!(";reg-id={reg_id}"));
+                line.text(&format!(";reg-id={reg_id}"));
             }
-            response.headers.push_str(&line);
-            response.headers.push_str("\r\n");
+            line.text("\r\n");
         }
         if asked.echo_path && !asked.path.is_empty() {
             response.headers.push_str(&format!("Path: {}\r\n", asked.path));

@@ -1,13 +1,15 @@
 //! Answers of our own, made without memory (RFC 3261 8.2.6, 8.2.7).
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use sip_ebpf::cookie;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Message, Param, Rport, Via};
 use sip_ebpf::scan::Kind;
+
+use super::put::Put;
 
 /// What an answer says besides the headers that it copies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,7 +64,7 @@ pub fn build(
 ) -> Option<(SocketAddr, Vec<u8>)> {
     let mut out = Vec::with_capacity(message.bytes().len().min(2048) + 128);
     out.extend_from_slice(b"SIP/2.0 ");
-    number(&mut out, answer.code);
+    out.decimal(answer.code.into());
     out.push(b' ');
     out.extend_from_slice(answer.phrase.as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -97,7 +99,8 @@ pub fn way_back(via: &Via<'_>, from: SocketAddr) -> SocketAddr {
 
 /// The line by which the sender of a request measures the way, for its 100 (8.2.6.1); empty without one.
 pub(super) fn timestamp(message: &Message<'_>) -> String {
-    let header = message.headers().find(|has| has.name.eq_ignore_ascii_case(b"Timestamp"));
+    let header =
+        message.headers_of(Kind::Other).find(|has| has.name.eq_ignore_ascii_case(b"Timestamp"));
     let value = header.and_then(|header| str::from_utf8(header.value).ok());
     value.map(|value| format!("Timestamp: {value}\r\n")).unwrap_or_default()
 }
@@ -129,7 +132,7 @@ pub(super) fn vias(
         match param.is("rport") {
             true => {
                 put_param(out, Param { value: Some(b""), ..param });
-                number(out, from.port());
+                out.decimal(from.port().into());
             }
             false => put_param(out, param),
         }
@@ -137,15 +140,7 @@ pub(super) fn vias(
     let asked = via.rport != Rport::Absent;
     if asked || via.host.ip() != Some(from.ip()) {
         out.extend_from_slice(b";received=");
-        match from.ip() {
-            IpAddr::V4(v4) => {
-                for (place, byte) in v4.octets().into_iter().enumerate() {
-                    out.extend_from_slice(if place == 0 { b"" } else { b"." });
-                    number(out, byte.into());
-                }
-            }
-            IpAddr::V6(v6) => out.extend_from_slice(v6.to_string().as_bytes()),
-        }
+        out.ip(from.ip());
     }
     out.extend_from_slice(b"\r\n");
     // What stands behind the first comma, and the other lines, as they are.
@@ -185,18 +180,6 @@ fn put_param(out: &mut Vec<u8>, param: Param<'_>) {
     if let Some(value) = param.value {
         out.push(b'=');
         out.extend_from_slice(value);
-    }
-}
-
-/// Decimal digits, without the machinery of formatting: every answer has several.
-fn number(out: &mut Vec<u8>, number: u16) {
-    let mut power = 10_000;
-    while power > 1 && power > number {
-        power /= 10;
-    }
-    while power > 0 {
-        out.push(b'0' + (number / power % 10) as u8);
-        power /= 10;
     }
 }
 

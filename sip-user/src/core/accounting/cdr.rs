@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use sip_ebpf::message::{Address, Message, Scheme, Uri, unescape};
 
+use crate::core::put;
+
 /// Characters of a name, a number, a channel.
 const SHORT: usize = 80;
 /// Characters of an account.
@@ -159,7 +161,7 @@ impl Texts {
         let caller = invite.from().ok();
         let called = invite.request_uri().ok();
         let src = caller.map(|from| number(&from.uri)).unwrap_or_default();
-        let host = called.as_ref().and_then(|uri| uri.host).map(|host| host.to_string());
+        let host = called.as_ref().and_then(|uri| uri.host).map(put::host);
         let as_written = String::from_utf8_lossy(invite.request_uri_bytes());
         Self {
             clid: cut(&caller.map(|from| clid(&from, &src)).unwrap_or_default(), SHORT),
@@ -185,7 +187,7 @@ fn number(uri: &Uri<'_>) -> String {
             let bytes: Vec<u8> = unescape(user).collect();
             String::from_utf8_lossy(&bytes).into_owned()
         }
-        (_, None, Some(host)) => host.to_string(),
+        (_, None, Some(host)) => put::host(host),
         (Scheme::Tel, ..) => {
             let rest = uri.text.split_once(':').map_or(uri.text, |(_, rest)| rest);
             rest.split(';').next().unwrap_or_default().to_owned()

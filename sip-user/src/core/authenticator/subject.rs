@@ -4,7 +4,7 @@ use sip_ebpf::message::{Message, Uri, unescape};
 use sip_ebpf::scan::Method;
 
 use super::super::digest::Role;
-use super::super::registrar::{Aor, Domains};
+use super::super::registrar::{Domains, domain_of};
 use super::super::reply::Response;
 
 /// Who has sent a request, by its source.
@@ -87,15 +87,18 @@ impl Demand {
             };
         }
         // Whoever names our domain and no user is none of ours.
-        let Some((aor, user)) = Aor::of(&uri).zip(uri.user) else {
+        let Some((host, user)) = uri.host.zip(uri.user) else {
             return Err(match is_register {
                 true => Response::new(404, "Not Found"),
                 false => Response::new(403, FORBIDDEN),
             });
         };
-        let user = unescape(user).collect();
-        let Ok(user) = String::from_utf8(user) else { return Err(Response::new(403, FORBIDDEN)) };
-        let domain = aor.domain().to_owned();
+        let user = match user.contains('%') {
+            true => String::from_utf8(unescape(user).collect()),
+            false => Ok(user.to_owned()),
+        };
+        let Ok(user) = user else { return Err(Response::new(403, FORBIDDEN)) };
+        let domain = domain_of(host).into_owned();
         let realm = match realm {
             Realm::Domain => domain.clone(),
             Realm::Fixed(realm) => realm.to_string(),

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
+use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, Uri};
 use sip_ebpf::scan::Kind;
 
 use super::{Settings, Target};
 use crate::core::digest::Credentials;
+use crate::core::put::Put;
 use crate::core::reply;
 
 /// Max-Forwards that a request without one goes on with: the seed's.
@@ -47,7 +49,8 @@ pub(super) fn hops(message: &Message<'_>) -> Hops {
 
 /// Max-Breadth of a request (RFC 5393 5.3.3): how many copies of it there may be at once.
 pub(super) fn breadth(message: &Message<'_>) -> u16 {
-    let header = message.headers().find(|header| is_max_breadth(header.name));
+    let mut others = message.headers_of(Kind::Other);
+    let header = others.find(|header| is_max_breadth(header.name));
     let digits = header.and_then(|header| str::from_utf8(header.value).ok());
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(MOST_BREADTH).min(MOST_BREADTH)
 }
@@ -65,25 +68,39 @@ pub(super) fn request(
     let Some(local) = settings.locals.get(target.flow.local) else { return Ok(None) };
     let old_uri = str::from_utf8(message.request_uri_bytes()).unwrap_or_default();
     let uri = target.uri.as_deref().unwrap_or(old_uri);
-    let (uri, route) = next_hop(uri, target.route.as_deref());
-    let mut out = Vec::with_capacity(message.bytes().len() + 384);
-    let mut put = |pieces: &[&str]| {
-        pieces.iter().for_each(|piece| out.extend_from_slice(piece.as_bytes()));
-        out.extend_from_slice(b"\r\n");
+    let strict = strict_hop(uri, target.route.as_deref());
+    let (uri, route) = match &strict {
+        Some((uri, route)) => (*uri, Some(route.as_str())),
+        None => (uri, target.route.as_deref()),
     };
-    put(&[message.method_name()?, " ", &uri, " SIP/2.0"]);
+    let mut out = Vec::with_capacity(message.bytes().len() + 384);
+    out.text(message.method_name()?);
+    out.text(" ");
+    out.text(uri);
+    out.text(" SIP/2.0\r\n");
     if let Some(record_route) = &target.record_route {
-        put(&["Record-Route: ", record_route]);
+        out.text("Record-Route: ");
+        out.text(record_route);
+        out.text("\r\n");
     }
-    put(&["Via: SIP/2.0/UDP ", &local.to_string(), ";branch=", branch]);
-    if let Some(route) = &route {
-        put(&["Route: ", route]);
+    out.text("Via: SIP/2.0/UDP ");
+    out.address(*local);
+    out.text(";branch=");
+    out.text(branch);
+    if let Some(route) = route {
+        out.text("\r\nRoute: ");
+        out.text(route);
     }
-    put(&["Max-Forwards: ", &hops.to_string()]);
-    put(&["Max-Breadth: ", &breadth.to_string()]);
+    out.text("\r\nMax-Forwards: ");
+    out.decimal(hops.into());
+    out.text("\r\nMax-Breadth: ");
+    out.decimal(breadth.into());
+    out.text("\r\n");
     if reply::vias(message, from, &mut out).is_none() {
         return Err(Error::Missing(Kind::Via));
     }
+    // What stays is copied in pieces as long as they can be.
+    let mut kept = Span { at: message.headers_at(), end: message.headers_at() };
     for header in message.headers() {
         let dropped = match header.kind {
             Kind::Via | Kind::Route | Kind::MaxForwards => true,
@@ -91,10 +108,13 @@ pub(super) fn request(
             Kind::Other => is_max_breadth(header.name),
             _ => false,
         };
-        if !dropped {
-            out.extend_from_slice(message.slice(header.span));
+        if dropped || header.span.at != kept.end {
+            out.extend_from_slice(message.slice(kept));
+            kept.at = if dropped { header.span.end } else { header.span.at };
         }
+        kept.end = header.span.end;
     }
+    out.extend_from_slice(message.slice(kept));
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(message.body()?);
     Ok((out.len() <= LONGEST).then_some(out))
@@ -112,16 +132,18 @@ pub(super) fn response(message: &Message<'_>) -> Option<Vec<u8>> {
 
 /// Request-URI and Route for the next hop. A neighbour that routes strictly wants its own address as the
 /// Request-URI, and ours at the end of the Routes (16.6 step 6).
-fn next_hop(uri: &str, route: Option<&str>) -> (String, Option<String>) {
-    let strict = route.and_then(first_route).filter(|(first, _)| {
-        // What cannot be read is not taken for strict.
-        Uri::parse(first).is_ok_and(|first| !first.lr())
-    });
-    match strict {
-        None => (uri.to_owned(), route.map(str::to_owned)),
-        Some((first, "")) => (first.to_owned(), Some(format!("<{uri}>"))),
-        Some((first, rest)) => (first.to_owned(), Some(format!("{rest}, <{uri}>"))),
+///
+/// `None` where it routes loosely, as nearly all do: then both are as they were.
+fn strict_hop<'a>(uri: &str, route: Option<&'a str>) -> Option<(&'a str, String)> {
+    let (first, rest) = first_route(route?)?;
+    // What cannot be read is not taken for strict.
+    if !Uri::parse(first).is_ok_and(|first| !first.lr()) {
+        return None;
     }
+    Some(match rest {
+        "" => (first, format!("<{uri}>")),
+        rest => (first, format!("{rest}, <{uri}>")),
+    })
 }
 
 /// The URI of the first value of a Route, and the values behind it.
@@ -157,10 +179,10 @@ mod tests {
 
     #[test]
     fn strict_neighbours() {
-        let next = |route| next_hop("sip:bob@x", route);
-        let own = |uri: &str, route: &str| (uri.to_owned(), Some(route.to_owned()));
-        assert_eq!(next(None), ("sip:bob@x".to_owned(), None));
-        assert_eq!(next(Some("<sip:p;lr>, <sip:q>")), own("sip:bob@x", "<sip:p;lr>, <sip:q>"));
+        let next = |route| strict_hop("sip:bob@x", route);
+        let own = |uri, route: &str| Some((uri, route.to_owned()));
+        assert_eq!(next(None), None);
+        assert_eq!(next(Some("<sip:p;lr>, <sip:q>")), None);
         assert_eq!(next(Some("<sip:p>")), own("sip:p", "<sip:bob@x>"));
         assert_eq!(next(Some("<sip:p>, <sip:q;lr>")), own("sip:p", "<sip:q;lr>, <sip:bob@x>"));
     }

@@ -10,10 +10,11 @@ use sip_ebpf::message::{Error, Message};
 use siphasher::sip::SipHasher13;
 
 use super::Hunt;
+use crate::core::put::Put;
 use crate::core::transaction::Branch;
 
 /// Stands between the branch of the transaction and the hash.
-const SEPARATOR: char = '.';
+const SEPARATOR: u8 = b'.';
 
 /// The hash of a request that is to be forwarded in this way. Neither Vias nor Max-Forwards, which change with
 /// each hop, nor the method, because a CANCEL has the branch of its INVITE, are in it.
@@ -35,14 +36,17 @@ pub(super) fn hash(key: [u64; 2], request: &Message<'_>, hunt: Hunt) -> Result<u
 
 /// The branch of our Via.
 pub(super) fn branch(branch: Branch, hash: u64) -> String {
-    format!("{branch}{SEPARATOR}{hash:016x}")
+    let mut text = branch.text();
+    text.ascii(SEPARATOR);
+    text.hex(hash, 16);
+    text
 }
 
 /// Whether a request with this hash has been forwarded by us before.
 pub(super) fn is_looped(request: &Message<'_>, hash: u64) -> Result<bool, Error> {
     for via in request.vias() {
         let branch = via?.branch.unwrap_or_default();
-        let ours = Branch::parse(branch).and_then(|_| branch.rsplit_once(SEPARATOR));
+        let ours = Branch::parse(branch).and_then(|_| branch.rsplit_once(char::from(SEPARATOR)));
         let theirs = ours.and_then(|(_, digits)| u64::from_str_radix(digits, 16).ok());
         if theirs == Some(hash) {
             return Ok(true);

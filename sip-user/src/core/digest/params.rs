@@ -92,11 +92,15 @@ pub(super) fn once<T>(slot: &mut Option<T>, name: &'static str, value: T) -> Res
 pub(super) fn put_quoted(out: &mut String, name: &str, text: &str) {
     put_name(out, name);
     out.push('"');
-    for char in text.chars().filter(|char| !char.is_ascii_control()) {
-        if matches!(char, '"' | '\\') {
-            out.push('\\');
+    if text.bytes().any(|byte| matches!(byte, b'"' | b'\\') || byte.is_ascii_control()) {
+        for char in text.chars().filter(|char| !char.is_ascii_control()) {
+            if matches!(char, '"' | '\\') {
+                out.push('\\');
+            }
+            out.push(char);
         }
-        out.push(char);
+    } else {
+        out.push_str(text);
     }
     out.push('"');
 }
@@ -139,7 +143,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn token(&mut self) -> Result<&'a str, Malformed> {
-        let end = self.rest.find(|char| !is_token(char)).unwrap_or(self.rest.len());
+        // What is no ASCII is no token, so this ends where a character does.
+        let end = self.rest.bytes().position(|byte| !is_token(byte)).unwrap_or(self.rest.len());
         let (token, rest) = self.rest.split_at(end);
         if token.is_empty() {
             return Err(Malformed::Syntax);
@@ -151,6 +156,15 @@ impl<'a> Cursor<'a> {
     /// A quoted string, whose first quote has been seen.
     fn quoted(&mut self) -> Result<Cow<'a, str>, Malformed> {
         let inner = self.rest.strip_prefix('"').ok_or(Malformed::Quote)?;
+        // Nearly all are plain up to their end.
+        let special = |byte: u8| matches!(byte, b'"' | b'\\') || byte.is_ascii_control();
+        let plain = inner.bytes().position(special).and_then(|at| inner.split_at_checked(at));
+        if let Some((text, rest)) = plain
+            && let Some(rest) = rest.strip_prefix('"')
+        {
+            self.rest = rest;
+            return Ok(text.into());
+        }
         let mut unescaped: Option<String> = None;
         let mut chars = inner.char_indices();
         while let Some((at, char)) = chars.next() {
@@ -178,9 +192,9 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn is_token(char: char) -> bool {
-    char.is_ascii_alphanumeric()
-        || matches!(char, '-' | '.' | '!' | '%' | '*' | '_' | '+' | '`' | '\'' | '~')
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'-' | b'.' | b'!' | b'%' | b'*' | b'_' | b'+' | b'`' | b'\'' | b'~')
 }
 
 #[cfg(test)]

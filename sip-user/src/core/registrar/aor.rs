@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use sip_ebpf::message::{Host, Uri};
+
+use super::super::put;
 
 /// An address-of-record in the form in which two of them are compared (RFC 3261 10.3 step 5, 19.1.4).
 ///
@@ -50,39 +52,52 @@ impl fmt::Display for Aor {
 
 /// The domains whose registrar we are.
 #[derive(Clone, Debug, Default)]
-pub struct Domains(HashSet<Arc<str>>);
+pub struct Domains {
+    names: HashSet<Arc<str>>,
+    /// Those that are addresses, in order: nothing needs to be written to find one.
+    addresses: Vec<IpAddr>,
+}
 
 impl Domains {
     /// Host names and addresses as they stand in a URI (IPv6 in brackets), and our own addresses. What is no
     /// host is left out.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>, locals: &[SocketAddr]) -> Self {
-        let names = names.into_iter().filter_map(|name| Host::parse(name).ok()).map(domain_of);
+        let names = names.into_iter().filter_map(|name| Host::parse(name).ok());
         let locals = locals.iter().map(|local| match local.ip() {
-            std::net::IpAddr::V4(v4) => domain_of(Host::V4(v4)),
-            std::net::IpAddr::V6(v6) => domain_of(Host::V6(v6)),
+            IpAddr::V4(v4) => Host::V4(v4),
+            IpAddr::V6(v6) => Host::V6(v6),
         });
-        Self(names.chain(locals).map(|name| Arc::from(&*name)).collect())
+        let hosts: Vec<_> = names.chain(locals).collect();
+        let mut addresses: Vec<_> = hosts.iter().filter_map(|host| host.ip()).collect();
+        addresses.sort_unstable();
+        Self {
+            names: hosts.into_iter().map(|host| Arc::from(&*domain_of(host))).collect(),
+            addresses,
+        }
     }
 
     /// Whether the host of a URI is one of them.
     pub fn has(&self, host: Host<'_>) -> bool {
-        self.get(&domain_of(host)).is_some()
+        match host.ip() {
+            Some(ip) => self.addresses.binary_search(&ip).is_ok(),
+            None => self.get(&domain_of(host)).is_some(),
+        }
     }
 
     /// All of them, as [`Aor::domain`] writes them, in no order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|name| &**name)
+        self.names.iter().map(|name| &**name)
     }
 
     /// The domain of this name, as [`Aor::domain`] writes it.
     pub(super) fn get(&self, domain: &str) -> Option<&Arc<str>> {
-        self.0.get(domain)
+        self.names.get(domain)
     }
 }
 
 /// A host as an [`Aor`] has it. Most names are written so.
-fn domain_of(host: Host<'_>) -> Cow<'_, str> {
-    let Host::Name(name) = host else { return host.to_string().into() };
+pub(in crate::core) fn domain_of(host: Host<'_>) -> Cow<'_, str> {
+    let Host::Name(name) = host else { return put::host(host).into() };
     let name = name.strip_suffix('.').unwrap_or(name);
     match name.bytes().any(|byte| byte.is_ascii_uppercase()) {
         true => name.to_ascii_lowercase().into(),

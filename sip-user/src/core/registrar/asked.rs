@@ -264,10 +264,9 @@ fn others<'a, 'n>(
     names: &'n [&'n str],
 ) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
     let named = |header: &Header<'a>| {
-        header.kind == Kind::Other
-            && names.iter().any(|name| header.name.eq_ignore_ascii_case(name.as_bytes()))
+        names.iter().any(|name| header.name.eq_ignore_ascii_case(name.as_bytes()))
     };
-    message.headers().filter(named).map(|header| header.value)
+    message.headers_of(Kind::Other).filter(named).map(|header| header.value)
 }
 
 fn lists(tags: &[u8], tag: &str) -> bool {

@@ -16,6 +16,7 @@ use super::super::context::{Failure, Hunt, Start, Target, Unavailable};
 use super::super::cookie::Cookie;
 use super::super::dispatcher::{Placed, Shortage, Ticket, Tried};
 use super::super::family::Family;
+use super::super::put::Put;
 use super::super::router::{self, Way};
 use super::super::transaction::{Expired, Limits};
 use super::*;
@@ -482,7 +483,13 @@ impl Stateful {
         let local = self.settings.locals.get(local)?;
         let local = SocketAddr::new(local.ip(), local.port());
         let digits = Cookie { flow: other, slot, recorded }.write(&self.cookie_keys, hash);
-        Some(format!("<sip:{local};lr;sl={digits}>").into())
+        let mut value = String::with_capacity(96);
+        value.text("<sip:");
+        value.address(local);
+        value.text(";lr;sl=");
+        value.text(&digits);
+        value.text(">");
+        Some(value.into())
     }
 }
 

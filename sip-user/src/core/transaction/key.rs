@@ -12,6 +12,8 @@ use sip_ebpf::scan::Index;
 use sip_ebpf::siphash::siphash_word;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use crate::core::put::Put;
+
 /// Hexadecimal digits of a branch of ours.
 const DIGITS: usize = 16;
 /// Stands before them. Without it the branch would be that of a probe ([`crate::core::probe::Token`]).
@@ -45,11 +47,22 @@ impl Branch {
     }
 }
 
-impl fmt::Display for Branch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Branch {
+    /// Its text, with room for what stands behind.
+    pub fn text(self) -> String {
         // The kernel passes responses with such a branch up.
         let start = str::from_utf8(cookie::DAEMON).unwrap_or_default();
-        write!(f, "{start}{}{:016x}", char::from(MARK), self.0)
+        let mut text = String::with_capacity(48);
+        text.text(start);
+        text.ascii(MARK);
+        text.hex(self.0, DIGITS as u32);
+        text
+    }
+}
+
+impl fmt::Display for Branch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())
     }
 }
 
