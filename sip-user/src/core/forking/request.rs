@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use rsip::headers::{CallId, ContentLength, Expires, MaxForwards, UserAgent};
-use rsip::{Header, Headers, Host, HostWithPort, Method, Param, Request, Scheme, Uri, Version};
 use sip_ebpf::message::{Contact, Message};
+
+use crate::core::put::Put;
 
 /// What a REGISTER says.
 #[derive(Clone, Copy, Debug)]
@@ -23,65 +23,68 @@ pub(super) struct Saying<'a> {
 
 /// The request without a Via: that is the transaction's, which puts it behind the first line.
 pub(super) fn register(saying: &Saying<'_>) -> String {
-    let uri = |user: Option<&str>, address: SocketAddr, port: bool| Uri {
-        scheme: Some(Scheme::Sip),
-        auth: user.map(|user| (user, Option::<String>::None).into()),
-        host_with_port: HostWithPort {
-            host: host(address.ip()),
-            port: port.then(|| address.port().into()),
-        },
-        ..Uri::default()
-    };
+    let Saying { user, pbx, ours, name, cseq, expires, credentials } = *saying;
+    let mut out = String::with_capacity(512);
+    out.text("REGISTER sip:");
+    authority(&mut out, pbx);
+    out.text(" SIP/2.0\r\nMax-Forwards: 70\r\n");
     // The user as the PBX has it: without a port, which is no part of a name.
-    let aor = uri(Some(saying.user), saying.pbx, false);
-    let mut headers = Headers::default();
-    headers.push(MaxForwards::from(70).into());
-    headers.push(
-        rsip::typed::From {
-            display_name: None,
-            uri: aor.clone(),
-            params: vec![Param::Tag(format!("{:08x}", saying.name as u32).into())],
+    for (header, tag) in [("From", Some(name)), ("To", None)] {
+        out.text(header);
+        out.text(": <sip:");
+        out.text(user);
+        out.text("@");
+        host(&mut out, pbx.ip());
+        out.text(">");
+        if let Some(tag) = tag {
+            out.text(";tag=");
+            out.hex(tag, 8);
         }
-        .into(),
-    );
-    headers.push(rsip::typed::To { display_name: None, uri: aor, params: Vec::new() }.into());
-    headers.push(CallId::from(format!("{:016x}@{}", saying.name, saying.ours.ip())).into());
-    headers.push(rsip::typed::CSeq { seq: saying.cseq, method: Method::Register }.into());
-    headers.push(
-        rsip::typed::Contact {
-            display_name: None,
-            uri: uri(Some(saying.user), saying.ours, true),
-            params: Vec::new(),
-        }
-        .into(),
-    );
-    headers.push(Expires::from(saying.expires).into());
-    if let Some((name, value)) = saying.credentials {
-        headers.push(Header::Other(name.into(), value.into()));
+        out.text("\r\n");
     }
-    headers.push(UserAgent::from(concat!("sipline/", env!("CARGO_PKG_VERSION"))).into());
-    headers.push(ContentLength::from(0).into());
-    let request = Request {
-        method: Method::Register,
-        uri: uri(None, saying.pbx, true),
-        version: Version::V2,
-        headers,
-        body: Vec::new(),
-    };
-    request.to_string()
+    out.text("Call-ID: ");
+    out.hex(name, 16);
+    out.text("@");
+    out.ip(ours.ip());
+    out.text("\r\nCSeq: ");
+    out.decimal(cseq.into());
+    out.text(" REGISTER\r\nContact: <sip:");
+    out.text(user);
+    out.text("@");
+    authority(&mut out, ours);
+    out.text(">\r\nExpires: ");
+    out.decimal(expires.into());
+    out.text("\r\n");
+    if let Some((name, value)) = credentials {
+        for piece in [name, ": ", value, "\r\n"] {
+            out.text(piece);
+        }
+    }
+    out.text(concat!("User-Agent: sipline/", env!("CARGO_PKG_VERSION"), "\r\n"));
+    out.text("Content-Length: 0\r\n\r\n");
+    out
 }
 
 /// The Request-URI of that REGISTER, over which credentials are computed.
 pub(super) fn request_uri(pbx: SocketAddr) -> String {
-    format!("sip:{}:{}", host(pbx.ip()), pbx.port())
+    let mut out = String::from("sip:");
+    authority(&mut out, pbx);
+    out
 }
 
-/// An IPv6 address stands in brackets (RFC 3261 25.1), which rsip leaves out.
-fn host(address: IpAddr) -> Host {
-    match address {
-        IpAddr::V4(_) => Host::IpAddr(address),
-        IpAddr::V6(v6) => Host::Domain(format!("[{v6}]").into()),
-    }
+/// Host and port, as in a URI.
+fn authority(out: &mut String, address: SocketAddr) {
+    host(out, address.ip());
+    out.text(":");
+    out.decimal(address.port().into());
+}
+
+/// An IPv6 address stands in brackets (RFC 3261 25.1).
+fn host(out: &mut String, address: IpAddr) {
+    let (open, close) = if address.is_ipv6() { ("[", "]") } else { ("", "") };
+    out.text(open);
+    out.ip(address);
+    out.text(close);
 }
 
 /// For how many seconds a PBX has registered the contact at our address (10.2.4): its `expires` in the

@@ -1,6 +1,7 @@
 //! The PBXs: which there are, what they are told of registrations, and what answers their challenges.
 
 use super::super::digest::{Challenge, Role, Session};
+use super::super::put::Put;
 use super::super::transaction::Limits;
 use super::*;
 use sip_ebpf::siphash::siphash_word;
@@ -71,7 +72,12 @@ impl Stateful {
         let forking::Register { token, from, to, .. } = register;
         let local = self.settings.locals.iter().position(|local| local == from).unwrap_or(0);
         let branch = self.transactions.branch();
-        let datagram = register.datagram(&format!("SIP/2.0/UDP {from};rport;branch={branch}"));
+        let mut via = String::with_capacity(96);
+        via.text("SIP/2.0/UDP ");
+        via.address(*from);
+        via.text(";rport;branch=");
+        via.text(&branch.text());
+        let datagram = register.datagram(&via);
         let flow = Flow { local, peer: *to, reliable: false };
         let sent = self.transactions.request(now, branch, flow, Limits::default(), datagram);
         match sent {
