@@ -26,7 +26,7 @@ pub use types::{
 };
 
 use super::reply::{self, Response};
-use super::transaction::{self, ClientId, ServerId, TransactionId, Transactions};
+use super::transaction::{self, ClientId, IdHasher, ServerId, TransactionId, Transactions};
 use forward::{Hops, Original};
 use state::{Branch, Context};
 
@@ -65,8 +65,8 @@ pub struct Contexts {
     keys: Keys,
     settings: Settings,
     contexts: Slab<Context>,
-    by_client: HashMap<ClientId, Owner>,
-    by_server: HashMap<ServerId, u32>,
+    by_client: HashMap<ClientId, Owner, IdHasher>,
+    by_server: HashMap<ServerId, u32, IdHasher>,
     /// Contexts so far: tells one from the next in the same place.
     serial: u32,
     out: VecDeque<Command>,
@@ -91,8 +91,8 @@ impl Contexts {
             keys: Keys::new(key),
             settings,
             contexts: Slab::new(),
-            by_client: HashMap::new(),
-            by_server: HashMap::new(),
+            by_client: HashMap::default(),
+            by_server: HashMap::default(),
             serial: 0,
             out: VecDeque::new(),
             index: None,
@@ -116,7 +116,14 @@ impl Contexts {
         let request = start.request.clone();
         let mut index = self.index.take().unwrap_or_default();
         let started = match Message::parse(&request, &mut index) {
-            Ok(message) => self.admit(now, transactions, start, targets, &message),
+            Ok(message) => {
+                let admitted = self.admit(now, transactions, start, targets, &message);
+                // It is read once for both. Without a target there is nothing to send yet.
+                if let Ok(slot) = admitted {
+                    self.launch(now, transactions, slot, &message);
+                }
+                admitted
+            }
             Err(_) => Err(400),
         };
         self.index = Some(index);
@@ -360,7 +367,7 @@ impl Contexts {
                 break;
             }
             if context.is_open() && !context.waiting.is_empty() {
-                self.launch(now, transactions, slot);
+                self.launch_again(now, transactions, slot);
             } else if context.is_open() && context.more {
                 if !context.asked {
                     context.asked = true;
@@ -376,46 +383,62 @@ impl Contexts {
         self.end_if_over(slot);
     }
 
+    /// As [`Contexts::launch`], for a request whose bytes alone are left.
+    fn launch_again(&mut self, now: Instant, transactions: &mut Transactions, slot: u32) {
+        let Some(context) = self.contexts.get_mut(slot as usize) else { return };
+        let Some(request) = context.request.clone() else {
+            context.waiting.clear();
+            return;
+        };
+        let mut index = self.index.take().unwrap_or_default();
+        match Message::parse(&request, &mut index) {
+            Ok(message) => self.launch(now, transactions, slot, &message),
+            Err(_) => context.waiting.clear(),
+        }
+        self.index = Some(index);
+    }
+
     /// Sends the request to the next group of targets (16.6).
-    fn launch(&mut self, now: Instant, transactions: &mut Transactions, slot: u32) {
+    fn launch<'m>(
+        &mut self,
+        now: Instant,
+        transactions: &mut Transactions,
+        slot: u32,
+        message: &'m Message<'m>,
+    ) {
         let Some(context) = self.contexts.get_mut(slot as usize) else { return };
         let group = context.next_group();
-        let Some(request) = context.request.clone() else { return };
-        let mut index = self.index.take().unwrap_or_default();
-        if let Ok(message) = Message::parse(&request, &mut index) {
-            let original = Original { message: &message, from: context.from };
-            let count = u16::try_from(group.len()).unwrap_or(u16::MAX).max(1);
-            for (number, target) in (0u16..).zip(group) {
-                let spare = u16::from(number < context.breadth % count);
-                let breadth = context.breadth / count + spare;
-                let branch = transactions.branch();
-                let text = looped::branch(branch, context.hash);
-                let made = forward::request(original, &self.settings, &target, &text, breadth);
-                let sent = match made {
-                    Ok(Some(bytes)) => transactions
-                        .request(now, branch, target.flow, target.limits, bytes)
-                        .map_err(|_| 503),
-                    Ok(None) => Err(513),
-                    Err(_) => Err(500),
-                };
-                let above = context.above.saturating_add(u8::from(target.record_route.is_some()));
-                match sent {
-                    Ok(client) => {
-                        context.branches.push(Branch::new(client, &target, above));
-                        self.by_client.insert(client, Owner::Context(slot));
-                    }
-                    Err(status) => {
-                        // Nor would it be sent to another one.
-                        context.closed = true;
-                        context.best.local(status);
-                        let branch = context.name(slot, target.tag);
-                        let failure = Failure::NotSent;
-                        self.out.push_back(Command::BranchFailed { branch, failure });
-                    }
+        let original = Original { message, from: context.from };
+        let count = u16::try_from(group.len()).unwrap_or(u16::MAX).max(1);
+        for (number, target) in (0u16..).zip(group) {
+            let spare = u16::from(number < context.breadth % count);
+            let breadth = context.breadth / count + spare;
+            let branch = transactions.branch();
+            let text = looped::branch(branch, context.hash);
+            let made = forward::request(original, &self.settings, &target, &text, breadth);
+            let sent = match made {
+                Ok(Some(bytes)) => transactions
+                    .request(now, branch, target.flow, target.limits, bytes)
+                    .map_err(|_| 503),
+                Ok(None) => Err(513),
+                Err(_) => Err(500),
+            };
+            let above = context.above.saturating_add(u8::from(target.record_route.is_some()));
+            match sent {
+                Ok(client) => {
+                    context.branches.push(Branch::new(client, &target, above));
+                    self.by_client.insert(client, Owner::Context(slot));
+                }
+                Err(status) => {
+                    // Nor would it be sent to another one.
+                    context.closed = true;
+                    context.best.local(status);
+                    let branch = context.name(slot, target.tag);
+                    let failure = Failure::NotSent;
+                    self.out.push_back(Command::BranchFailed { branch, failure });
                 }
             }
         }
-        self.index = Some(index);
     }
 
     /// An answer of ours to a request.
@@ -462,7 +485,7 @@ impl Contexts {
         if self.contexts.is_empty() {
             // What a rush has taken is given back when it is over.
             self.contexts = Slab::new();
-            self.by_server = HashMap::new();
+            self.by_server = HashMap::default();
             self.by_client.shrink_to_fit();
         }
     }

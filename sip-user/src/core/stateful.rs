@@ -37,8 +37,8 @@ use super::registrar::{self, Aor, Change, Domains, Key, NotRestored, Registrar, 
 use super::reply::{self, Response};
 use super::sources::Sources;
 use super::transaction::{
-    self, ClientId, Flow, RequestFate, ResponseFate, ServerId, TransactionId, Transactions,
-    Transmit,
+    self, ClientId, Flow, IdHasher, RequestFate, ResponseFate, ServerId, TransactionId,
+    Transactions, Transmit,
 };
 use calls::Call;
 pub use calls::Rules as CallRules;
@@ -139,7 +139,7 @@ pub struct Stateful {
     /// Signs the cookies of our Record-Routes.
     cookie_keys: Keys,
     /// REGISTERs of ours that are on their way.
-    flights: HashMap<ClientId, forking::Token>,
+    flights: HashMap<ClientId, forking::Token, IdHasher>,
     /// The PBXs as the dispatcher last had them.
     pbxs: BTreeMap<u32, pbx::Pbx>,
     /// Makes each cnonce another one.
@@ -177,7 +177,7 @@ impl Stateful {
             authenticator,
             registrar: Registrar::new(*registrar, domains.clone(), locals, key),
             forking: Forking::new(*forking, locals, key),
-            flights: HashMap::new(),
+            flights: HashMap::default(),
             pbxs: BTreeMap::new(),
             cnonces: 0,
             storable: true,

@@ -28,7 +28,7 @@ use sip_ebpf::scan::{Index, Method};
 pub use key::Branch;
 pub use timers::{Limits, Timers};
 pub use types::{
-    ClientId, Command, Config, Expired, Flow, RequestError, RequestFate, RespondError,
+    ClientId, Command, Config, Expired, Flow, IdHasher, RequestError, RequestFate, RespondError,
     ResponseFate, ServerId, TransactionId, Transmit,
 };
 

@@ -122,12 +122,23 @@ pub(super) fn request(
 
 /// A response as it is forwarded: without our Via. None if no other Via is below it: then it was for us.
 pub(super) fn response(message: &Message<'_>) -> Option<Vec<u8>> {
-    message.vias().nth(1)?.ok()?;
+    if !has_more_vias(message) {
+        return None;
+    }
     let cut = message.cut_first(Kind::Via).ok()??;
     let body = message.body().ok()?;
     let head = message.bytes().get(..message.headers_end() as usize + 2)?;
     let (before, after) = (head.get(..cut.at as usize)?, head.get(cut.end as usize..)?);
     Some([before, after, body].concat())
+}
+
+/// Whether there are Vias below the top one, which is read already. All are well-formed: [`Message::check`] has
+/// seen them.
+pub(super) fn has_more_vias(message: &Message<'_>) -> bool {
+    let Some(line) = message.index().first(Kind::Via) else { return false };
+    let joined =
+        || matches!(message.cut_first(Kind::Via), Ok(Some(cut)) if cut.end <= line.end.into());
+    message.index().repeated(Kind::Via) || joined()
 }
 
 /// Request-URI and Route for the next hop. A neighbour that routes strictly wants its own address as the

@@ -6,10 +6,11 @@
 
 use std::hash::Hasher;
 
-use sip_ebpf::message::{Error, Message};
+use sip_ebpf::message::{Error, Message, Via};
 use siphasher::sip::SipHasher13;
 
 use super::Hunt;
+use super::forward::has_more_vias;
 use crate::core::put::Put;
 use crate::core::transaction::Branch;
 
@@ -44,11 +45,18 @@ pub(super) fn branch(branch: Branch, hash: u64) -> String {
 
 /// Whether a request with this hash has been forwarded by us before.
 pub(super) fn is_looped(request: &Message<'_>, hash: u64) -> Result<bool, Error> {
-    for via in request.vias() {
-        let branch = via?.branch.unwrap_or_default();
+    let is_same = |via: Via<'_>| {
+        let branch = via.branch.unwrap_or_default();
         let ours = Branch::parse(branch).and_then(|_| branch.rsplit_once(char::from(SEPARATOR)));
         let theirs = ours.and_then(|(_, digits)| u64::from_str_radix(digits, 16).ok());
-        if theirs == Some(hash) {
+        theirs == Some(hash)
+    };
+    // Most have one, which is read already.
+    if !has_more_vias(request) {
+        return request.top_via().map(is_same);
+    }
+    for via in request.vias() {
+        if is_same(via?) {
             return Ok(true);
         }
     }

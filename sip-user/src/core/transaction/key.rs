@@ -140,7 +140,10 @@ pub(super) fn server(key: [u64; 2], message: &Message<'_>) -> Result<Identity, E
             field(&mut hash, method.as_bytes());
             finish(&hash)
         };
-        return Ok(Identity { own: of(method), invite: of("INVITE"), legacy: None });
+        let own = of(method);
+        // Others are about themselves.
+        let invite = if matches!(method, "ACK" | "CANCEL") { of("INVITE") } else { own };
+        return Ok(Identity { own, invite, legacy: None });
     }
     let tag = message.to()?.tag().unwrap_or_default();
     let mut common = hasher(key, b'l');

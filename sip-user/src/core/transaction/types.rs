@@ -1,6 +1,7 @@
 //! What goes into and comes out of [`super::Transactions`].
 
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,30 @@ impl TransactionId {
 
     pub(super) fn server(id: Id) -> Self {
         Self::Server(ServerId(id))
+    }
+}
+
+/// Finds by names of transactions. We give them and nobody else, so what hashes them needs no secret.
+pub type IdHasher = BuildHasherDefault<Spread>;
+
+/// See [`IdHasher`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        // An odd factor, 2^64 by the golden ratio: the high bits, which tables look at first, differ too.
+        self.0 = (self.0.rotate_left(5) ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
