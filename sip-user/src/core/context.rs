@@ -116,20 +116,26 @@ impl Contexts {
         let request = start.request.clone();
         let mut index = self.index.take().unwrap_or_default();
         let started = match Message::parse(&request, &mut index) {
-            Ok(message) => {
-                let admitted = self.admit(now, transactions, start, targets, &message);
-                // It is read once for both. Without a target there is nothing to send yet.
-                if let Ok(slot) = admitted {
-                    self.launch(now, transactions, slot, &message);
-                }
-                admitted
-            }
+            Ok(message) => self.start_read(now, transactions, start, targets, &message),
             Err(_) => Err(400),
         };
         self.index = Some(index);
-        let slot = started?;
-        self.advance(now, transactions, slot);
+        started
+    }
+
+    /// As [`Contexts::start`], where the request has been read: `message` is [`Start::request`].
+    pub fn start_read(
+        &mut self,
+        now: Instant,
+        transactions: &mut Transactions,
+        start: Start,
+        targets: Vec<Target>,
+        message: &Message<'_>,
+    ) -> Result<ContextId, u16> {
+        let slot = self.admit(now, transactions, start, targets, message)?;
         let serial = self.serial;
+        self.launch(now, transactions, slot, message);
+        self.advance(now, transactions, slot);
         Ok(ContextId { slot, serial })
     }
 
@@ -399,12 +405,12 @@ impl Contexts {
     }
 
     /// Sends the request to the next group of targets (16.6).
-    fn launch<'m>(
+    fn launch(
         &mut self,
         now: Instant,
         transactions: &mut Transactions,
         slot: u32,
-        message: &'m Message<'m>,
+        message: &Message<'_>,
     ) {
         let Some(context) = self.contexts.get_mut(slot as usize) else { return };
         let group = context.next_group();

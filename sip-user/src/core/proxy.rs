@@ -576,7 +576,7 @@ impl Proxy {
         if let Some(stateful) = &mut self.stateful {
             self.counters.event(Event::HandledStateful);
             stateful.handle_request(arrival.now, message, flow);
-            stateful.handle_calls(arrival.now, dispatcher);
+            stateful.handle_calls_of(arrival.now, dispatcher, message);
         }
         Ok(())
     }
@@ -912,7 +912,8 @@ impl Sink for Growing<'_> {
     fn put(&mut self, at: u32, word: u64) {
         let at = at as usize;
         if self.0.len() < at + 8 {
-            self.0.resize(at + 8, 0);
+            // In steps of what most fronts need: what is behind the end is not sent.
+            self.0.resize((at + 8).next_multiple_of(256), 0);
         }
         if let Some(place) = self.0.get_mut(at..at + 8) {
             place.copy_from_slice(&word.to_le_bytes());

@@ -22,8 +22,8 @@ const LONGEST: usize = 65_507;
 
 /// What all copies of a request have in common.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Original<'a> {
-    pub(super) message: &'a Message<'a>,
+pub(super) struct Original<'a, 'm> {
+    pub(super) message: &'a Message<'m>,
     /// Where it came from.
     pub(super) from: SocketAddr,
 }
@@ -57,7 +57,7 @@ pub(super) fn breadth(message: &Message<'_>) -> u16 {
 
 /// The copy of a request for a target (16.6). None if it is too long for a datagram.
 pub(super) fn request(
-    original: Original<'_>,
+    original: Original<'_, '_>,
     settings: &Settings,
     target: &Target,
     branch: &str,

@@ -94,9 +94,28 @@ impl Stateful {
     /// Places the calls that wait for it, and sees to what has become of others. To be called after each input,
     /// before [`Stateful::poll_command`].
     pub fn handle_calls(&mut self, now: Instant, dispatcher: &mut Dispatcher) {
+        self.see_to_calls(now, dispatcher, None);
+    }
+
+    /// As [`Stateful::handle_calls`], after this request: its call need not be read once more.
+    pub fn handle_calls_of(
+        &mut self,
+        now: Instant,
+        dispatcher: &mut Dispatcher,
+        request: &Message<'_>,
+    ) {
+        self.see_to_calls(now, dispatcher, Some(request));
+    }
+
+    fn see_to_calls(
+        &mut self,
+        now: Instant,
+        dispatcher: &mut Dispatcher,
+        request: Option<&Message<'_>>,
+    ) {
         loop {
             if let Some(call) = self.unplaced.pop_front() {
-                self.place(now, dispatcher, call);
+                self.place(now, dispatcher, call, request);
             } else if let Some(command) = self.contexts.poll_command() {
                 self.obey_contexts(now, dispatcher, command);
             } else {
@@ -184,7 +203,7 @@ impl Stateful {
                     more: false,
                     unavailable: Unavailable::InternalError,
                 };
-                self.start(now, key, start, targets);
+                self.start(now, key, start, targets, Some(message));
             }
             Err(response) => {
                 self.answer(now, message, id, flow, &response);
@@ -226,11 +245,18 @@ impl Stateful {
 
     // ---- Placing --------------------------------------------------------------------------------
 
-    /// A call that has not been tried anywhere.
-    fn place(&mut self, now: Instant, dispatcher: &mut Dispatcher, key: usize) {
+    /// A call that has not been tried anywhere. It is `read` already, unless that is another one or it had to wait.
+    fn place(
+        &mut self,
+        now: Instant,
+        dispatcher: &mut Dispatcher,
+        key: usize,
+        read: Option<&Message<'_>>,
+    ) {
         let Some(call) = self.calls.get_mut(key) else { return };
         let (id, flow, record) = (call.id, call.flow, call.record);
         let Some(request) = call.request.take() else { return };
+        let read = read.filter(|read| *read.bytes() == *request);
         match self.next_pbx(now, dispatcher, key) {
             Ok(target) => {
                 let start = Start {
@@ -243,7 +269,7 @@ impl Stateful {
                     more: true,
                     unavailable: Unavailable::RetryAfter(RETRY_AFTER),
                 };
-                self.start(now, key, start, vec![target]);
+                self.start(now, key, start, vec![target], read);
             }
             Err(response) => {
                 self.calls.remove(key);
@@ -257,9 +283,20 @@ impl Stateful {
         }
     }
 
-    fn start(&mut self, now: Instant, key: usize, start: Start, targets: Vec<Target>) {
+    fn start(
+        &mut self,
+        now: Instant,
+        key: usize,
+        start: Start,
+        targets: Vec<Target>,
+        read: Option<&Message<'_>>,
+    ) {
         let Self { contexts, transactions, .. } = self;
-        match contexts.start(now, transactions, start, targets) {
+        let started = match read {
+            Some(read) => contexts.start_read(now, transactions, start, targets, read),
+            None => contexts.start(now, transactions, start, targets),
+        };
+        match started {
             // By its commands we hear of it.
             Ok(_) => self.counts.forwarded += 1,
             Err(status) => {

@@ -37,13 +37,13 @@ impl Branch {
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.as_bytes().strip_prefix(cookie::DAEMON)?.strip_prefix(&[MARK])?;
         let (digits, rest) = text.split_at_checked(DIGITS)?;
-        // `from_str_radix` would also take a sign.
-        if !digits.iter().all(u8::is_ascii_hexdigit)
-            || !matches!(rest.first(), None | Some(&SEPARATOR))
-        {
+        if !matches!(rest.first(), None | Some(&SEPARATOR)) {
             return None;
         }
-        u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok().map(Self)
+        let number = digits.iter().try_fold(0, |number, digit| {
+            Some(number << 4 | u64::from(char::from(*digit).to_digit(16)?))
+        });
+        number.map(Self)
     }
 }
 
