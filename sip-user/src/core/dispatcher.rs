@@ -51,6 +51,9 @@ const OWN_LATENESS: Duration = Duration::from_millis(300);
 /// The first probes go out within this time, spread evenly.
 const FIRST_PROBES: Duration = Duration::from_secs(1);
 
+/// [`Dispatcher::taken`] has a bit for each.
+const _: () = assert!(MAX_PBX <= u64::BITS);
+
 /// The PBXs. See the module.
 #[derive(Debug)]
 pub struct Dispatcher {
@@ -59,6 +62,9 @@ pub struct Dispatcher {
     rules: Probe,
     call_rules: Dispatch,
     slots: Vec<Option<Entry>>,
+    /// A bit for each slot that is taken. Every message asks who sends from its address, and an empty slot is as
+    /// large as a taken one: to look into all costs more than all else where caches are cold.
+    taken: u64,
     /// When each slot was left empty, as a count of removals; a slot is taken again as late as possible,
     /// because cookies of calls in progress name it.
     left: Vec<u64>,
@@ -143,6 +149,7 @@ impl Dispatcher {
             rules,
             call_rules: Dispatch::default(),
             slots: (0..MAX_PBX).map(|_| None).collect(),
+            taken: 0,
             left: vec![0; MAX_PBX as usize],
             removals: 0,
             accepting: true,
@@ -529,6 +536,7 @@ impl Dispatcher {
         };
         if let Some(place) = self.slots.get_mut(slot as usize) {
             *place = Some(entry);
+            self.taken |= 1 << slot;
         }
         self.settle(now, slot, if file.is_some() { "configured" } else { "added by hand" });
         slot
@@ -584,6 +592,7 @@ impl Dispatcher {
         let Some(entry) = self.slots.get_mut(slot as usize).and_then(Option::take) else {
             return;
         };
+        self.taken &= !(1 << slot);
         self.removals += 1;
         if let Some(left) = self.left.get_mut(slot as usize) {
             *left = self.removals;
@@ -687,7 +696,13 @@ impl Dispatcher {
     }
 
     fn entries(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        (0..).zip(&self.slots).filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
+        let mut left = self.taken;
+        let slots = std::iter::from_fn(move || {
+            let slot = (left != 0).then(|| left.trailing_zeros())?;
+            left &= left - 1;
+            Some(slot)
+        });
+        slots.filter_map(|slot| Some((slot, self.entry(slot)?)))
     }
 
     fn entry(&self, slot: u32) -> Option<&Entry> {
