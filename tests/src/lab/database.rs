@@ -21,8 +21,8 @@ use super::{process::Process, remains};
 
 /// Who runs the servers when we are root, which they refuse to be: Debian's `nobody`.
 const NOBODY: u32 = 65534;
-/// How long a server may take to come up, also after it was killed.
-const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a server may take to come up, also after it was killed and while others keep the disk busy.
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// A kind of server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
