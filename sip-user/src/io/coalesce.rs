@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 /// How long the rate is measured before it is believed.
 const SLOT: Duration = Duration::from_millis(10);
 /// So many datagrams are worth a wake-up: to wait for more would only make them late.
-const ENOUGH: u64 = 8;
-/// Where so many come in less than this, they come together without our help.
-const SHORTEST: Duration = Duration::from_micros(250);
+const ENOUGH: u64 = 16;
 
 /// See the module. One thread sleeps by it; any may ask.
 #[derive(Debug)]
@@ -80,7 +78,7 @@ fn pause(longest: Duration, count: u64, passed: Duration) -> Duration {
         passed.saturating_mul(ENOUGH as u32) / u32::try_from(count).unwrap_or(u32::MAX).max(1);
     let pause = longest.min(enough);
     let doubled = u128::from(count) * pause.as_nanos() * 2 / passed.as_nanos().max(1);
-    if doubled < 3 || enough < SHORTEST { Duration::ZERO } else { pause }
+    if doubled < 3 { Duration::ZERO } else { pause }
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -99,9 +97,8 @@ mod tests {
         assert_eq!(at(0), 0);
         assert_eq!(at(1000), 0, "one in the longest pause: as dear as without");
         assert_eq!(at(1500), 1000);
-        assert_eq!(at(8000), 1000);
-        assert_eq!(at(20_000), 400, "eight in that time");
-        assert_eq!(at(40_000), 0, "they come together by themselves");
+        assert_eq!(at(16_000), 1000);
+        assert_eq!(at(40_000), 400, "sixteen in that time");
         assert_eq!(pause(LONGEST, 1, Duration::ZERO), Duration::ZERO);
         assert_eq!(pause(Duration::ZERO, 1000, SLOT), Duration::ZERO);
         let short = Duration::from_micros(100);

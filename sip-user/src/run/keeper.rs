@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as blocking;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -52,8 +53,8 @@ const TAKE_INTERVAL: Duration = Duration::from_millis(20);
 /// How long after a question to the database the next one is put, with all that was wanted meanwhile: a question costs
 /// about as much for one user as for ten.
 const ASK_INTERVAL: Duration = Duration::from_millis(3);
-/// So many changes are taken before others on the thread have their turn.
-const CHANGES_AT_ONCE: usize = 1000;
+/// So many changes are taken before others have their turn, on the thread and on its CPU.
+const CHANGES_AT_ONCE: usize = 64;
 /// So many bindings that were read back, or answers, are handled before SIP has its turn.
 const ROWS_AT_ONCE: usize = 100;
 const ANSWERS_AT_ONCE: usize = 16;
@@ -93,7 +94,7 @@ impl Keeper {
         let (started, start) = blocking::sync_channel(1);
         let shared = Arc::<Shared>::default();
         let ends = Ends { changed, asked, report, leave, shared: Arc::clone(&shared), clock };
-        let thread = std::thread::Builder::new().name("store".into());
+        let thread = thread::Builder::new().name("store".into());
         let serve = {
             let shared = Arc::clone(&shared);
             move || watch(&shared, || serve(&settings, limits, ends, &started))
@@ -420,6 +421,7 @@ async fn take_changes(
         if count < CHANGES_AT_ONCE && !changed.is_closed() {
             sleep(TAKE_INTERVAL).await;
         } else {
+            thread::yield_now();
             yield_now().await;
         }
     }

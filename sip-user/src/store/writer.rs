@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -671,6 +672,8 @@ impl Statements {
             }
             let mut transaction = connection.begin().await?;
             for (text, piece) in self.put.pieces(&puts) {
+                // Who shares the CPU has its turn before each piece: SIP, where it is late.
+                thread::yield_now();
                 let mut query = sqlx::query(text);
                 for (id, binding) in piece {
                     query = binding.bind(id, query);
@@ -678,6 +681,7 @@ impl Statements {
                 query.execute(&mut *transaction).await?;
             }
             for (text, piece) in self.delete.pieces(&deletes) {
+                thread::yield_now();
                 let mut query = sqlx::query(text);
                 for id in piece {
                     query = query.bind(id.as_str());
@@ -685,6 +689,7 @@ impl Statements {
                 query.execute(&mut *transaction).await?;
             }
             for (text, piece) in self.insert.pieces(cdrs) {
+                thread::yield_now();
                 let mut query = sqlx::query(text);
                 for record in piece {
                     query = record.bind(query);
