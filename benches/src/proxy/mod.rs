@@ -10,6 +10,7 @@ mod server;
 mod socket;
 mod usage;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -231,6 +232,28 @@ struct Highest {
     limited: bool,
 }
 
+/// The delay of messages, in microseconds: medians of windows, because a virtual machine that its host keeps from
+/// running for some milliseconds has them in the delay of whatever was on its way.
+struct Delay {
+    middle: f64,
+    /// The 99th percentile.
+    high: f64,
+    /// That of each window, the least first.
+    highs: Vec<f64>,
+    lost: u64,
+}
+
+impl fmt::Display for Delay {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { middle, high, highs, lost } = self;
+        write!(to, "delay {middle:.0} us, p99 {high:.0} us (")?;
+        for high in highs {
+            write!(to, " {high:.0}")?;
+        }
+        write!(to, " ), {lost} lost")
+    }
+}
+
 impl Bench {
     /// Writes what there is so far: a long run that is cut short has not been for nothing.
     fn write(&self, args: &Args) -> Result<()> {
@@ -241,11 +264,15 @@ impl Bench {
         let Scenario { name, operation, .. } = *scenario;
         let mut server = self.start(scenario, proxy)?;
         let us = self.at_rate(&mut server, scenario, proxy)?;
-        put(&mut self.rows, &format!("{name}, CPU at {:.0}/s", self.rate), "us", proxy, us);
+        let rate = self.rate;
+        put(&mut self.rows, &format!("{name}, CPU at {rate:.0}/s"), "us", proxy, us);
         if !scenario.known {
             // There are not enough users for more.
             return Ok(());
         }
+        let delay = self.delay_at(rate, operation);
+        eprintln!("{name}, {proxy:?}: {delay} at {rate:.0}/s");
+        put(&mut self.rows, &format!("{name}, delay at {rate:.0}/s, p99"), "us", proxy, delay.high);
         let highest = self.highest(&mut server, scenario, proxy, 0.6e6 / us)?;
         eprintln!(
             "{name}, {proxy:?}: {}{:.0}/s without a loss, {:.1} us at best",
@@ -261,21 +288,32 @@ impl Bench {
         }
 
         let rate = highest.rate * 0.7;
-        let steps = self.effort.windows as f64;
-        let count = (rate * self.effort.window.as_secs_f64() * steps).ceil() as u64;
-        self.generator.begin(operation, rate, count);
-        self.generator.run(self.effort.window / 2);
-        self.generator.clear_delays();
-        self.generator.finish(self.effort.window * self.effort.windows as u32 + PATIENCE);
-        let lost = self.generator.counts().lost();
-        let delays = self.generator.delays();
-        let (middle, high) = (percentile(delays, 0.5), percentile(delays, 0.99));
-        eprintln!(
-            "{name}, {proxy:?}: delay {middle:.0} us, p99 {high:.0} us at {rate:.0}/s, {lost} lost"
-        );
-        put(&mut self.rows, &format!("{name}, delay at 70 %, p50"), "us", proxy, middle);
-        put(&mut self.rows, &format!("{name}, delay at 70 %, p99"), "us", proxy, high);
+        let delay = self.delay_at(rate, operation);
+        eprintln!("{name}, {proxy:?}: {delay} at {rate:.0}/s");
+        put(&mut self.rows, &format!("{name}, delay at 70 %, p50"), "us", proxy, delay.middle);
+        put(&mut self.rows, &format!("{name}, delay at 70 %, p99"), "us", proxy, delay.high);
         server.check()
+    }
+
+    /// The delay at a rate.
+    fn delay_at(&mut self, rate: f64, operation: Operation) -> Delay {
+        let Effort { warm_up, window, windows, .. } = self.effort;
+        // Short ones, so that what disturbs one leaves the others alone.
+        let (window, windows) = (window / 4, windows * 4);
+        let time = warm_up + window * windows as u32;
+        self.generator.begin(operation, rate, (rate * time.as_secs_f64()).ceil() as u64);
+        self.generator.run(warm_up);
+        let (mut middles, mut highs) = (Vec::new(), Vec::new());
+        for _ in 0..windows {
+            self.generator.clear_delays();
+            self.generator.run(window);
+            let delays = self.generator.delays();
+            middles.push(percentile(delays, 0.5));
+            highs.push(percentile(delays, 0.99));
+        }
+        self.generator.finish(PATIENCE);
+        let lost = self.generator.counts().lost();
+        Delay { middle: median(&mut middles), high: median(&mut highs), highs, lost }
     }
 
     /// CPU time per operation at the rate that both are given, in microseconds.
