@@ -24,6 +24,12 @@ pub trait Tables {
     /// Whether INVITEs from there are steered.
     fn trusted(&self, src: Endpoint) -> bool;
 
+    /// [`Cookie::address_digits`] of where the datagram came from, as they are or as they were kept.
+    #[inline(always)]
+    fn address_digits(&self, src: Endpoint) -> u64 {
+        Cookie::address_digits(src)
+    }
+
     /// The slot of the PBX that listens there.
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32>;
 
@@ -286,8 +292,8 @@ fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
     let Some(pbx) = tables.pbx(slot) else {
         return Reason::NoPbx;
     };
-    plan.cookie =
-        Cookie { flow: packet.src, slot, recorded: false }.write(tables.keys(), plan.call);
+    let cookie = Cookie { flow: packet.src, slot, recorded: false };
+    plan.cookie = cookie.write_known(tables.keys(), plan.call, tables.address_digits(packet.src));
     plan.record = 1;
     plan.slot = slot;
     plan.next = pbx.endpoint();
