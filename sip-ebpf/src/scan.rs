@@ -429,7 +429,7 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
         let method_end = first(marks);
         let uri = method_end + 1;
         // In rare cases not a blank, and then not the version either.
-        let uri_end = t.settled(t.near_blank(uri));
+        let uri_end = t.fresh(t.near_blank(uri));
         let right = t.byte(method_end) == b' '
             && method_end != 0
             && uri_end > uri
@@ -451,7 +451,7 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
 /// The start line of a response, of a method longer than seven bytes, or one that is wrong.
 #[inline(always)]
 fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), Error> {
-    let mut end = t.settled(t.near_control(0));
+    let mut end = t.fresh(t.near_control(0));
     if t.short(end, 0) != CRLF {
         end = find_control(t, t.fresh(0));
         if t.short(end, 0) != CRLF && t.more() {
@@ -567,12 +567,8 @@ const fn methods() -> [(u64, Method); 1 << METHODS_BITS] {
 #[inline(always)]
 fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
-    // By way of memory: the verifier would walk what follows once for each word that a line may end in.
-    // SAFETY: a field of ours; volatile keeps the trip.
-    let mut end = unsafe {
-        (&raw mut index.line).write_volatile(t.near_control(start));
-        (&raw const index.line).read_volatile()
-    };
+    // Or the verifier would walk what follows once for each word that a line may end in.
+    let mut end = t.fresh(t.near_control(start));
     if t.short(end, 0) != CRLF {
         end = find_control(t, start);
         if t.short(end, 0) != CRLF {

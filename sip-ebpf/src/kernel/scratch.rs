@@ -46,8 +46,8 @@ pub(super) struct Scratch {
     pub(super) front: Front,
     /// How much of the text has been read from the packet.
     pub(super) loaded: u32,
-    /// See [`sip_ebpf::text::Text::settled`].
-    pub(super) settled: u32,
+    /// Always zero.
+    pad: u32,
     pub(super) text: [u8; (TEXT + SLACK) as usize],
     /// What goes out: the headers end at [`HEAD`], the front starts there.
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
