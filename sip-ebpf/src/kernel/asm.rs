@@ -75,6 +75,30 @@ pub(super) unsafe fn store_four(to: *mut u8, four: [u64; 4]) {
     }
 }
 
+/// Puts `N` words, maybe unaligned: four at one place, for an address takes as much as a store.
+///
+/// # Safety
+/// They must be writable.
+#[inline(always)]
+pub(super) unsafe fn store_run<const N: usize>(to: *mut u8, word: impl Fn(usize) -> u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..N).step_by(4) {
+            let to = to.add(8 * i);
+            store::<0>(to, word(i));
+            if i + 1 < N {
+                store::<8>(to, word(i + 1));
+            }
+            if i + 2 < N {
+                store::<16>(to, word(i + 2));
+            }
+            if i + 3 < N {
+                store::<24>(to, word(i + 3));
+            }
+        }
+    }
+}
+
 /// Copies 64 bytes, maybe unaligned; not onto themselves.
 ///
 /// # Safety

@@ -134,9 +134,15 @@ impl Known {
         }
     }
 
+    /// How long both texts are.
+    #[inline(always)]
+    pub(super) fn texts_len(&self) -> u32 {
+        self.port_len + self.received_len
+    }
+
     /// Puts the texts into `out`, at `at`; says where they ended.
     #[inline(always)]
-    pub(super) fn put_received(&self, out: &mut Out, at: u32, rport: bool) -> u32 {
+    pub(super) fn put_received(&self, out: &mut impl Sink, at: u32, rport: bool) -> u32 {
         let mut at = at;
         if rport {
             out.put(at, self.port);
@@ -207,6 +213,15 @@ impl Tables for Kernel<'_> {
             }
         }
         None
+    }
+
+    #[inline(always)]
+    fn expect(&self, hash: u64) {
+        if let Some(bucket) = CALLS.get(calls::bucket(hash, self.config.calls_mask)) {
+            // SAFETY: a word of a map's entry. Volatile: nobody wants the value yet. A table of calls is larger than
+            // the caches that are near, and while the line comes, the branch is made.
+            unsafe { (&raw const bucket.words[0]).read_volatile() };
+        }
     }
 
     #[inline(always)]
