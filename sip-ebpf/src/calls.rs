@@ -73,7 +73,7 @@ pub fn put(words: &mut Words, hash: u64, now: u64, slot: u32) {
     }
     let word = tag << 24 | (((now >> 30) as u16) as u64) << 8 | (slot & 0xff) as u64;
     // SAFETY: `best` is the number of one of the words.
-    unsafe { *words.as_mut_ptr().add(crate::scan::confine(best as u32, 7) as usize) = word };
+    unsafe { *words.as_mut_ptr().add(crate::scan::confine::<7>(best as u32) as usize) = word };
 }
 
 #[cfg(test)]

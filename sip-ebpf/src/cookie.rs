@@ -93,14 +93,21 @@ impl Cookie {
     /// The four words of its digits.
     #[inline(always)]
     pub fn write(self, keys: &Keys, call: u64) -> [u64; 4] {
+        self.write_known(keys, call, Self::address_digits(self.flow))
+    }
+
+    /// The first word of the digits of each cookie for `flow`.
+    #[inline(always)]
+    pub fn address_digits(flow: Endpoint) -> u64 {
+        hex8(u32::from_be(flow.addr))
+    }
+
+    /// As [`Cookie::write`], where [`Cookie::address_digits`] were made before.
+    #[inline(always)]
+    pub fn write_known(self, keys: &Keys, call: u64, address_digits: u64) -> [u64; 4] {
         let word = self.word();
         let signature = siphash_word(cookie_key(keys, call), word);
-        [
-            hex8((word >> 32) as u32),
-            hex8(word as u32),
-            hex8((signature >> 32) as u32),
-            hex8(signature as u32),
-        ]
+        [address_digits, hex8(word as u32), hex8((signature >> 32) as u32), hex8(signature as u32)]
     }
 
     /// Reads the digits at `at`; gives the signature too, for [`Cookie::signed`].

@@ -69,17 +69,12 @@ pub fn request<T: Text, S: Sink>(
     let mut at = copy(t, 0, index.headers, out, 0);
     if plan.record != 0 {
         out.put_run::<{ RECORD_ROUTE_TEXT / 8 }>(at, |i| word_of(&local.record_route, i));
-        let cookie = at + local.cookie_at;
-        out.put(cookie, plan.cookie[0]);
-        out.put(cookie + 8, plan.cookie[1]);
-        out.put(cookie + 16, plan.cookie[2]);
-        out.put(cookie + 24, plan.cookie[3]);
+        out.put_run::<4>(at + local.cookie_at, |i| plan.cookie[i]);
         at = out.fresh(at + local.record_route_len);
     }
     out.put_run::<{ VIA_TEXT / 8 }>(at, |i| word_of(&local.via, i));
-    let [high, low] = crate::text::hex(plan.branch);
-    out.put(at + local.branch_at, high);
-    out.put(at + local.branch_at + 8, low);
+    let digits = crate::text::hex(plan.branch);
+    out.put_run::<2>(at + local.branch_at, |i| digits[i]);
     at = out.fresh(at + local.via_len);
 
     // Two places are left, in whichever order they stand: the end of the Via, and the Route.

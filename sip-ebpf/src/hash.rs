@@ -36,7 +36,7 @@ impl Keys {
     #[inline(always)]
     fn lane(&self, i: u32) -> u64 {
         // SAFETY: masked below LANES, a power of two, the length of the array.
-        unsafe { *self.lanes.as_ptr().add(crate::scan::confine(i, LANES - 1) as usize) }
+        unsafe { *self.lanes.as_ptr().add(crate::scan::confine::<{ LANES - 1 }>(i) as usize) }
     }
 }
 

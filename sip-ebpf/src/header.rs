@@ -127,7 +127,7 @@ fn via_param<T: Text>(t: T, via: &mut Via, line_end: u32) -> bool {
 /// The first `;`, `,`, quote, white space or control character at or behind `at`, or `end`.
 #[inline(always)]
 fn find_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
-    let near = t.settled(t.near_delimiter(at));
+    let near = t.fresh(t.near_delimiter(at));
     if near >= end {
         return end;
     }
@@ -147,7 +147,7 @@ fn find_rare_delimiter<T: Text>(t: T, at: u32, end: u32) -> u32 {
             return false;
         }
         step(at, 1);
-        *at = t.settled(t.near_delimiter(*at));
+        *at = t.fresh(t.near_delimiter(*at));
         true
     });
     let at = t.fresh(state.1);

@@ -24,6 +24,12 @@ pub trait Tables {
     /// Whether INVITEs from there are steered.
     fn trusted(&self, src: Endpoint) -> bool;
 
+    /// [`Cookie::address_digits`] of where the datagram came from, as they are or as they were kept.
+    #[inline(always)]
+    fn address_digits(&self, src: Endpoint) -> u64 {
+        Cookie::address_digits(src)
+    }
+
     /// The slot of the PBX that listens there.
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32>;
 
@@ -32,6 +38,10 @@ pub trait Tables {
 
     /// The slot of the active PBX whose turn it is.
     fn turn(&self) -> Option<u32>;
+
+    /// Says that a call may be asked for next, which is the time to ask the memory for its place.
+    #[inline(always)]
+    fn expect(&self, _hash: u64) {}
 
     /// The slot that a call went to.
     fn call(&self, hash: u64) -> Option<u32>;
@@ -171,6 +181,9 @@ fn request<T: Text, W: Tables>(
         return Reason::OddHeader;
     }
     plan.call = call;
+    if !in_dialog {
+        tables.expect(call);
+    }
     let hops = max_forwards(t, index, plan);
     if hops.is_err() {
         return Reason::MaxForwards;
@@ -286,8 +299,8 @@ fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
     let Some(pbx) = tables.pbx(slot) else {
         return Reason::NoPbx;
     };
-    plan.cookie =
-        Cookie { flow: packet.src, slot, recorded: false }.write(tables.keys(), plan.call);
+    let cookie = Cookie { flow: packet.src, slot, recorded: false };
+    plan.cookie = cookie.write_known(tables.keys(), plan.call, tables.address_digits(packet.src));
     plan.record = 1;
     plan.slot = slot;
     plan.next = pbx.endpoint();

@@ -292,7 +292,7 @@ impl Index {
     #[inline(always)]
     pub fn line(&self, at: u32) -> Line {
         // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
-        unsafe { *self.lines.as_ptr().add(confine(at, MAX_LINES - 1) as usize) }
+        unsafe { *self.lines.as_ptr().add(confine::<{ MAX_LINES - 1 }>(at) as usize) }
     }
 
     #[inline(always)]
@@ -308,22 +308,22 @@ impl Index {
     }
 }
 
-/// `value & mask`, in a way that the BPF verifier sees and the compiler cannot remove.
+/// `value & MASK`, in a way that the BPF verifier sees and the compiler cannot remove.
 #[inline(always)]
-pub fn confine(value: u32, mask: u32) -> u32 {
+pub fn confine<const MASK: u32>(value: u32) -> u32 {
     #[cfg(target_arch = "bpf")]
     {
         let mut value = value;
         // SAFETY: arithmetic on a register.
         unsafe {
-            core::arch::asm!("{0} &= {1}", inout(wreg) value, in(wreg) mask,
+            core::arch::asm!("{0} &= {mask}", inout(wreg) value, mask = const MASK,
                 options(pure, nomem, nostack));
         }
         value
     }
     #[cfg(not(target_arch = "bpf"))]
     {
-        value & mask
+        value & MASK
     }
 }
 
@@ -429,7 +429,7 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
         let method_end = first(marks);
         let uri = method_end + 1;
         // In rare cases not a blank, and then not the version either.
-        let uri_end = t.settled(t.near_blank(uri));
+        let uri_end = t.fresh(t.near_blank(uri));
         let right = t.byte(method_end) == b' '
             && method_end != 0
             && uri_end > uri
@@ -451,7 +451,7 @@ fn start_line<T: Text>(t: T, index: &mut Index) -> Result<(), Error> {
 /// The start line of a response, of a method longer than seven bytes, or one that is wrong.
 #[inline(always)]
 fn other_start_line<T: Text>(t: T, word: u64, index: &mut Index) -> Result<(), Error> {
-    let mut end = t.settled(t.near_control(0));
+    let mut end = t.fresh(t.near_control(0));
     if t.short(end, 0) != CRLF {
         end = find_control(t, t.fresh(0));
         if t.short(end, 0) != CRLF && t.more() {
@@ -567,12 +567,8 @@ const fn methods() -> [(u64, Method); 1 << METHODS_BITS] {
 #[inline(always)]
 fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
     let start = index.line;
-    // By way of memory: the verifier would walk what follows once for each word that a line may end in.
-    // SAFETY: a field of ours; volatile keeps the trip.
-    let mut end = unsafe {
-        (&raw mut index.line).write_volatile(t.near_control(start));
-        (&raw const index.line).read_volatile()
-    };
+    // Or the verifier would walk what follows once for each word that a line may end in.
+    let mut end = t.fresh(t.near_control(start));
     if t.short(end, 0) != CRLF {
         end = find_control(t, start);
         if t.short(end, 0) != CRLF {
@@ -622,7 +618,7 @@ fn header_line<T: Text>(t: T, index: &mut Index) -> bool {
         return false;
     };
     let value = skip_blank(t, colon + 1);
-    let kind = confine(kind, KINDS as u32 - 1);
+    let kind = confine::<{ KINDS as u32 - 1 }>(kind);
     let bit = (1u64 << kind) & !1;
     note(index, count, line(start, value, end, kind), bit, kind as u8 * 8);
     true
@@ -644,7 +640,7 @@ fn note(index: &mut Index, count: u32, line: u64, bit: u64, place: u8) {
     let line = (line | (number as u64) << 56).to_le();
     // SAFETY: the place is below MAX_LINES, a power of two, so it is in the array.
     unsafe {
-        let at = confine(count, MAX_LINES - 1) as usize;
+        let at = confine::<{ MAX_LINES - 1 }>(count) as usize;
         index.lines.as_mut_ptr().add(at).cast::<u64>().write(line);
     }
     let kinds = index.kinds;
@@ -652,7 +648,7 @@ fn note(index: &mut Index, count: u32, line: u64, bit: u64, place: u8) {
         return note_repeated(index, kinds, bit, place, number);
     }
     index.kinds = kinds | bit;
-    let place = confine(place as u32, 8 * (KINDS as u32 - 1)) as usize;
+    let place = confine::<{ 8 * (KINDS as u32 - 1) }>(place as u32) as usize;
     // SAFETY: masked to a multiple of a line's length below that of the table. Kinds that are not told apart get
     // the place of the first, which nobody reads.
     unsafe { index.first.as_mut_ptr().byte_add(place).cast::<u64>().write(line) };
@@ -661,7 +657,7 @@ fn note(index: &mut Index, count: u32, line: u64, bit: u64, place: u8) {
 /// Another line of a kind.
 #[inline(always)]
 fn note_repeated(index: &mut Index, kinds: u64, bit: u64, place: u8, number: u32) {
-    let kind = confine(place as u32 >> 3, KINDS as u32 - 1) as usize;
+    let kind = confine::<{ KINDS as u32 - 1 }>(place as u32 >> 3) as usize;
     // SAFETY: masked below KINDS, a power of two, the length of both tables.
     let (first, last) =
         unsafe { (&*index.first.as_ptr().add(kind), &mut *index.last.as_mut_ptr().add(kind)) };
@@ -702,12 +698,16 @@ fn continuation(index: &mut Index, count: u32, end: u32) -> bool {
     }
     index.flags |= FOLDED;
     // SAFETY: the index is below MAX_LINES, a power of two, so it is in the array.
-    let line =
-        unsafe { &mut *index.lines.as_mut_ptr().add(confine(count - 1, MAX_LINES - 1) as usize) };
+    let line = unsafe {
+        &mut *index.lines.as_mut_ptr().add(confine::<{ MAX_LINES - 1 }>(count - 1) as usize)
+    };
     line.end = end as u16;
     // SAFETY: masked below KINDS, a power of two, the length of the table.
     let first = unsafe {
-        &mut *index.first.as_mut_ptr().add(confine(line.kind as u32, KINDS as u32 - 1) as usize)
+        &mut *index
+            .first
+            .as_mut_ptr()
+            .add(confine::<{ KINDS as u32 - 1 }>(line.kind as u32) as usize)
     };
     if first.number as u32 == count {
         first.end = end as u16;

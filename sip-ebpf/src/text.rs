@@ -97,11 +97,6 @@ pub trait Text: Copy {
         value
     }
 
-    /// As [`Text::fresh`], and hides also which way the value came: several ways are walked as one from here on.
-    fn settled(self, value: u32) -> u32 {
-        value
-    }
-
     /// Whether there are no bytes.
     fn is_empty(self) -> bool {
         self.len() == 0

@@ -75,6 +75,30 @@ pub(super) unsafe fn store_four(to: *mut u8, four: [u64; 4]) {
     }
 }
 
+/// Puts `N` words, maybe unaligned: four at one place, for an address takes as much as a store.
+///
+/// # Safety
+/// They must be writable.
+#[inline(always)]
+pub(super) unsafe fn store_run<const N: usize>(to: *mut u8, word: impl Fn(usize) -> u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..N).step_by(4) {
+            let to = to.add(8 * i);
+            store::<0>(to, word(i));
+            if i + 1 < N {
+                store::<8>(to, word(i + 1));
+            }
+            if i + 2 < N {
+                store::<16>(to, word(i + 2));
+            }
+            if i + 3 < N {
+                store::<24>(to, word(i + 3));
+            }
+        }
+    }
+}
+
 /// Copies 64 bytes, maybe unaligned; not onto themselves.
 ///
 /// # Safety
@@ -125,8 +149,7 @@ macro_rules! borrow {
             $at,
             "})\n",
             "{word} -= {by}\n",
-            "{word} &= {highs}\n",
-            "if {word} != 0 goto +",
+            "if {word} & {highs} goto +",
             $on,
         )
     };
@@ -144,8 +167,7 @@ macro_rules! delimiter {
             "{other} ^= {semicolons}\n",
             "{other} -= {ones}\n",
             "{word} |= {other}\n",
-            "{word} &= {highs}\n",
-            "if {word} != 0 goto +",
+            "if {word} & {highs} goto +",
             $on,
         )
     };
@@ -182,18 +204,19 @@ pub(super) unsafe fn first_borrow<const OFFSET: i16>(
 ) -> (u64, u64) {
     let (word, at);
     // SAFETY: the caller's promise. Each word that has one jumps to where its own distance is set: the last one's
-    // is eight instructions behind the way of those that have none.
+    // is behind the way of those that have none.
     unsafe {
         asm!(
-            borrow!("a", "30"),
-            borrow!("b", "28"),
-            borrow!("c", "26"),
-            borrow!("d", "24"),
-            borrow!("e", "22"),
-            borrow!("f", "20"),
-            borrow!("g", "18"),
+            borrow!("a", "23"),
+            borrow!("b", "22"),
+            borrow!("c", "21"),
+            borrow!("d", "20"),
+            borrow!("e", "19"),
+            borrow!("f", "18"),
+            borrow!("g", "17"),
             borrow!("h", "16"),
             distance!(),
+            "{word} &= {highs}",
             word = out(reg) word, at = out(reg) at,
             from = in(reg) from, by = in(reg) by, highs = in(reg) highs,
             a = const OFFSET, b = const OFFSET + 8, c = const OFFSET + 16, d = const OFFSET + 24,
@@ -243,15 +266,16 @@ pub(super) unsafe fn first_delimiter<const OFFSET: i16>(from: *const u8) -> (u64
     // SAFETY: the caller's promise. The jumps are those of `first_borrow`.
     unsafe {
         asm!(
-            delimiter!("a", "58"),
-            delimiter!("b", "52"),
-            delimiter!("c", "46"),
-            delimiter!("d", "40"),
-            delimiter!("e", "34"),
-            delimiter!("f", "28"),
-            delimiter!("g", "22"),
+            delimiter!("a", "51"),
+            delimiter!("b", "46"),
+            delimiter!("c", "41"),
+            delimiter!("d", "36"),
+            delimiter!("e", "31"),
+            delimiter!("f", "26"),
+            delimiter!("g", "21"),
             delimiter!("h", "16"),
             distance!(),
+            "{word} &= {highs}",
             word = out(reg) word, other = out(reg) _, at = out(reg) at, from = in(reg) from,
             hyphens = in(reg) ONES * b'-' as u64, semicolons = in(reg) ONES * b';' as u64,
             ones = in(reg) ONES, highs = in(reg) ONES << 7,

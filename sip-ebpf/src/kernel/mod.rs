@@ -28,8 +28,10 @@ use scratch::{KnownFront, Out, Scratch, TEXT};
 use tables::Kernel;
 use text::Bytes;
 
-/// The program that is attached.
+/// The program that is attached. Inlined into what the macro makes of it: a return costs as much as a jump that was
+/// guessed wrong, where the kernel keeps returns from being guessed.
 #[xdp]
+#[inline(always)]
 fn sipline(ctx: XdpContext) -> u32 {
     bench::refresh(&ctx);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
@@ -181,17 +183,28 @@ fn sip(
         s.front = edit::response(t, &s.plan, &mut out);
     } else {
         change_hops(t, scratch);
+        if send::inserts(s) {
+            let action = send::insert(ctx, scratch, kernel.from())?;
+            count_steered(s, reason);
+            return Ok((reason, action));
+        }
         s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut out);
     }
     fits(s.front)?;
     let action = send::forward(ctx, scratch, kernel.from())?;
+    count_steered(s, reason);
+    Ok((reason, action))
+}
+
+/// Counts a call that went to a PBX.
+#[inline(always)]
+fn count_steered(s: &Scratch, reason: Reason) {
     if matches!(reason, Reason::InviteSteered)
         && let Some(steered) = STEERED.get_ptr_mut(s.plan.slot)
     {
         // SAFETY: this CPU's own counter.
         unsafe { *steered += 1 };
     }
-    Ok((reason, action))
 }
 
 /// Writes the new Max-Forwards into the text, and keeps what that does to the checksum.

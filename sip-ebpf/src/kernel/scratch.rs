@@ -46,8 +46,8 @@ pub(super) struct Scratch {
     pub(super) front: Front,
     /// How much of the text has been read from the packet.
     pub(super) loaded: u32,
-    /// See [`sip_ebpf::text::Text::settled`].
-    pub(super) settled: u32,
+    /// Always zero.
+    pad: u32,
     pub(super) text: [u8; (TEXT + SLACK) as usize],
     /// What goes out: the headers end at [`HEAD`], the front starts there.
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
@@ -190,6 +190,12 @@ impl Out {
         unsafe { asm::load::<FRONT_AT>(self.scratch.cast::<u8>().add(at as usize)) }
     }
 
+    /// Two words at `at` of the front.
+    #[inline(always)]
+    pub(super) fn pair(&self, at: u32) -> [u64; 2] {
+        [self.get(at), self.get(at + 8)]
+    }
+
     /// Puts four bytes into the headers.
     #[inline(always)]
     pub(super) fn put_head_half(&self, at: u32, word: u32) {
@@ -214,7 +220,7 @@ impl Sink for Out {
         // SAFETY: `at` is below FRONT, and what follows is FRONT_SLACK long.
         unsafe {
             let to = self.scratch.cast::<u8>().add(at as usize);
-            // Four at one place, for an address takes as much as a store.
+            // As `asm::store_run`.
             for i in (0..N).step_by(4) {
                 let to = to.add(8 * i);
                 asm::store::<FRONT_AT>(to, word(i));

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
-use sip_ebpf::edit::{FRONT, FRONT_SLACK, Sink, hops};
+use sip_ebpf::edit::{self, FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
 use sip_ebpf::tables::Endpoint;
@@ -37,7 +37,9 @@ pub(super) fn forward(
     let t = Bytes::new(ctx, scratch, s.frame.len);
     let checksum = match s.frame.checksum {
         0 => 0,
-        _ if s.plan.record != 0 => checksum_of_insert(t, scratch, from, len),
+        _ if s.plan.record != 0 => {
+            checksum_of_insert(t, scratch, from, |at| Out::new(scratch).pair(at), len)
+        }
         _ if cuts_own_via(t, s) => checksum_of_cut(t, scratch, len),
         _ => checksum_of_edit(t, scratch, len),
     };
@@ -55,13 +57,154 @@ pub(super) fn forward(
     if s.plan.hops_at >= s.front.old && s.plan.hops_len != 0 {
         store_hops(ctx, &s.plan, (l2 + IP_UDP + s.plan.hops_at - s.front.old) + s.front.new);
     }
+    Ok(leave(ctx, hop))
+}
+
+/// Says where the packet leaves.
+#[inline(always)]
+fn leave(ctx: &XdpContext, hop: &hop::Hop) -> u32 {
     // SAFETY: the context is the program's.
     if hop.port == unsafe { (*ctx.ctx).ingress_ifindex } {
-        return Ok(XDP_TX);
+        return XDP_TX;
     }
     // SAFETY: a helper that takes numbers.
     unsafe { bpf_redirect(hop.port, 0) };
-    Ok(XDP_REDIRECT)
+    XDP_REDIRECT
+}
+
+/// How far what [`insert`] writes may reach past its end.
+const OVER: u32 = 32;
+
+/// Whether [`insert`] can send a request: our two lines and both parameters for its sender are put in, the front is not
+/// too long, and what is behind it is in the text as far as it may be covered.
+#[inline(always)]
+pub(super) fn inserts(s: &Scratch) -> bool {
+    let end = s.plan.via.end;
+    s.plan.record != 0 && s.plan.via.rport.at != 0 && end < FRONT / 2 && end + OVER <= s.loaded
+}
+
+/// As [`forward`], for what [`inserts`] is true of: the front is written once, into the packet, where others are
+/// brought together in the scratch memory first.
+#[inline(always)]
+pub(super) fn insert(
+    ctx: &XdpContext,
+    scratch: *mut Scratch,
+    from: *mut Known,
+) -> Result<u32, Reason> {
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let s = unsafe { &mut *scratch };
+    let hop = hop::find(ctx, s.now(), s.plan.next.addr)?;
+    // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+    let grown = s.local.record_route_len + s.local.via_len + unsafe { (*from).texts_len() };
+    let len = s.frame.len + grown;
+    if len + IP_UDP > hop.mtu {
+        return Err(Reason::Mtu);
+    }
+    let l2 = l2_of(hop);
+    let grow = (l2 + grown) as i32 - s.frame.l2 as i32;
+    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
+        return Err(Reason::Headroom);
+    }
+    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let mut front = Straight { ctx, start: l2 + IP_UDP, from };
+    s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut front);
+    // What follows the front, which its last words may have covered.
+    let four = t.four(s.front.old);
+    front.put_run::<4>(s.front.new, |i| four[i]);
+    let checksum = match s.frame.checksum {
+        0 => 0,
+        _ => checksum_of_insert(t, scratch, from, |at| front.pair(at), len),
+    };
+    front.put_headers(hop, l2, header_words(s.packet.dst, s.plan.next, len, checksum));
+    if s.plan.hops_at >= s.front.old && s.plan.hops_len != 0 {
+        store_hops(ctx, &s.plan, (l2 + IP_UDP + s.plan.hops_at - s.front.old) + s.front.new);
+    }
+    Ok(leave(ctx, hop))
+}
+
+/// A front in the packet. What would reach past the packet's end is left out, and [`inserts`] sees to it that nothing
+/// does.
+struct Straight<'a> {
+    ctx: &'a XdpContext,
+    /// Where in the packet the front starts.
+    start: u32,
+    from: *mut Known,
+}
+
+impl Straight<'_> {
+    /// `len` bytes at `at` of the packet.
+    #[inline(always)]
+    fn place(&self, at: u32, len: usize) -> Option<*mut u8> {
+        let to = self.ctx.data() + asm::mask::<4095>(at) as usize;
+        (to + len <= self.ctx.data_end()).then_some(to as *mut u8)
+    }
+
+    /// Two words at `at` of the front.
+    #[inline(always)]
+    fn pair(&self, at: u32) -> [u64; 2] {
+        let Some(from) = self.place(self.start + at, 16) else { return [0; 2] };
+        // SAFETY: compared with the end of the packet.
+        unsafe { [asm::load::<0>(from), asm::load::<8>(from)] }
+    }
+
+    /// Writes the headers.
+    #[inline(always)]
+    fn put_headers(&self, hop: &hop::Hop, l2: u32, ip: ([u64; 3], u32)) {
+        if let Some(to) = self.place(0, 64) {
+            let rest = tags(hop);
+            // SAFETY: compared with the end of the packet.
+            unsafe {
+                asm::store::<0>(to, hop.addresses[0]);
+                asm::store::<8>(to, hop.addresses[1] | rest << 32);
+                if l2 > 14 {
+                    asm::store::<12>(to, rest);
+                    if l2 > 18 {
+                        asm::store::<20>(to, TYPE_IP);
+                    }
+                }
+            }
+        }
+        if let Some(to) = self.place(l2, IP_UDP as usize) {
+            let ([a, b, c], last) = ip;
+            // SAFETY: as above.
+            unsafe {
+                asm::store::<0>(to, a);
+                asm::store::<8>(to, b);
+                asm::store::<16>(to, c);
+                asm::store_half(to.add(24), last);
+            }
+        }
+    }
+}
+
+impl Sink for Straight<'_> {
+    #[inline(always)]
+    fn put(&mut self, at: u32, word: u64) {
+        if let Some(to) = self.place(self.start + at, 8) {
+            // SAFETY: compared with the end of the packet.
+            unsafe { asm::store::<0>(to, word) };
+        }
+    }
+
+    #[inline(always)]
+    fn put_run<const N: usize>(&mut self, at: u32, word: impl Fn(usize) -> u64) {
+        let Some(to) = self.place(self.start + at, 8 * N) else { return };
+        // SAFETY: compared with the end of the packet.
+        unsafe { asm::store_run::<N>(to, word) };
+    }
+
+    #[inline(always)]
+    fn put_received(&mut self, at: u32, _src: Endpoint, rport: bool) -> u32 {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        unsafe { (*self.from).put_received(self, at, rport) }
+    }
+
+    #[inline(always)]
+    fn fresh(&self, value: u32) -> u32 {
+        // Checked against the packet each time, so what is known of it does no harm.
+        value
+    }
 }
 
 /// Sends the front, which is a whole message, back to where the packet came from.
@@ -109,24 +252,36 @@ pub(super) fn answer(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Rea
     Ok(XDP_TX)
 }
 
-/// The Ethernet header toward a hop; says how long it is.
+const TYPE_IP: u64 = 0x0008;
+
+/// How long the Ethernet header toward a hop is.
 #[inline(always)]
-fn ethernet(scratch: *mut Scratch, hop: &hop::Hop) -> u32 {
-    const TYPE_IP: u64 = 0x0008;
-    let out = Out::new(scratch);
-    let tags = hop.tags & 3;
-    let l2 = 14 + 4 * tags;
-    let start = HEAD - IP_UDP - l2;
+fn l2_of(hop: &hop::Hop) -> u32 {
+    14 + 4 * (hop.tags & 3)
+}
+
+/// What follows the addresses: tags and type, eight bytes of them.
+#[inline(always)]
+fn tags(hop: &hop::Hop) -> u64 {
     let tag = |i: usize| hop.tag[i][0] as u64 | (hop.tag[i][1] as u64) << 16;
-    out.put_head(start, hop.addresses[0]);
-    let rest = match tags {
+    match hop.tags & 3 {
         0 => TYPE_IP,
         1 => tag(0) | TYPE_IP << 32,
         _ => tag(0) | tag(1) << 32,
-    };
+    }
+}
+
+/// The Ethernet header toward a hop; says how long it is.
+#[inline(always)]
+fn ethernet(scratch: *mut Scratch, hop: &hop::Hop) -> u32 {
+    let out = Out::new(scratch);
+    let l2 = l2_of(hop);
+    let start = HEAD - IP_UDP - l2;
+    out.put_head(start, hop.addresses[0]);
+    let rest = tags(hop);
     out.put_head(start + 8, hop.addresses[1] | rest << 32);
     out.put_head(start + 12, rest);
-    if tags > 1 {
+    if l2 > 18 {
         out.put_head(start + 20, TYPE_IP);
     }
     l2
@@ -136,6 +291,18 @@ fn ethernet(scratch: *mut Scratch, hop: &hop::Hop) -> u32 {
 #[inline(always)]
 fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checksum: u32) {
     let out = Out::new(scratch);
+    let ([a, b, c], last) = header_words(src, dst, len, checksum);
+    let ip = HEAD - IP_UDP;
+    out.put_head(ip, a);
+    out.put_head(ip + 8, b);
+    out.put_head(ip + 16, c);
+    // Only the first four bytes of this word are header: the front follows and is written already.
+    out.put_head_half(ip + 24, last);
+}
+
+/// The IPv4 and UDP headers: three words, and half of one.
+#[inline(always)]
+fn header_words(src: Endpoint, dst: Endpoint, len: u32, checksum: u32) -> ([u64; 3], u32) {
     let ip_len = ((len + IP_UDP) as u16).to_be() as u64;
     let udp_len = ((len + 8) as u16).to_be() as u64;
     // Version 4, five words; don't fragment; 64 hops; UDP.
@@ -144,12 +311,12 @@ fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checks
     const TTL_PROTOCOL: u64 = 0x1140;
     let sum = FIRST + ip_len + FRAGMENT + TTL_PROTOCOL + src.addr as u64 + dst.addr as u64;
     let ip_checksum = !fold(sum) as u64 & 0xffff;
-    let ip = HEAD - IP_UDP;
-    out.put_head(ip, FIRST | ip_len << 16 | FRAGMENT << 48);
-    out.put_head(ip + 8, TTL_PROTOCOL | ip_checksum << 16 | (src.addr as u64) << 32);
-    out.put_head(ip + 16, dst.addr as u64 | (src.port as u64) << 32 | (dst.port as u64) << 48);
-    // Only the first four bytes of this word are header: the front follows and is written already.
-    out.put_head_half(ip + 24, (udp_len | (checksum as u64) << 16) as u32);
+    let words = [
+        FIRST | ip_len << 16 | FRAGMENT << 48,
+        TTL_PROTOCOL | ip_checksum << 16 | (src.addr as u64) << 32,
+        dst.addr as u64 | (src.port as u64) << 32 | (dst.port as u64) << 48,
+    ];
+    (words, (udp_len | (checksum as u64) << 16) as u32)
 }
 
 /// Bytes stored in a round.
@@ -275,7 +442,13 @@ fn checksum_of_edit(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
 /// kept. The lines are of even length together, so what stands between them and the sender keeps its place in the
 /// 16-bit words.
 #[inline(always)]
-fn checksum_of_insert(t: Bytes<'_>, scratch: *mut Scratch, from: *const Known, len: u32) -> u32 {
+fn checksum_of_insert(
+    t: Bytes<'_>,
+    scratch: *mut Scratch,
+    from: *const Known,
+    digits: impl Fn(u32) -> [u64; 2],
+    len: u32,
+) -> u32 {
     // SAFETY: the entry of this CPU.
     let s = unsafe { &*scratch };
     let (old, lines_at) = (s.front.old, s.index.headers);
@@ -290,9 +463,8 @@ fn checksum_of_insert(t: Bytes<'_>, scratch: *mut Scratch, from: *const Known, l
     let lines_len = s.local.record_route_len + s.local.via_len;
     let [a, b, c, d] = s.plan.cookie;
     let cookie = halves(a) + halves(b) + halves(c) + halves(d);
-    let out = Out::new(scratch);
-    let branch_at = lines_at + s.local.record_route_len + s.local.branch_at;
-    let branch = halves(out.get(branch_at)) + halves(out.get(branch_at + 8));
+    let [high, low] = digits(lines_at + s.local.record_route_len + s.local.branch_at);
+    let branch = halves(high) + halves(low);
     let lines = s.lines.sum + (cookie << s.lines.cookie_shift) + (branch << s.lines.branch_shift);
     sum += lines << ((lines_at & 1) * 8);
     if grown != lines_len {

@@ -2,6 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use sip_ebpf::calls;
+use sip_ebpf::cookie::Cookie;
 use sip_ebpf::edit::{self, Sink};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
@@ -72,6 +73,7 @@ fn known(endpoint: Endpoint, generation: u32) -> Option<*mut Known> {
         known.endpoint = endpoint;
         known.generation = generation;
         known.received_len = 0;
+        known.address_digits = Cookie::address_digits(endpoint);
     }
     Some(entry)
 }
@@ -98,6 +100,8 @@ pub(super) struct Known {
     received: [u64; 4],
     /// The sum of `received`.
     received_sum: u64,
+    /// Of a cookie for this endpoint.
+    address_digits: u64,
 }
 
 impl Known {
@@ -130,9 +134,15 @@ impl Known {
         }
     }
 
+    /// How long both texts are.
+    #[inline(always)]
+    pub(super) fn texts_len(&self) -> u32 {
+        self.port_len + self.received_len
+    }
+
     /// Puts the texts into `out`, at `at`; says where they ended.
     #[inline(always)]
-    pub(super) fn put_received(&self, out: &mut Out, at: u32, rport: bool) -> u32 {
+    pub(super) fn put_received(&self, out: &mut impl Sink, at: u32, rport: bool) -> u32 {
         let mut at = at;
         if rport {
             out.put(at, self.port);
@@ -160,6 +170,12 @@ impl Tables for Kernel<'_> {
     #[inline(always)]
     fn trusted(&self, _src: Endpoint) -> bool {
         self.source() & source::TRUSTED != 0
+    }
+
+    #[inline(always)]
+    fn address_digits(&self, _src: Endpoint) -> u64 {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        unsafe { (*self.from).address_digits }
     }
 
     #[inline(always)]
@@ -197,6 +213,15 @@ impl Tables for Kernel<'_> {
             }
         }
         None
+    }
+
+    #[inline(always)]
+    fn expect(&self, hash: u64) {
+        if let Some(bucket) = CALLS.get(calls::bucket(hash, self.config.calls_mask)) {
+            // SAFETY: a word of a map's entry. Volatile: nobody wants the value yet. A table of calls is larger than
+            // the caches that are near, and while the line comes, the branch is made.
+            unsafe { (&raw const bucket.words[0]).read_volatile() };
+        }
     }
 
     #[inline(always)]

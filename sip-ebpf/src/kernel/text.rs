@@ -249,16 +249,6 @@ impl Text for Bytes<'_> {
     }
 
     #[inline(always)]
-    fn settled(self, value: u32) -> u32 {
-        // SAFETY: the entry of this CPU; volatile keeps the trip.
-        unsafe {
-            let settled = &raw mut (*self.scratch).settled;
-            settled.write_volatile(value);
-            settled.read_volatile()
-        }
-    }
-
-    #[inline(always)]
     fn short(self, at: u32, more: u8) -> u32 {
         // SAFETY: `at` keeps the read in the text, and the memory is more than 255 bytes longer.
         unsafe { asm::load_short::<TEXT_AT>(self.at(at).add(more as usize)) }
