@@ -39,10 +39,6 @@ pub trait Tables {
     /// The slot of the active PBX whose turn it is.
     fn turn(&self) -> Option<u32>;
 
-    /// Says that a call may be asked for next, which is the time to ask the memory for its place.
-    #[inline(always)]
-    fn expect(&self, _hash: u64) {}
-
     /// The slot that a call went to.
     fn call(&self, hash: u64) -> Option<u32>;
 
@@ -181,9 +177,6 @@ fn request<T: Text, W: Tables>(
         return Reason::OddHeader;
     }
     plan.call = call;
-    if !in_dialog {
-        tables.expect(call);
-    }
     let hops = max_forwards(t, index, plan);
     if hops.is_err() {
         return Reason::MaxForwards;

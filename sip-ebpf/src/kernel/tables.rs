@@ -216,15 +216,6 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn expect(&self, hash: u64) {
-        if let Some(bucket) = CALLS.get(calls::bucket(hash, self.config.calls_mask)) {
-            // SAFETY: a word of a map's entry. Volatile: nobody wants the value yet. A table of calls is larger than
-            // the caches that are near, and while the line comes, the branch is made.
-            unsafe { (&raw const bucket.words[0]).read_volatile() };
-        }
-    }
-
-    #[inline(always)]
     fn call(&self, hash: u64) -> Option<u32> {
         let bucket = CALLS.get(calls::bucket(hash, self.config.calls_mask))?;
         calls::find(&bucket.words, hash, self.now())
