@@ -528,6 +528,7 @@ impl Node {
                 self.check_write("SCHEDULE", written);
             }
             Command::Changed { id, from, to, reason } => tell(&id, from, to, &reason),
+            Command::Tell(_) => {}
         }
     }
 

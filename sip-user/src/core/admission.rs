@@ -5,9 +5,13 @@
 //! here: it needs no memory. Which PBX a call goes to, and which of them has room, is the dispatcher's to say
 //! ([`super::dispatcher::Dispatcher::place`]).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sip_ebpf::message::{Message, Scheme, Uri};
+
+use super::moment::Moment;
 
 /// What is told to who is turned away: at least this, and up to twice as much, so that not all come back at once.
 const RETRY_AFTER: u32 = 5;
@@ -104,18 +108,18 @@ pub fn retry_after(response: &Message<'_>) -> Option<Duration> {
 
 /// So many in a second, and as many at once (a token bucket, as its generic cell rate algorithm). A limit of 0 is
 /// none.
-#[derive(Clone, Copy, Debug, Default)]
+///
+/// A clone is the same bucket.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Rate {
-    /// When all that were taken so far are made good.
-    free: Option<Instant>,
+    /// When all that were taken so far are made good: a [`Moment`], or 0.
+    free: Arc<AtomicU64>,
 }
 
 impl Rate {
     /// How long until one more may be taken.
     pub(super) fn wait(&self, now: Instant, per_second: u32) -> Duration {
-        let (Some(free), Some(each)) = (self.free, each(per_second)) else { return Duration::ZERO };
-        let taken = free.saturating_duration_since(now);
-        taken.saturating_sub(Duration::from_secs(1) - each)
+        wait(self.free.load(Ordering::Relaxed), now, per_second)
     }
 
     /// Whether one more may be taken.
@@ -123,10 +127,28 @@ impl Rate {
         self.wait(now, per_second).is_zero()
     }
 
-    /// Takes one.
-    pub(super) fn take(&mut self, now: Instant, per_second: u32) {
-        self.free = each(per_second).map(|each| self.free.map_or(now, |free| free.max(now)) + each);
+    /// Takes one, if one may be taken.
+    pub(super) fn take(&self, now: Instant, per_second: u32) -> bool {
+        let taken = |free: u64| {
+            let is_free = wait(free, now, per_second).is_zero();
+            is_free.then(|| match each(per_second) {
+                Some(each) => {
+                    let from =
+                        Moment::of_bits(free).map_or(now, |free| Instant::from(free).max(now));
+                    Moment::from(from + each).bits()
+                }
+                None => 0,
+            })
+        };
+        self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
+}
+
+fn wait(free: u64, now: Instant, per_second: u32) -> Duration {
+    let free = Moment::of_bits(free).map(Instant::from);
+    let (Some(free), Some(each)) = (free, each(per_second)) else { return Duration::ZERO };
+    let taken = free.saturating_duration_since(now);
+    taken.saturating_sub(Duration::from_secs(1) - each)
 }
 
 /// What one costs; at most a second.
@@ -192,12 +214,10 @@ mod tests {
     #[test]
     fn a_rate_holds_over_time_and_lets_bursts_through() {
         let start = Instant::now();
-        let mut rate = Rate::default();
-        let mut take = |now: Instant, per_second: u32| {
+        let rate = Rate::default();
+        let take = |now: Instant, per_second: u32| {
             let room = rate.has_room(now, per_second);
-            if room {
-                rate.take(now, per_second);
-            }
+            assert_eq!(rate.take(now, per_second), room);
             room
         };
         // Ten at once, and then one each tenth of a second.
@@ -209,8 +229,8 @@ mod tests {
         assert!((0..1000).all(|_| take(later, 0)));
         assert!(take(later, 1) && !take(later, 1));
         assert_eq!(rate.wait(later, 1), Duration::from_secs(1));
-        let mut fast = Rate::default();
-        fast.take(later, u32::MAX);
+        let fast = Rate::default();
+        assert!(fast.clone().take(later, u32::MAX));
         assert!(fast.has_room(later, u32::MAX));
     }
 }

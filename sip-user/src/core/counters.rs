@@ -45,6 +45,10 @@ events! {
     DialogBetweenPbxs = "dialog_between_pbxs";
     /// A message was handed to what needs memory: a request to the registrar, a response to a request of ours.
     HandledStateful = "handled_stateful";
+    /// A message was passed on to the worker whose it is.
+    PassedOn = "passed_on";
+    /// A message could not be passed on: the worker whose it is has too much to do.
+    PassedOnDropped = "passed_on_dropped";
     /// A message that is wrong and cannot be answered.
     DroppedMalformed = "dropped_malformed";
     /// An ACK that belongs to nothing we know (RFC 3261 16.11: it ends here).
@@ -100,6 +104,17 @@ impl Counters {
         *self.replies.entry(code).or_insert(0) += 1;
     }
 
+    /// Adds what others have counted.
+    pub fn add(&mut self, other: &Self) {
+        let sums = self.reasons.iter_mut().chain(&mut self.events);
+        for (sum, more) in sums.zip(other.reasons.iter().chain(&other.events)) {
+            *sum += more;
+        }
+        for (code, more) in &other.replies {
+            *self.replies.entry(*code).or_insert(0) += more;
+        }
+    }
+
     /// How often a decision was taken.
     pub fn of_reason(&self, reason: Reason) -> u64 {
         self.reasons.get(reason as usize).copied().unwrap_or(0)
@@ -149,5 +164,11 @@ mod tests {
         counters.reason(Reason::InviteSteered);
         assert_eq!(counters.of_event(Event::Received), 3);
         assert_eq!(counters.named()["invite_steered"], 1);
+        let mut other = Counters::default();
+        other.reply(486);
+        other.event(Event::Received);
+        counters.add(&other);
+        counters.add(&other);
+        assert_eq!((counters.of_event(Event::Received), counters.of_reply(486)), (5, 2));
     }
 }

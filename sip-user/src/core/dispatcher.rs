@@ -16,7 +16,9 @@
 //! count those alone, and a PBX on trial has no others while there is another PBX.
 
 mod calls;
+mod replica;
 mod schedule;
+mod seats;
 #[cfg(test)]
 mod tests;
 mod trial;
@@ -25,11 +27,11 @@ mod types;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sip_ebpf::tables::{Endpoint, MAX_PBX, Pbx, PbxState, Schedule};
 
+pub use replica::{Evidence, Snapshot};
 pub use types::{
     Command, Fault, NoPbx, Origin, Placed, Refusal, Shortage, Ticket, Tried, Unreachable, View,
 };
@@ -38,7 +40,9 @@ use super::admission::Rate;
 use super::family::{ByFamily, Family};
 use super::probe::{self, Token};
 use crate::config::{self, AdminState, Dispatch, PbxConfig, PbxLimits, Probe};
+use replica::Heard;
 use schedule::interleave;
+use seats::{Flag, Seats, Turn};
 use trial::Standing;
 
 /// T1 of RFC 3261 17.1.2.1: how long until a request is repeated over UDP; doubled with each repetition.
@@ -74,18 +78,20 @@ pub struct Dispatcher {
     tokens: RandomState,
     probes: u64,
     commands: VecDeque<Command>,
+    /// See [`Dispatcher::revision`].
+    revision: u64,
+    /// Whether another one decides.
+    follows: bool,
 }
 
 /// Whose turn it is among the PBXs of one family.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Turns {
     schedule: Schedule,
-    turn: usize,
-    /// Whether the last call went to a PBX on trial.
-    was_trial: bool,
+    turn: Turn,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     id: String,
     address: SocketAddr,
@@ -98,7 +104,9 @@ struct Entry {
     limits: PbxLimits,
     rate: Rate,
     /// Held by each call that is there.
-    seats: Arc<()>,
+    seats: Seats,
+    /// Whether its last calls have failed.
+    failing: Flag,
     state: PbxState,
     since: Instant,
     failures: u32,
@@ -109,7 +117,7 @@ struct Entry {
     round_trip: Option<Duration>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Outstanding {
     token: Token,
     sent: Instant,
@@ -157,6 +165,8 @@ impl Dispatcher {
             tokens: RandomState::new(),
             probes: 0,
             commands: VecDeque::new(),
+            revision: 0,
+            follows: false,
         }
     }
 
@@ -175,6 +185,7 @@ impl Dispatcher {
     ) -> Result<(), Refusal> {
         self.reload_fault(pbxs)?;
         self.rules = rules;
+        self.revision += 1;
         for slot in 0..MAX_PBX {
             let gone = self.entry(slot).is_some_and(|entry| {
                 entry.file.is_some() && !pbxs.iter().any(|pbx| pbx.id == entry.id)
@@ -247,6 +258,9 @@ impl Dispatcher {
     /// PBX is asked again at once: a forged error takes nobody out for long.
     pub fn handle_unreachable(&mut self, now: Instant, to: SocketAddr, what: Unreachable) {
         let Some(slot) = self.slot_at(to) else { return };
+        if self.follows {
+            return self.tell(Heard::Unreachable(to, what));
+        }
         let fall = self.rules.fall;
         let Some(entry) = self.entry_mut(slot) else {
             return;
@@ -267,6 +281,9 @@ impl Dispatcher {
 
     /// Time has passed. Read what has arrived before this, or an answer that waits is taken for missing.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.follows {
+            return;
+        }
         for slot in 0..MAX_PBX {
             self.probe_timeout(now, slot);
             self.standing_timeout(now, slot);
@@ -276,6 +293,9 @@ impl Dispatcher {
 
     /// When [`Dispatcher::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.follows {
+            return None;
+        }
         let used = self.entries().filter(|(_, entry)| entry.admin != AdminState::Disabled);
         used.flat_map(|(_, entry)| {
             let probe = match &entry.probe {
@@ -340,6 +360,7 @@ impl Dispatcher {
     /// Whether new calls are taken at all; `false` empties the schedules, for a stop in good order.
     pub fn set_accepting(&mut self, accepting: bool) {
         self.accepting = accepting;
+        self.revision += 1;
         self.reschedule();
     }
 
@@ -347,13 +368,14 @@ impl Dispatcher {
 
     /// The slot whose turn it is among the PBXs of a family, for a new call that nobody remembers.
     pub fn next_slot(&mut self, family: Family) -> Option<u32> {
-        let Turns { schedule, turn, .. } = self.turns.get_mut(family);
+        let Turns { schedule, turn } = self.turns.get(family);
         let len = schedule.len as usize;
         if len == 0 {
             return self.last_resort(family);
         }
-        *turn = (*turn + 1) % len;
-        schedule.slots.get(*turn).map(|slot| u32::from(*slot))
+        let next = (turn.get() + 1) % len;
+        turn.set(next);
+        schedule.slots.get(next).map(|slot| u32::from(*slot))
     }
 
     /// Whose turn it is, as the kernel has it.
@@ -524,7 +546,8 @@ impl Dispatcher {
             standing: Standing::new(now),
             limits: pbx.limits,
             rate: Rate::default(),
-            seats: Arc::default(),
+            seats: Seats::default(),
+            failing: Flag::default(),
             state: PbxState::Unused,
             since: now,
             failures: 0,
@@ -554,7 +577,8 @@ impl Dispatcher {
             entry.address = pbx.address;
             entry.dead = None;
             entry.standing = Standing::new(now);
-            entry.seats = Arc::default();
+            entry.seats = Seats::default();
+            entry.failing = Flag::default();
             entry.probe = None;
             entry.last_probe = None;
             entry.round_trip = None;
@@ -594,6 +618,7 @@ impl Dispatcher {
         };
         self.taken &= !(1 << slot);
         self.removals += 1;
+        self.revision += 1;
         if let Some(left) = self.left.get_mut(slot as usize) {
             *left = self.removals;
         }
@@ -615,6 +640,10 @@ impl Dispatcher {
         if from == to {
             return;
         }
+        self.revision += 1;
+        let Some(entry) = self.entry_mut(slot) else {
+            return;
+        };
         entry.state = to;
         entry.since = now;
         let (id, pbx) = (entry.id.clone(), entry.table());
@@ -650,8 +679,9 @@ impl Dispatcher {
             }
             let generation = schedule.generation.wrapping_add(1);
             *schedule = Schedule { len, generation, slots };
+            self.revision += 1;
             if family == Family::V4 {
-                let schedule = Box::new(*schedule);
+                let schedule = Box::new(self.turns.v4.schedule);
                 self.commands.push_back(Command::Schedule(schedule));
             }
         }

@@ -3,6 +3,7 @@
 pub mod accounting;
 pub mod admission;
 pub mod authenticator;
+mod call_table;
 pub mod canonical;
 pub mod clock;
 pub mod context;
@@ -15,6 +16,7 @@ pub mod family;
 pub mod forking;
 pub mod ipv6;
 mod moment;
+pub mod owner;
 pub mod probe;
 pub mod proxy;
 mod put;

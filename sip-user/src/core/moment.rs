@@ -14,6 +14,18 @@ const MIDDLE: u64 = 1 << 63;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Moment(NonZeroU64);
 
+impl Moment {
+    /// As a number that is not 0.
+    pub(super) fn bits(self) -> u64 {
+        self.0.get()
+    }
+
+    /// From [`Moment::bits`]; none of 0.
+    pub(super) fn of_bits(bits: u64) -> Option<Self> {
+        NonZeroU64::new(bits).map(Self)
+    }
+}
+
 impl From<Instant> for Moment {
     fn from(at: Instant) -> Self {
         let base = *BASE.get_or_init(|| at);

@@ -18,10 +18,11 @@ use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::{self, Packet, Plan};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
-use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, source};
+use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, source};
 use sip_ebpf::text::literal;
 use sip_ebpf::{Reason, insert};
 
+use super::call_table::CallTable;
 use super::canonical::{self, Canonical, Fault};
 use super::cookie::Cookie;
 use super::counters::{Counters, Event};
@@ -29,6 +30,7 @@ use super::decision::Decision;
 use super::dispatcher::Dispatcher;
 use super::family::Family;
 use super::ipv6;
+use super::owner::{Parcel, Passed, Worker};
 use super::probe::Token;
 use super::reply::{self, Answer};
 use super::sources::Sources;
@@ -89,12 +91,16 @@ pub struct Proxy {
     policy: Policy,
     /// What needs memory, if it is configured.
     stateful: Option<Box<Stateful>>,
-    calls: RefCell<Vec<CallBucket>>,
+    calls: CallTable,
     /// When the clock of the call table starts.
     start: Instant,
     counters: Counters,
     /// Calls that the daemon placed, by slot.
     placed: Vec<u64>,
+    /// Which worker it serves in.
+    worker: Worker,
+    /// What is for other workers, by their numbers.
+    parcels: Vec<Parcel>,
     /// Working memory, kept between messages.
     index: Option<Box<Index>>,
     text: Vec<u8>,
@@ -113,7 +119,11 @@ struct Arrival<'a> {
     now: Instant,
     local: usize,
     from: SocketAddr,
+    /// As it came.
+    bytes: &'a [u8],
     kernel: &'a dyn KernelCalls,
+    /// Whether another worker has had it, and counted it.
+    passed: bool,
 }
 
 impl Proxy {
@@ -134,21 +144,40 @@ impl Proxy {
         });
         // As messages name them: without zones.
         let named = locals.iter().map(|local| SocketAddr::new(local.ip(), local.port()));
-        let buckets = call_buckets.next_power_of_two() as usize;
         Self {
             keys: Keys::new(key),
             locals: named.collect(),
             lines: lines.collect(),
             policy,
             stateful: None,
-            calls: RefCell::new(vec![CallBucket::default(); buckets]),
+            calls: CallTable::new(call_buckets),
             start: now,
             counters: Counters::default(),
             placed: vec![0; MAX_PBX as usize],
+            worker: Worker::ALONE,
+            parcels: Vec::new(),
             index: None,
             text: Vec::new(),
             front: Vec::new(),
         }
+    }
+
+    /// It serves in this worker, beside those that have this call table: they were made with the same key, addresses
+    /// and time.
+    pub fn set_worker(&mut self, worker: Worker, calls: CallTable) {
+        (self.worker, self.calls) = (worker, calls);
+        self.parcels.resize_with(worker.count(), Parcel::default);
+    }
+
+    /// For [`Proxy::set_worker`].
+    pub fn calls(&self) -> CallTable {
+        self.calls.clone()
+    }
+
+    /// What is for the worker of this number, since this was last asked.
+    pub fn take_parcel(&mut self, worker: usize) -> Option<Parcel> {
+        let parcel = self.parcels.get_mut(worker)?;
+        (!parcel.is_empty()).then(|| std::mem::take(parcel))
     }
 
     /// Takes over what a reload may change.
@@ -220,9 +249,33 @@ impl Proxy {
         if self.keepalive(datagram, out) {
             return;
         }
-        let arrival = Arrival { now, local, from, kernel };
+        let arrival = Arrival { now, local, from, bytes, kernel, passed: false };
         let mut index = self.index.take().unwrap_or_default();
         self.message(&arrival, dispatcher, bytes, &mut index, out);
+        self.index = Some(index);
+    }
+
+    /// A message that another worker has passed on ([`Proxy::take_parcel`]). It goes no further.
+    pub fn handle_passed(
+        &mut self,
+        now: Instant,
+        dispatcher: &mut Dispatcher,
+        kernel: &dyn KernelCalls,
+        datagram: Datagram<'_>,
+        what: Passed,
+        out: &mut Vec<Transmit>,
+    ) {
+        let Datagram { local, from, bytes } = datagram;
+        let arrival = Arrival { now, local, from, bytes, kernel, passed: true };
+        let mut index = self.index.take().unwrap_or_default();
+        match what {
+            Passed::Message => self.message(&arrival, dispatcher, bytes, &mut index, out),
+            Passed::Bye(tries) => {
+                if let Ok(bye) = Message::parse(bytes, &mut index) {
+                    self.bye_passed(&arrival, &bye, tries);
+                }
+            }
+        }
         self.index = Some(index);
     }
 
@@ -263,7 +316,7 @@ impl Proxy {
             return self.act(arrival, dispatcher, bytes, index, decision, out);
         }
         let Some(canonical) = self.rewrite(arrival, bytes, index, out) else { return };
-        self.counters.event(Event::Rewritten);
+        self.counters.events(Event::Rewritten, u64::from(!arrival.passed));
         // Decided as if quoted strings were tokens, and sent with them: they stand in the same places.
         let unquoted = canonical.unquoted();
         let routed = unquoted.as_ref().unwrap_or(&canonical.text);
@@ -384,7 +437,9 @@ impl Proxy {
         mut decision: Decision,
         out: &mut Vec<Transmit>,
     ) {
-        self.counters.reason(decision.reason);
+        if !arrival.passed {
+            self.counters.reason(decision.reason);
+        }
         // Over IPv6 by the long way, which makes the same answer.
         let long_way = decision.reason == Reason::OptionsAnswered && arrival.from.is_ipv6();
         if decision.reason.way() == Way::Sent && !long_way {
@@ -403,7 +458,7 @@ impl Proxy {
             return self.counters.event(Event::DroppedMalformed);
         };
         if decision.reason == Reason::ByeRecorded {
-            self.note_bye(arrival, &message);
+            self.note_bye(arrival, dispatcher, &message);
             return self.send(arrival, bytes, message.index(), &decision, out);
         }
         if message.is_request() {
@@ -414,10 +469,51 @@ impl Proxy {
     }
 
     /// A BYE of a dialog of ours: the call has a record, or may have one, and is over whatever becomes of it.
-    fn note_bye(&mut self, arrival: &Arrival<'_>, message: &Message<'_>) {
-        if let Some(stateful) = &mut self.stateful {
-            stateful.handle_bye(arrival.now, message);
+    fn note_bye(&mut self, arrival: &Arrival<'_>, dispatcher: &Dispatcher, message: &Message<'_>) {
+        let Some(stateful) = &mut self.stateful else { return };
+        if stateful.handle_bye(arrival.now, message) || self.worker.is_alone() {
+            return;
         }
+        // Most likely it is with the worker of the user that is no PBX.
+        let user = match dispatcher.slot_at(arrival.from) {
+            Some(_) => message.to().ok().and_then(|to| to.uri.user),
+            None => message.from().ok().and_then(|from| from.uri.user),
+        };
+        let guess = user.map_or(0, |user| self.worker.of_user(user));
+        self.pass_bye(arrival, message, guess, 0);
+    }
+
+    /// A BYE that another worker has sent on. Says so to the next one if its record is not here either.
+    fn bye_passed(&mut self, arrival: &Arrival<'_>, message: &Message<'_>, tries: u8) {
+        let Some(stateful) = &mut self.stateful else { return };
+        if !stateful.handle_bye(arrival.now, message) {
+            self.pass_bye(arrival, message, self.worker.number() + 1, tries.saturating_add(1));
+        }
+    }
+
+    fn pass_bye(&mut self, arrival: &Arrival<'_>, bye: &Message<'_>, to: usize, tries: u8) {
+        let count = self.worker.count();
+        let to = match to % count {
+            // Not to itself.
+            to if to == self.worker.number() => (to + 1) % count,
+            to => to,
+        };
+        if usize::from(tries) < count
+            && let Some(parcel) = self.parcels.get_mut(to)
+        {
+            parcel.put(arrival.local, arrival.from, bye.bytes(), Passed::Bye(tries));
+        }
+    }
+
+    /// Passes a message on if it is another worker's. Says whether it was.
+    fn pass_on(&mut self, arrival: &Arrival<'_>, owner: Option<usize>) -> bool {
+        let other = owner.filter(|owner| *owner != self.worker.number() && !arrival.passed);
+        let Some(parcel) = other.and_then(|owner| self.parcels.get_mut(owner)) else {
+            return false;
+        };
+        parcel.put(arrival.local, arrival.from, arrival.bytes, Passed::Message);
+        self.counters.event(Event::PassedOn);
+        true
     }
 
     /// Makes the bytes as the kernel makes them, and sends them to `decision.next`.
@@ -489,6 +585,10 @@ impl Proxy {
         let from_pbx = dispatcher.slot_at(arrival.from);
         let refusal = match decision.reason {
             reason if self.needs_memory(message, reason, in_dialog) => {
+                let owner = self.worker.of_request(message, from_pbx.is_some());
+                if self.pass_on(arrival, owner) {
+                    return;
+                }
                 match self.hand_over(arrival, dispatcher, message) {
                     Ok(()) => return,
                     Err(fault) => Refusal::from(&fault),
@@ -497,7 +597,7 @@ impl Proxy {
             Reason::OddRoute | Reason::WrongSide | Reason::BadCookie => {
                 if self.follow_routes(arrival, dispatcher, message, decision).is_some() {
                     if message.method() == Method::Bye {
-                        self.note_bye(arrival, message);
+                        self.note_bye(arrival, dispatcher, message);
                     }
                     return self.send(arrival, message.bytes(), message.index(), decision, out);
                 }
@@ -520,7 +620,7 @@ impl Proxy {
             // A dialog whose PBX is gone is gone too (12.2.1.2).
             Reason::NoPbx if in_dialog => {
                 if message.method() == Method::Bye {
-                    self.note_bye(arrival, message);
+                    self.note_bye(arrival, dispatcher, message);
                 }
                 Refusal::new(481, "Call/Transaction Does Not Exist")
             }
@@ -749,6 +849,9 @@ impl Proxy {
             Reason::DaemonResponse => message.slice(decision.plan.via.branch),
             _ => &[],
         };
+        if self.pass_on(arrival, self.worker.of_branch(branch)) {
+            return;
+        }
         if str::from_utf8(branch).ok().and_then(Branch::parse).is_some() {
             let checked = message.check().is_ok();
             let stateful = self.stateful.as_mut().filter(|_| checked);

@@ -27,7 +27,7 @@ use sip_ebpf::message::{Message, Uri};
 use sip_ebpf::siphash::siphash;
 use slab::Slab;
 
-pub(super) use aor::domain_of;
+pub(super) use aor::{domain_of, normal};
 pub use aor::{Aor, Domains};
 use asked::{Asked, Asking, Wish};
 use binding::{Binding, Contacts, Parts};

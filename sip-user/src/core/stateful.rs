@@ -179,7 +179,8 @@ impl Stateful {
             forking: Forking::new(*forking, locals, key),
             flights: HashMap::default(),
             pbxs: BTreeMap::new(),
-            cnonces: 0,
+            // Those of workers differ.
+            cnonces: u64::from(transactions.worker) << 56,
             storable: true,
             commands: VecDeque::new(),
             counts: Counts::default(),

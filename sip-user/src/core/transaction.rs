@@ -211,7 +211,7 @@ impl Transactions {
     /// The branch of the next request: no other has it.
     pub fn branch(&mut self) -> Branch {
         self.branches += 1;
-        Branch::new(self.key, self.branches)
+        Branch::new(self.key, self.branches).of_worker(self.config.worker)
     }
 
     /// Sends a request of ours, whose top Via has this branch, to `flow.peer`, and takes care of it until

@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
-use sip_ebpf::calls;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{CallBucket, Endpoint, Pbx, source};
+use sip_ebpf::tables::{Endpoint, Pbx, source};
 
+use super::call_table::CallTable;
 use super::dispatcher::Dispatcher;
 use super::family::Family;
 use super::sources::Sources;
@@ -34,17 +34,12 @@ pub(super) struct View<'a> {
     pub(super) from: SocketAddr,
     pub(super) sources: &'a Sources,
     pub(super) dispatcher: RefCell<&'a mut Dispatcher>,
-    pub(super) calls: &'a RefCell<Vec<CallBucket>>,
+    pub(super) calls: &'a CallTable,
     pub(super) kernel: &'a dyn KernelCalls,
     pub(super) clock: u64,
 }
 
 impl View<'_> {
-    fn bucket(&self, hash: u64) -> usize {
-        let mask = self.calls.borrow().len() - 1;
-        calls::bucket(hash, u32::try_from(mask).unwrap_or(0)) as usize
-    }
-
     fn family(&self) -> Family {
         Family::of(self.from)
     }
@@ -89,18 +84,11 @@ impl Tables for View<'_> {
             Family::V4 => self.kernel.find(hash),
             Family::V6 => None,
         };
-        steered.or_else(|| {
-            let at = self.bucket(hash);
-            let buckets = self.calls.borrow();
-            calls::find(&buckets.get(at)?.words, hash, self.clock)
-        })
+        steered.or_else(|| self.calls.find(hash, self.clock))
     }
 
     fn remember(&self, hash: u64, slot: u32) {
-        let at = self.bucket(hash);
-        if let Some(bucket) = self.calls.borrow_mut().get_mut(at) {
-            calls::put(&mut bucket.words, hash, self.clock, slot);
-        }
+        self.calls.put(hash, self.clock, slot);
     }
 }
 

@@ -1,13 +1,14 @@
 //! Calls that the daemon places and whose answers it sees: which PBX is next, and what its answer says.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sip_ebpf::tables::PbxState;
 
-use super::trial::{Failure, Turn};
+use super::replica::{Heard, Outcome};
+use super::seats::Seats;
+use super::trial::Turn;
 use super::types::{NoPbx, Placed, Shortage, Ticket, Tried};
-use super::{Dispatcher, Entry, Fault, OWN_LATENESS};
+use super::{Dispatcher, Entry, Fault, OWN_LATENESS, Turns};
 use crate::config::Dispatch;
 use crate::core::family::Family;
 
@@ -16,11 +17,15 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The longest that a caller is told to wait.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// How often a place may be lost to somebody else before it counts as taken.
+const RACES: usize = 4;
+
 /// Calls.
 impl Dispatcher {
     /// Rules of a new configuration for calls.
     pub fn set_call_rules(&mut self, rules: Dispatch) {
         self.call_rules = rules;
+        self.revision += 1;
     }
 
     /// The PBX of a family for a new call: whose turn it is among those that were not tried for it yet and that
@@ -29,21 +34,15 @@ impl Dispatcher {
         if !self.accepting {
             return Err(NoPbx { why: Shortage::Stopping, retry_after: RETRY_AFTER });
         }
-        let trial = self.on_trial(now, family, tried);
-        // Every other call at most, and none that has failed already somewhere else.
-        let turns = self.turns.get_mut(family);
-        let may_try = tried.is_empty() && !turns.was_trial;
-        turns.was_trial = false;
-        let slot = match trial.filter(|_| may_try) {
-            Some(slot) => {
-                turns.was_trial = true;
-                Some(slot)
+        // Somebody else may take the last place while we look; then we look again.
+        for _ in 0..RACES {
+            let slot = self.choose(now, family, tried);
+            let Some(slot) = slot else { break };
+            if let Some(placed) = self.seat(now, slot) {
+                return Ok(placed);
             }
-            None => self.in_turn(now, family, tried).or(trial),
-        };
-        let slot = slot.or_else(|| self.before_its_time(now, family, tried));
-        let placed = slot.and_then(|slot| self.seat(now, slot));
-        placed.ok_or_else(|| self.shortage(now, family, tried))
+        }
+        Err(self.shortage(now, family, tried))
     }
 
     /// A response to the INVITE has come from the PBX. `retry_after` is that of a 503.
@@ -63,17 +62,11 @@ impl Dispatcher {
             // These are about the server; 501, 505, 513 and 580 are about the request.
             500 | 502..=504 => {
                 if !ticket.is_decided || retry_after.is_some() {
-                    self.call_failed(now, ticket, Fault::Call(status), retry_after);
+                    self.heard(now, ticket, Outcome::Failed(status, retry_after));
                 }
             }
             _ if ticket.is_decided => {}
-            _ => {
-                let trial = ticket.decide();
-                let slot = ticket.slot;
-                let Some(entry) = self.entry_of(ticket) else { return };
-                let turn = entry.standing.success(now, trial.as_ref());
-                self.turned(now, slot, turn);
-            }
+            _ => self.heard(now, ticket, Outcome::Good),
         }
     }
 
@@ -82,13 +75,7 @@ impl Dispatcher {
         if late > OWN_LATENESS {
             ticket.decide();
         } else if !ticket.is_decided {
-            self.call_failed(now, ticket, Fault::CallTimeout, None);
-            // Is it gone, or only busy?
-            if let Some(entry) = self.entry_of(ticket)
-                && entry.probe.is_none()
-            {
-                entry.next_probe = now;
-            }
+            self.heard(now, ticket, Outcome::Silent);
         }
     }
 
@@ -106,7 +93,7 @@ impl Dispatcher {
     }
 
     /// Whether another PBX than this one has its share of the calls of its family.
-    fn has_others(&self, slot: u32) -> bool {
+    pub(super) fn has_others(&self, slot: u32) -> bool {
         let family = self.entry(slot).map(|entry| Family::of(entry.address));
         let schedule = family.map(|family| &self.turns.get(family).schedule);
         schedule.is_some_and(|schedule| {
@@ -115,15 +102,30 @@ impl Dispatcher {
         })
     }
 
-    fn in_turn(&mut self, now: Instant, family: Family, tried: &Tried) -> Option<u32> {
-        let turns = self.turns.get(family);
-        let len = turns.schedule.len as usize;
+    fn choose(&mut self, now: Instant, family: Family, tried: &Tried) -> Option<u32> {
+        let trial = self.on_trial(now, family, tried);
+        // Every other call at most, and none that has failed already somewhere else.
+        let turn = &self.turns.get(family).turn;
+        let may_try = !turn.take_trial() && tried.is_empty();
+        let slot = match trial.filter(|_| may_try) {
+            Some(slot) => {
+                turn.set_trial();
+                Some(slot)
+            }
+            None => self.in_turn(now, family, tried).or(trial),
+        };
+        slot.or_else(|| self.before_its_time(now, family, tried))
+    }
+
+    fn in_turn(&self, now: Instant, family: Family, tried: &Tried) -> Option<u32> {
+        let Turns { schedule, turn } = self.turns.get(family);
+        let len = schedule.len as usize;
         for step in 1..=len {
-            let turn = (turns.turn + step) % len;
-            let slot = u32::from(*turns.schedule.slots.get(turn)?);
+            let next = (turn.get() + step) % len;
+            let slot = u32::from(*schedule.slots.get(next)?);
             let has_room = self.entry(slot).is_some_and(|entry| entry.has_room(now));
             if has_room && !tried.has(slot) {
-                self.turns.get_mut(family).turn = turn;
+                turn.set(next);
                 return Some(slot);
             }
         }
@@ -156,20 +158,27 @@ impl Dispatcher {
             fit.then_some((until, slot))
         });
         let (_, slot) = out.min()?;
-        let turn = self.entry_mut(slot)?.standing.start_trial();
+        let (entry, under_way) = (self.entry_mut(slot)?, Seats::default());
+        let of = entry.seats.clone();
+        let turn = entry.standing.start_trial(under_way.clone());
+        if self.follows {
+            self.tell(Heard::Trial { slot, of, under_way });
+        }
         self.turned(now, slot, turn);
         Some(slot)
     }
 
-    fn seat(&mut self, now: Instant, slot: u32) -> Option<Placed> {
-        let entry = self.entry_mut(slot)?;
-        entry.rate.take(now, entry.limits.calls_per_second);
-        let ticket = Ticket {
-            slot,
-            seat: entry.seats.clone(),
-            trial: entry.standing.trial(),
-            is_decided: false,
-        };
+    /// None if there is no room any more.
+    fn seat(&self, now: Instant, slot: u32) -> Option<Placed> {
+        let entry = self.entry(slot)?;
+        let seat = entry.seats.take(entry.limits.max_calls as usize)?;
+        let trial = entry.standing.trial();
+        if entry.standing.is_on_trial() && trial.is_none()
+            || !entry.rate.take(now, entry.limits.calls_per_second)
+        {
+            return None;
+        }
+        let ticket = Ticket { slot, seat, trial, is_decided: false };
         Some(Placed { slot, address: entry.address, ticket })
     }
 
@@ -198,19 +207,18 @@ impl Dispatcher {
 
     // ---- What answers say -----------------------------------------------------------------------
 
-    fn call_failed(
-        &mut self,
-        now: Instant,
-        ticket: &mut Ticket,
-        fault: Fault,
-        retry_after: Option<Duration>,
-    ) {
-        let trial = ticket.decide();
-        let (slot, rules) = (ticket.slot, self.call_rules);
-        let failure = Failure { fault, retry_after, others: self.has_others(slot) };
-        let Some(entry) = self.entry_of(ticket) else { return };
-        let turn = entry.standing.failure(now, failure, trial.as_ref(), &rules);
-        self.turned(now, slot, turn);
+    fn heard(&mut self, now: Instant, ticket: &mut Ticket, outcome: Outcome) {
+        let (slot, of, trial) = (ticket.slot, ticket.seats(), ticket.decide());
+        if !self.follows {
+            return self.judge(now, slot, &of, trial.as_ref(), outcome);
+        }
+        // What goes well is no news, as a rule.
+        let is_news = outcome != Outcome::Good
+            || trial.is_some()
+            || self.entry(slot).is_some_and(|entry| entry.failing.get());
+        if is_news {
+            self.tell(Heard::Call { slot, of, trial, outcome });
+        }
     }
 
     pub(super) fn standing_timeout(&mut self, now: Instant, slot: u32) {
@@ -220,9 +228,10 @@ impl Dispatcher {
         }
     }
 
-    fn turned(&mut self, now: Instant, slot: u32, turn: Turn) {
+    pub(super) fn turned(&mut self, now: Instant, slot: u32, turn: Turn) {
         let why = self.entry(slot).and_then(|entry| entry.standing.fault());
         let why = why.map(Fault::to_string).unwrap_or_default();
+        self.revision += u64::from(turn != Turn::Same);
         match turn {
             Turn::Same => return,
             Turn::Out => self.settle(now, slot, &why),
@@ -230,11 +239,6 @@ impl Dispatcher {
             Turn::Good => self.passed(slot),
         }
         self.reschedule();
-    }
-
-    /// The PBX that a ticket is of, unless it is gone or has moved.
-    fn entry_of(&mut self, ticket: &Ticket) -> Option<&mut Entry> {
-        self.entry_mut(ticket.slot).filter(|entry| Arc::ptr_eq(&entry.seats, &ticket.seat))
     }
 }
 
@@ -245,7 +249,7 @@ impl Entry {
 
     /// Calls that the daemon placed and that go on.
     pub(super) fn calls(&self) -> usize {
-        Arc::strong_count(&self.seats) - 1
+        self.seats.taken()
     }
 
     fn has_room(&self, now: Instant) -> bool {

@@ -1,6 +1,7 @@
 //! The dispatcher on virtual time.
 
 mod calls;
+mod replica;
 
 use super::*;
 use crate::config::Accept;
@@ -95,6 +96,7 @@ impl World {
                 }
                 Command::Pbx { slot, pbx } => self.pbxs[slot as usize] = pbx,
                 Command::Schedule(schedule) => self.schedule = *schedule,
+                Command::Tell(evidence) => panic!("it follows nobody: {evidence:?}"),
                 Command::Changed { id, from, to, reason } => {
                     let text = format!("{id} {from:?} {to:?}: {reason}");
                     self.changes.push((self.now - self.start, text));
@@ -428,7 +430,7 @@ fn reload_that_is_refused_changes_nothing() {
     world.settle();
     let error = world.dispatcher.reload(world.now, &[pbx(7)], rules());
     assert_eq!(error, Err(Refusal::AddressTaken { address: address(7), by: "hand".into() }));
-    assert_eq!(world.dispatcher.poll_command(), None);
+    assert!(world.dispatcher.poll_command().is_none());
     assert_eq!(world.dispatcher.views().len(), 2);
     // The file may take a PBX over by its id.
     let file = [pbx(1), PbxConfig { id: "hand".into(), ..pbx(7) }];
@@ -542,6 +544,6 @@ fn a_pbx_needs_an_address_of_ours_in_its_family() {
     refused(dispatcher.add(now, &pbx6(1)).unwrap_err());
     refused(dispatcher.reload(now, &[pbx6(1)], rules()).unwrap_err());
     assert!(dispatcher.views().is_empty());
-    assert_eq!(dispatcher.poll_command(), None);
+    assert!(dispatcher.poll_command().is_none());
     dispatcher.add(now, &pbx(1)).unwrap();
 }

@@ -4,10 +4,10 @@
 //! eight. An answer to OPTIONS brings it back no sooner, because a PBX that refuses calls may well answer those.
 //! Each time that it goes out again soon the pause is twice as long.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Fault;
+use super::seats::{Seat, Seats};
 use crate::config::Dispatch;
 
 /// So many calls at a time are the last round of a trial: it has taken 15 by its end.
@@ -16,7 +16,7 @@ const LAST_ROUND: usize = 8;
 const MOST_STRIKES: u32 = 16;
 
 /// One PBX, as its calls see it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Standing {
     phase: Phase,
     /// Calls in a row that failed.
@@ -27,7 +27,7 @@ pub(super) struct Standing {
     since: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Phase {
     /// It has its share of calls.
     Good,
@@ -37,13 +37,13 @@ enum Phase {
     Trial(Trial),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Trial {
     at_once: usize,
     /// Calls of this round that went well.
     passed: usize,
     /// Held by each call on trial that is not decided yet.
-    under_way: Arc<()>,
+    under_way: Seats,
     /// Why it was out.
     fault: Fault,
 }
@@ -112,21 +112,34 @@ impl Standing {
     /// Whether it may have one more call on trial.
     pub(super) fn has_trial(&self) -> bool {
         match &self.phase {
-            Phase::Trial(trial) => trial.under_way() < trial.at_once,
+            Phase::Trial(trial) => trial.under_way.taken() < trial.at_once,
             _ => false,
         }
     }
 
-    /// What a call holds that is placed now, if it is on trial.
-    pub(super) fn trial(&self) -> Option<Arc<()>> {
+    /// Whether calls in a row have failed, of which the next one that does not makes an end.
+    pub(super) fn has_failures(&self) -> bool {
+        self.failures > 0
+    }
+
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> Option<&Seats> {
         match &self.phase {
-            Phase::Trial(trial) => Some(trial.under_way.clone()),
+            Phase::Trial(trial) => Some(&trial.under_way),
+            _ => None,
+        }
+    }
+
+    /// What a call holds that is placed now, if it is on trial and may have one more.
+    pub(super) fn trial(&self) -> Option<Seat> {
+        match &self.phase {
+            Phase::Trial(trial) => trial.under_way.take(trial.at_once),
             _ => None,
         }
     }
 
     /// A call went well, as far as the PBX is concerned.
-    pub(super) fn success(&mut self, now: Instant, held: Option<&Arc<()>>) -> Turn {
+    pub(super) fn success(&mut self, now: Instant, held: Option<&Seat>) -> Turn {
         match &mut self.phase {
             Phase::Good => self.failures = 0,
             Phase::Trial(trial) if trial.is_held_by(held) => {
@@ -150,7 +163,7 @@ impl Standing {
         &mut self,
         now: Instant,
         failure: Failure,
-        held: Option<&Arc<()>>,
+        held: Option<&Seat>,
         rules: &Dispatch,
     ) -> Turn {
         let Failure { fault, retry_after, others } = failure;
@@ -190,28 +203,23 @@ impl Standing {
     /// Time has passed.
     pub(super) fn timeout(&mut self, now: Instant) -> Turn {
         match self.phase {
-            Phase::Out { until, .. } if until <= now => self.start_trial(),
+            Phase::Out { until, .. } if until <= now => self.start_trial(Seats::default()),
             _ => Turn::Same,
         }
     }
 
-    /// It is to have calls before its time, because there is nobody else.
-    pub(super) fn start_trial(&mut self) -> Turn {
+    /// It is to have calls, maybe before its time because there is nobody else. These hold `under_way`.
+    pub(super) fn start_trial(&mut self, under_way: Seats) -> Turn {
         let Phase::Out { fault, .. } = &self.phase else { return Turn::Same };
         let fault = fault.clone();
-        self.phase =
-            Phase::Trial(Trial { at_once: 1, passed: 0, under_way: Arc::default(), fault });
+        self.phase = Phase::Trial(Trial { at_once: 1, passed: 0, under_way, fault });
         Turn::Trial
     }
 }
 
 impl Trial {
-    fn under_way(&self) -> usize {
-        Arc::strong_count(&self.under_way) - 1
-    }
-
-    fn is_held_by(&self, held: Option<&Arc<()>>) -> bool {
-        held.is_some_and(|held| Arc::ptr_eq(held, &self.under_way))
+    fn is_held_by(&self, held: Option<&Seat>) -> bool {
+        held.is_some_and(|held| held.of().are(&self.under_way))
     }
 }
 

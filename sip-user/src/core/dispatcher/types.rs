@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sip_ebpf::tables::{MAX_PBX, Pbx, PbxState, Schedule};
 
+use super::replica::Evidence;
+use super::seats::{Seat, Seats};
 use crate::config::AdminState;
 
 /// What the world has to do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Command {
     /// Send a probe from our address `from` to `to`.
     Send {
@@ -31,6 +32,8 @@ pub enum Command {
     },
     /// Write `SCHEDULE`.
     Schedule(Box<Schedule>),
+    /// Tell the dispatcher that this one follows.
+    Tell(Evidence),
     /// Tell people: a PBX is used differently from now on.
     Changed {
         /// Its id.
@@ -189,9 +192,9 @@ pub struct Placed {
 pub struct Ticket {
     pub(super) slot: u32,
     /// Held by each call of this PBX.
-    pub(super) seat: Arc<()>,
+    pub(super) seat: Seat,
     /// Held by each call of this trial that is not decided.
-    pub(super) trial: Option<Arc<()>>,
+    pub(super) trial: Option<Seat>,
     /// Whether the PBX has answered, or not in time.
     pub(super) is_decided: bool,
 }
@@ -202,9 +205,13 @@ impl Ticket {
         self.slot
     }
 
-    pub(super) fn decide(&mut self) -> Option<Arc<()>> {
+    pub(super) fn decide(&mut self) -> Option<Seat> {
         self.is_decided = true;
         self.trial.take()
+    }
+
+    pub(super) fn seats(&self) -> Seats {
+        self.seat.of().clone()
     }
 }
 

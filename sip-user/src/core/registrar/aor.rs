@@ -107,7 +107,7 @@ pub(in crate::core) fn domain_of(host: Host<'_>) -> Cow<'_, str> {
 
 /// A user or password in its normal form: `%61` is `a`, but `%3b` is `%3B` and not a semicolon, because
 /// what is reserved differs from its escape (19.1.4).
-pub(super) fn normal(text: &str) -> Cow<'_, str> {
+pub(in crate::core) fn normal(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }

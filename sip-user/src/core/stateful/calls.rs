@@ -125,12 +125,12 @@ impl Stateful {
         }
     }
 
-    /// A BYE goes by, from one side of a dialog to the other.
-    pub fn handle_bye(&mut self, now: Instant, bye: &Message<'_>) {
-        if let Some(accounting) = &mut self.accounting {
-            accounting.handle_bye(now, bye);
-            self.carry_out(now);
-        }
+    /// A BYE goes by, from one side of a dialog to the other. Says whether it is of a call that has a record here.
+    pub fn handle_bye(&mut self, now: Instant, bye: &Message<'_>) -> bool {
+        let Some(accounting) = &mut self.accounting else { return false };
+        let known = accounting.handle_bye(now, bye);
+        self.carry_out(now);
+        known
     }
 
     /// We end: nobody will hear how the calls do that go on.

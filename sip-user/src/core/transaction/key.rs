@@ -33,6 +33,16 @@ impl Branch {
         Self(siphash_word([key[0], key[1] ^ u64::from(MARK)], number))
     }
 
+    /// The branch with the number of the worker whose transaction it is.
+    pub(super) fn of_worker(self, worker: u8) -> Self {
+        Self(self.0 & !0xff | u64::from(worker))
+    }
+
+    /// The number of the worker whose transaction it is: the last two digits.
+    pub fn worker(self) -> u8 {
+        (self.0 & 0xff) as u8
+    }
+
     /// Reads a branch of ours.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.as_bytes().strip_prefix(cookie::DAEMON)?.strip_prefix(&[MARK])?;
@@ -238,6 +248,15 @@ mod tests {
         ] {
             assert_eq!(Branch::parse(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_branch_names_its_worker() {
+        let branch = Branch::new([1, 2], 3);
+        let (one, other) = (branch.of_worker(0), branch.of_worker(63));
+        assert_eq!((one.worker(), other.worker()), (0, 63));
+        assert_eq!(Branch::parse(&other.to_string()).map(Branch::worker), Some(63));
+        assert_ne!(one, other);
     }
 
     #[test]

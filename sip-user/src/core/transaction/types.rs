@@ -17,13 +17,15 @@ pub struct Config {
     pub timers: Timers,
     /// The most transactions at a time. For CANCELs there is an eighth more, here and of `bytes`.
     pub transactions: usize,
+    /// The number of the worker, which its branches name.
+    pub worker: u8,
     /// The most bytes of messages that are kept. A response of the user is always taken, and so is an ACK of ours.
     pub bytes: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { timers: Timers::default(), transactions: 500_000, bytes: 1 << 30 }
+        Self { timers: Timers::default(), transactions: 500_000, worker: 0, bytes: 1 << 30 }
     }
 }
 

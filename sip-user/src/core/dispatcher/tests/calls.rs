@@ -425,10 +425,10 @@ proptest! {
                     call.slot == view.slot && call.ticket.trial.is_some()
                 });
                 if let Some(at_once) = view.trial {
-                    let trial = world.dispatcher.entry(view.slot).unwrap().standing.trial().unwrap();
-                    let under_way = undecided.filter(|call| {
-                        std::sync::Arc::ptr_eq(call.ticket.trial.as_ref().unwrap(), &trial)
-                    });
+                    let standing = &world.dispatcher.entry(view.slot).unwrap().standing;
+                    let trial = standing.under_way().unwrap();
+                    let under_way = undecided
+                        .filter(|call| call.ticket.trial.as_ref().unwrap().of().are(trial));
                     prop_assert!(under_way.count() <= at_once);
                     prop_assert_eq!(view.state, PbxState::Active);
                 }
