@@ -468,8 +468,11 @@ mod tests {
         let done = LocalSet::new()
             .run_until(async {
                 let server = Server::bind(socket).unwrap();
-                let task =
-                    tokio::task::spawn_local(async move { server.serve(Rc::new(answer)).await });
+                let answer: Rc<crate::control::server::Answer> = Rc::new(move |request| {
+                    let response = answer(request);
+                    Box::pin(async { response })
+                });
+                let task = tokio::task::spawn_local(async move { server.serve(answer).await });
                 let done = tokio::task::spawn_blocking(order).await.unwrap();
                 task.abort();
                 let _ = task.await;

@@ -20,6 +20,7 @@ use toml::Spanned;
 use crate::core::accounting;
 use crate::core::digest::Secret;
 use crate::core::family::{ByFamily, Family};
+use crate::core::owner::MAX_WORKERS;
 use crate::core::stateful::PbxCredentials;
 pub use registrar::{Auth, Registrar, Store};
 use registrar::{RawAuth, RawRegistrar, RawStore};
@@ -86,6 +87,8 @@ pub struct Sip {
     pub drain: Duration,
     /// How long datagrams may wait for others while there are many. Zero: not at all.
     pub coalesce: Duration,
+    /// How many threads serve SIP. `None`: one for each CPU that we may use.
+    pub workers: Option<usize>,
 }
 
 /// `[trust]`
@@ -566,6 +569,7 @@ struct RawSip {
     no_destination: NoDestination,
     drain: Option<Spanned<Period>>,
     coalesce_us: Option<Spanned<u64>>,
+    workers: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -901,7 +905,11 @@ impl RawSip {
             *coalesce.get_ref()
         });
         let coalesce = Duration::from_micros(coalesce);
-        Sip { listen, key, no_destination: self.no_destination, drain, coalesce }
+        let most = 1..=MAX_WORKERS as i64;
+        let workers = self.workers.and_then(|workers| {
+            usize::try_from(problems.number(Some(&workers), "workers", most, 1)).ok()
+        });
+        Sip { listen, key, no_destination: self.no_destination, drain, coalesce, workers }
     }
 }
 
@@ -1431,6 +1439,8 @@ mod tests {
         assert_error("drain = \"2d\"\n", "3:9", "is not a time");
         assert_error("coalesce_us = 5001\n", "3:15", "at most 5000");
         assert_error("coalesce_us = -1\n", "3:15", "invalid value");
+        assert_error("workers = 0\n", "3:11", "it goes from 1 to 64");
+        assert_error("workers = 65\n", "3:11", "it goes from 1 to 64");
         assert_error("drain = \"2m\"\n", "3:9", "at most \"60s\"");
     }
 

@@ -323,8 +323,9 @@ fn tables_of_another_size_are_made_anew() {
         drop(first);
         let larger = Xdp { call_buckets: 4096, ..config(&directory, XdpMode::Native) };
         let mut second = fastpath::open(&larger, KEY).unwrap();
-        assert!(second.call_bucket(4095).unwrap().is_some());
-        assert!(second.call_bucket(4096).unwrap().is_none());
+        let calls = second.calls().unwrap();
+        assert!(calls.bucket(4095).unwrap().is_some());
+        assert!(calls.bucket(4096).unwrap().is_none());
         assert_eq!(second.counters().unwrap()[Reason::OptionsAnswered as usize], 1, "kept");
         fill(&mut *second);
         inject(&options("again"));

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -50,7 +51,7 @@ impl Page {
 }
 
 /// Makes the answer to who asks for a page.
-pub type Answer = dyn Fn(Page) -> Response<String>;
+pub type Answer = dyn Fn(Page) -> LocalBoxFuture<'static, Response<String>>;
 
 /// An answer with plain text.
 pub fn plain(status: StatusCode, text: impl Into<String>) -> Response<String> {
@@ -81,8 +82,7 @@ impl Server {
         Ok(Self { listener: TcpListener::bind(address).await?, patience: PATIENCE })
     }
 
-    /// Serves until the task is dropped, on the thread that asks. `answer` is called for one request at a
-    /// time.
+    /// Serves until the task is dropped, on the thread that asks.
     pub async fn serve(&self, answer: Rc<Answer>) {
         // Whatever is still connected ends with this.
         let mut connections = JoinSet::new();
@@ -110,8 +110,8 @@ impl Server {
 
 async fn serve_one(stream: TcpStream, answer: Rc<Answer>) {
     let service = service_fn(move |request| {
-        let response = respond(&request, &*answer);
-        async { Ok::<_, Infallible>(response) }
+        let answer = answer.clone();
+        async move { Ok::<_, Infallible>(respond(&request, &*answer).await) }
     });
     let served = http1::Builder::new()
         .keep_alive(false)
@@ -123,7 +123,7 @@ async fn serve_one(stream: TcpStream, answer: Rc<Answer>) {
     }
 }
 
-fn respond<B>(request: &Request<B>, answer: &Answer) -> Response<String> {
+async fn respond<B>(request: &Request<B>, answer: &Answer) -> Response<String> {
     let Some(page) = Page::at(request.uri().path()) else {
         return plain(StatusCode::NOT_FOUND, "there is /metrics, /health and /ready\n");
     };
@@ -133,7 +133,7 @@ fn respond<B>(request: &Request<B>, answer: &Answer) -> Response<String> {
         return response;
     }
     // HEAD too: the library keeps the text back.
-    answer(page)
+    answer(page).await
 }
 
 #[cfg(test)]
@@ -143,10 +143,13 @@ mod tests {
     use tokio::task::{LocalSet, spawn_local};
 
     fn answer() -> Rc<Answer> {
-        Rc::new(|page| match page {
-            Page::Metrics => typed(StatusCode::OK, "text/x", "numbers\n".to_owned()),
-            Page::Health => plain(StatusCode::OK, "well\n"),
-            Page::Ready => plain(StatusCode::SERVICE_UNAVAILABLE, "not yet\n"),
+        Rc::new(|page| {
+            let response = match page {
+                Page::Metrics => typed(StatusCode::OK, "text/x", "numbers\n".to_owned()),
+                Page::Health => plain(StatusCode::OK, "well\n"),
+                Page::Ready => plain(StatusCode::SERVICE_UNAVAILABLE, "not yet\n"),
+            };
+            Box::pin(async { response })
         })
     }
 

@@ -31,12 +31,17 @@ pub fn page(page: Page, parts: &mut Parts<'_>) -> Response<String> {
             Ok(status) => typed(StatusCode::OK, prometheus_text::CONTENT_TYPE, text(status)),
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "no metrics");
-                plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n"))
+                failed(&format!("{error:#}"))
             }
         },
         Page::Health => verdict(health(parts)),
         Page::Ready => verdict(readiness(parts)),
     }
+}
+
+/// What a page says that cannot be made.
+pub fn failed(why: &str) -> Response<String> {
+    plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n"))
 }
 
 /// What every page says when the daemon is at its end.

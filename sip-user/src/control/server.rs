@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -17,6 +18,9 @@ use super::protocol::{LONGEST_REQUEST, Request, Response};
 const CLIENTS: usize = 16;
 /// How long a client may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Answers a request.
+pub type Answer = dyn Fn(Request) -> LocalBoxFuture<'static, Response>;
 
 /// The socket; its file goes when this does.
 #[derive(Debug)]
@@ -46,8 +50,8 @@ impl Server {
         Ok(Self { listener: bound?, path: path.to_owned() })
     }
 
-    /// Serves clients until the task is dropped. `answer` is called for one request at a time.
-    pub async fn serve(&self, answer: Rc<dyn Fn(Request) -> Response>) {
+    /// Serves clients until the task is dropped.
+    pub async fn serve(&self, answer: Rc<Answer>) {
         let clients = Rc::new(Cell::new(0));
         loop {
             // A client that leaves makes room; nobody needs to be woken for that sooner.
@@ -102,7 +106,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn client(stream: UnixStream, answer: &dyn Fn(Request) -> Response) -> io::Result<()> {
+async fn client(stream: UnixStream, answer: &Answer) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     loop {
@@ -122,7 +126,7 @@ async fn client(stream: UnixStream, answer: &dyn Fn(Request) -> Response) -> io:
             Response::failed(format!("a request is at most {LONGEST_REQUEST} bytes long"))
         } else {
             match serde_json::from_slice(&line) {
-                Ok(request) => answer(request),
+                Ok(request) => answer(request).await,
                 Err(error) => Response::failed(format!("not a request: {error}")),
             }
         };
@@ -163,11 +167,14 @@ mod tests {
         LocalSet::new()
             .run_until(async {
                 let server = Server::bind(path).unwrap();
-                let answer: Rc<dyn Fn(Request) -> Response> = Rc::new(|request| match request {
-                    Request::Backends => {
-                        Response::done(Outcome::Backends(Backends { backends: Vec::new() }))
-                    }
-                    _ => Response::failed("not here"),
+                let answer: Rc<Answer> = Rc::new(|request| {
+                    let response = match request {
+                        Request::Backends => {
+                            Response::done(Outcome::Backends(Backends { backends: Vec::new() }))
+                        }
+                        _ => Response::failed("not here"),
+                    };
+                    Box::pin(async { response })
                 });
                 let task = tokio::task::spawn_local(async move { server.serve(answer).await });
                 let result = test(UnixStream::connect(path).await.unwrap()).await;

@@ -2,13 +2,14 @@
 //! for the metrics.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use sip_ebpf::reason::{Reason, Way};
 use sip_ebpf::tables::PbxState;
 
-use super::protocol::{Backend, Share, SocketStats, Stats, XdpStats};
+use super::protocol::{Backend, RegistrarStats, Share, SocketStats, Stats, XdpStats};
 use crate::core::counters::{Counters, Event};
 use crate::core::dispatcher::{Dispatcher, Origin};
 use crate::core::proxy::Proxy;
@@ -37,12 +38,10 @@ pub struct Course {
 pub struct Parts<'a> {
     /// The PBXs.
     pub dispatcher: &'a Dispatcher,
-    /// Counters of the daemon.
-    pub proxy: &'a Proxy,
     /// Counters of the kernel.
     pub fastpath: &'a mut dyn Fastpath,
-    /// Our addresses.
-    pub sockets: &'a [Udp],
+    /// The numbers of all workers.
+    pub tally: Tally,
     /// What is written to the store, if there is one.
     pub store: Option<store::Counters>,
     /// The rest.
@@ -87,8 +86,7 @@ impl Parts<'_> {
                     .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
                 failures: view.failures,
                 kernel_calls: of(&kernel),
-                daemon_calls: of(self.proxy.placed())
-                    + self.proxy.stateful().map_or(0, |stateful| of(stateful.placed())),
+                daemon_calls: of(&self.tally.placed),
             }
         });
         Ok(list.collect())
@@ -100,11 +98,8 @@ impl Parts<'_> {
     /// When the kernel's tables or a socket cannot be read.
     pub fn status(&mut self) -> Result<Status> {
         let kernel = self.fastpath.counters().context("the kernel's counters")?;
-        let mut sockets = Vec::new();
-        for socket in self.sockets {
-            let (dropped, receive_buffer) = socket.receive_drops()?;
-            sockets.push(SocketStats { address: socket.local(), dropped, receive_buffer });
-        }
+        let backends = self.backends()?;
+        let Tally { daemon, sockets, memory, .. } = std::mem::take(&mut self.tally);
         Ok(Status {
             at: SystemTime::now(),
             course: self.course,
@@ -115,11 +110,69 @@ impl Parts<'_> {
                 write_failures: self.course.write_failures,
             },
             kernel,
-            daemon: self.proxy.counters().clone(),
-            backends: self.backends()?,
+            daemon,
+            backends,
             sockets,
-            memory: self.proxy.stateful().map(|stateful| Memory::of(stateful, self.store)),
+            memory: memory.map(|memory| Memory { store: self.store.unwrap_or_default(), ..memory }),
         })
+    }
+}
+
+/// The numbers of one worker, or the sum of those of several.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Its counters.
+    pub daemon: Counters,
+    /// Calls that it placed, by slot.
+    pub placed: Vec<u64>,
+    /// Its sockets, by address.
+    pub sockets: Vec<SocketStats>,
+    /// What needs memory, if it is configured; but for the store, of which there is one for all.
+    pub memory: Option<Memory>,
+}
+
+impl Tally {
+    /// Of one worker.
+    ///
+    /// # Errors
+    /// When a socket cannot be read.
+    pub fn of(proxy: &Proxy, sockets: &[Udp]) -> io::Result<Self> {
+        let sockets = sockets.iter().map(|socket| {
+            let (dropped, receive_buffer) = socket.receive_drops()?;
+            Ok(SocketStats { address: socket.local(), dropped, receive_buffer })
+        });
+        let mut placed = proxy.placed().to_vec();
+        if let Some(stateful) = proxy.stateful() {
+            placed.iter_mut().zip(stateful.placed()).for_each(|(sum, more)| *sum += more);
+        }
+        Ok(Self {
+            daemon: proxy.counters().clone(),
+            placed,
+            sockets: sockets.collect::<io::Result<_>>()?,
+            memory: proxy.stateful().map(Memory::of),
+        })
+    }
+
+    /// Adds those of another worker.
+    pub fn add(&mut self, other: Self) {
+        let Self { daemon, placed, sockets, memory } = other;
+        self.daemon.add(&daemon);
+        self.placed.resize(self.placed.len().max(placed.len()), 0);
+        self.placed.iter_mut().zip(placed).for_each(|(sum, more)| *sum += more);
+        for socket in sockets {
+            match self.sockets.iter_mut().find(|sum| sum.address == socket.address) {
+                Some(sum) => {
+                    sum.dropped += socket.dropped;
+                    sum.receive_buffer += socket.receive_buffer;
+                }
+                None => self.sockets.push(socket),
+            }
+        }
+        match (&mut self.memory, memory) {
+            (Some(sum), Some(more)) => sum.add(&more),
+            (None, more) => self.memory = more,
+            (Some(_), None) => {}
+        }
     }
 }
 
@@ -170,7 +223,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    fn of(stateful: &Stateful, store: Option<store::Counters>) -> Self {
+    fn of(stateful: &Stateful) -> Self {
         let accounting = stateful.accounting();
         let asking = stateful.authenticator();
         Self {
@@ -183,7 +236,91 @@ impl Memory {
             done: stateful.counts().clone(),
             asked: asking.map(authenticator::Authenticator::counts).unwrap_or_default(),
             recorded: accounting.map(accounting::Accounting::counts).unwrap_or_default(),
-            store: store.unwrap_or_default(),
+            store: store::Counters::default(),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        // Taken apart, so that nothing new is forgotten here.
+        let Self {
+            users,
+            contacts,
+            transactions,
+            calls,
+            waiting,
+            shed,
+            done,
+            asked,
+            recorded,
+            store: _,
+        } = other;
+        self.users += users;
+        self.contacts += contacts;
+        self.transactions += transactions;
+        self.calls += calls;
+        self.waiting += waiting;
+        self.shed += shed;
+        add_done(&mut self.done, done);
+        let authenticator::Counts {
+            passed,
+            challenged,
+            wrong,
+            unavailable,
+            fetches,
+            fetches_failed,
+        } = asked;
+        self.asked.passed += passed;
+        self.asked.challenged += challenged;
+        self.asked.wrong += wrong;
+        self.asked.unavailable += unavailable;
+        self.asked.fetches += fetches;
+        self.asked.fetches_failed += fetches_failed;
+        let accounting::Counts { calls, closed, unrecorded, limited } = recorded;
+        self.recorded.calls += calls;
+        self.recorded.closed += closed;
+        self.recorded.unrecorded += unrecorded;
+        self.recorded.limited += limited;
+    }
+
+    /// As the control socket tells it; `engine` is the name of the store's.
+    pub fn stats(&self, engine: &str) -> RegistrarStats {
+        let Self { done, asked, store: written, .. } = self;
+        let mut counters: BTreeMap<_, _> = [
+            ("registered", done.registered),
+            ("forwarded", done.forwarded),
+            ("failed_over", done.failed_over),
+            ("answered_late", done.answered_late),
+            ("shed", done.shed),
+            ("absorbed", done.absorbed),
+            ("no_transaction_left", done.full),
+            ("forked", done.forked),
+            ("forked_unanswered", done.forked_unanswered),
+            ("pbx_challenges_unanswered", done.challenges_unanswered),
+            ("credentials_right", asked.passed),
+            ("credentials_wrong", asked.wrong),
+            ("challenged", asked.challenged),
+            ("secrets_unavailable", asked.unavailable),
+            ("secrets_fetched", asked.fetches),
+            ("secrets_not_fetched", asked.fetches_failed),
+            ("store_written", written.written),
+            ("store_refused", written.refused),
+            ("store_failed", written.failed),
+            ("store_reconnects", written.reconnects),
+        ]
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect();
+        let replies = done.replies.iter();
+        counters.extend(replies.map(|(code, count)| (format!("replied_{code}"), *count)));
+        RegistrarStats {
+            users: self.users,
+            contacts: self.contacts,
+            transactions: self.transactions,
+            waiting: self.waiting,
+            store: engine.to_owned(),
+            connected: written.connected,
+            unwritten: written.waiting_bindings + written.waiting_cdrs,
+            counters,
         }
     }
 }
@@ -215,6 +352,35 @@ impl Status {
             backends: self.backends,
             sockets: self.sockets,
         }
+    }
+}
+
+fn add_done(sum: &mut stateful::Counts, more: &stateful::Counts) {
+    let stateful::Counts {
+        registered,
+        forwarded,
+        failed_over,
+        answered_late,
+        shed,
+        absorbed,
+        full,
+        forked,
+        forked_unanswered,
+        challenges_unanswered,
+        replies,
+    } = more;
+    sum.registered += registered;
+    sum.forwarded += forwarded;
+    sum.failed_over += failed_over;
+    sum.answered_late += answered_late;
+    sum.shed += shed;
+    sum.absorbed += absorbed;
+    sum.full += full;
+    sum.forked += forked;
+    sum.forked_unanswered += forked_unanswered;
+    sum.challenges_unanswered += challenges_unanswered;
+    for (code, more) in replies {
+        *sum.replies.entry(*code).or_insert(0) += more;
     }
 }
 

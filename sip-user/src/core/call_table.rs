@@ -30,7 +30,7 @@ impl Bucket {
 
 impl CallTable {
     /// With so many buckets, or the next power of two.
-    pub(super) fn new(buckets: u32) -> Self {
+    pub fn new(buckets: u32) -> Self {
         let buckets = buckets.next_power_of_two();
         Self((0..buckets).map(|_| Bucket::default()).collect())
     }

@@ -3,7 +3,7 @@
 pub mod accounting;
 pub mod admission;
 pub mod authenticator;
-mod call_table;
+pub mod call_table;
 pub mod canonical;
 pub mod clock;
 pub mod context;

@@ -169,11 +169,6 @@ impl Proxy {
         self.parcels.resize_with(worker.count(), Parcel::default);
     }
 
-    /// For [`Proxy::set_worker`].
-    pub fn calls(&self) -> CallTable {
-        self.calls.clone()
-    }
-
     /// What is for the worker of this number, since this was last asked.
     pub fn take_parcel(&mut self, worker: usize) -> Option<Parcel> {
         let parcel = self.parcels.get_mut(worker)?;
@@ -1640,6 +1635,124 @@ mod tests {
         let stray = response(&register(""), "200 OK", "x");
         w.silence(PBX1, &stray.replace("branch=z9hG4bK", "branch=z9hG4bKsldt0123456789abcdef."));
         assert_eq!(w.event(Event::HandledStateful), 3);
+    }
+
+    // ---- Other workers -------------------------------------------------------------------------
+
+    /// Two that share a call table, each with what needs memory.
+    fn workers() -> [World; 2] {
+        let locals = vec![US.parse().unwrap()];
+        let calls = CallTable::new(64);
+        [0, 1].map(|number| {
+            let mut w = world();
+            let settings = stateful::Settings {
+                domains: Domains::new([], &locals),
+                locals: locals.clone(),
+                believed: Sources::new(&crate::config::Trust {
+                    networks: vec!["10.10.1.0/24".parse().unwrap()],
+                    ..Default::default()
+                }),
+                registrar: Default::default(),
+                forking: Default::default(),
+                transactions: crate::core::transaction::Config {
+                    worker: number as u8,
+                    ..Default::default()
+                },
+                calls: Default::default(),
+                credentials: Default::default(),
+                retry_after: 5,
+            };
+            w.proxy.set_stateful(Some(Stateful::new([1, 2], settings, None, w.now)));
+            w.proxy.stateful_mut().unwrap().handle_pbxs(w.now, &w.dispatcher);
+            w.proxy.set_worker(Worker::new(number, 2, [3, 4]), calls.clone());
+            w
+        })
+    }
+
+    /// What one has for the other is there.
+    fn carry(workers: &mut [World; 2]) -> usize {
+        let mut carried = 0;
+        for (from, to) in [(0, 1), (1, 0)] {
+            let Some(parcel) = workers[from].proxy.take_parcel(to) else { continue };
+            let World { proxy, dispatcher, steered, now, .. } = &mut workers[to];
+            for (local, from, bytes, what) in parcel.messages() {
+                let datagram = Datagram { local, from, bytes };
+                let mut out = Vec::new();
+                proxy.handle_passed(*now, dispatcher, steered, datagram, what, &mut out);
+                assert_eq!(out, []);
+                carried += 1;
+            }
+        }
+        carried
+    }
+
+    fn first_line(world: &mut World) -> Option<String> {
+        loop {
+            match world.proxy.stateful_mut()?.poll_command()? {
+                stateful::Command::Send(sent) => {
+                    let text = String::from_utf8(sent.bytes.to_vec()).unwrap();
+                    return text.lines().next().map(str::to_owned);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_anothers_is_passed_on() {
+        let owner = |user: &str| Worker::new(0, 2, [3, 4]).of_user(user);
+        let mut workers = workers();
+        for number in 0..20 {
+            let user = format!("user{number}");
+            let to = format!("<sip:{user}@10.10.0.1>");
+            let contact = format!("Contact: <sip:{user}@10.10.1.2:5062>\r\n");
+            let register = request("REGISTER", "sip:10.10.0.1", &to, &contact)
+                .replace("branch=z9hG4bKp1", &format!("branch=z9hG4bK{user}"));
+            // Whoever receives it.
+            workers[number % 2].silence(PHONE, &register);
+            let passed = carry(&mut workers);
+            assert_eq!(passed, usize::from(owner(&user) != number % 2), "{user}");
+            let said = first_line(&mut workers[owner(&user)]);
+            assert_eq!(said.as_deref(), Some("SIP/2.0 200 OK"), "{user}");
+        }
+        let count = |w: &World| w.proxy.stateful().unwrap().registrar().aors();
+        assert_eq!(count(&workers[0]) + count(&workers[1]), 20);
+        let passed: u64 = workers.iter().map(|w| w.event(Event::PassedOn)).sum();
+        assert!(passed > 0);
+        for event in [Event::Received, Event::HandledStateful] {
+            assert_eq!(workers.iter().map(|w| w.event(event)).sum::<u64>(), 20, "{event:?}");
+        }
+        assert_eq!(workers.iter().map(|w| w.reason(Reason::Method)).sum::<u64>(), 20);
+        // What only passes stays, and the other one knows where it went.
+        let (pbx, _) = workers[0].say(PHONE, &invite());
+        let (same, _) = workers[1].say(PHONE, &invite());
+        assert_eq!(pbx, same);
+        let cancel = request("CANCEL", "sip:bob@10.10.0.1", "<sip:bob@10.10.0.1>", "");
+        assert_eq!(workers[1].say(PHONE, &cancel).0, pbx);
+        assert_eq!(carry(&mut workers), 0);
+    }
+
+    #[test]
+    fn a_bye_looks_for_its_record_and_finds_an_end() {
+        let mut workers = workers();
+        let (pbx, sent) = workers[0].say(PHONE, &invite());
+        let route = header(&sent, "Record-Route")[0];
+        // A cookie that says that there is a record, which nobody has.
+        let mut index = Index::new();
+        let message = Message::parse(sent.as_bytes(), &mut index).unwrap();
+        let line = message.index().first(Kind::CallId).unwrap();
+        let span = Span { at: u32::from(line.value), end: u32::from(line.end) };
+        let (hash, _) = cookie::call(&workers[0].proxy.keys, sent.as_bytes(), span);
+        let slot = workers[0].dispatcher.slot_at(pbx.parse().unwrap()).unwrap();
+        let digits = Cookie { flow: PHONE.parse().unwrap(), slot, recorded: true }
+            .write(&workers[0].proxy.keys, hash);
+        let old = route.split("sl=").nth(1).unwrap().trim_end_matches('>');
+        let route = format!("Route: {}\r\n", route.replace(old, &digits));
+        let bye = request("BYE", "sip:bob@10.10.2.2", "<sip:b@c>;tag=bob", &route);
+        assert_eq!(workers[1].say(PHONE, &bye).0, pbx);
+        let rounds = (0..9).take_while(|_| carry(&mut workers) > 0).count();
+        assert!((1..=2).contains(&rounds), "{rounds}");
+        assert_eq!(workers[1].reason(Reason::ByeRecorded), 1);
     }
 
     // ---- Keepalives ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -11,7 +12,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode as Flags, loaded_programs};
 use aya_log::EbpfLogger;
 use ipnet::Ipv4Net;
-use sip_ebpf::tables::{CallBucket, Endpoint, Local, Pbx, Schedule};
+use sip_ebpf::tables::{Endpoint, Local, Pbx, Schedule};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
@@ -21,7 +22,7 @@ use super::interfaces::{self, Interface};
 use super::object::{self, Build, Options, PROGRAM};
 use super::pins::{self, Pins};
 use super::tables::Tables;
-use super::{Attachment, Fastpath, Mode};
+use super::{Attachment, CallBuckets, Fastpath, Mode};
 use crate::config::{Loops, Xdp as Config, XdpMode};
 
 /// Forwarding of the loopback device. `bpf_fib_lookup` with `lo` as the ingress asks the routes of
@@ -174,8 +175,8 @@ impl Fastpath for Linux {
         self.tables.steered()
     }
 
-    fn call_bucket(&mut self, index: u32) -> Result<Option<CallBucket>> {
-        self.tables.call_bucket(index)
+    fn calls(&self) -> Option<Arc<dyn CallBuckets>> {
+        Some(self.tables.calls())
     }
 
     fn close(mut self: Box<Self>, keep: bool) -> Result<()> {

@@ -5,6 +5,7 @@
 //! stands in where there is no XDP: it takes everything and does nothing.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -93,13 +94,21 @@ pub trait Fastpath {
     /// Initial INVITEs that the kernel steered, by slot; [`sip_ebpf::tables::MAX_PBX`] of them.
     fn pbx_calls(&mut self) -> Result<Vec<u64>>;
 
-    /// One bucket of the kernel's call table, to follow calls that the kernel steered. `None` where
-    /// there is no such table.
-    fn call_bucket(&mut self, index: u32) -> Result<Option<CallBucket>>;
+    /// The kernel's call table, to follow calls that the kernel steered. `None` where there is no such table.
+    fn calls(&self) -> Option<Arc<dyn CallBuckets>>;
 
     /// Ends it. `keep` leaves program and tables pinned for the next daemon; else every interface is as
     /// it was.
     fn close(self: Box<Self>, keep: bool) -> Result<()>;
+}
+
+/// The kernel's call table, for any thread.
+pub trait CallBuckets: Send + Sync {
+    /// One bucket; `None` if there are fewer.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    fn bucket(&self, index: u32) -> Result<Option<CallBucket>>;
 }
 
 /// Opens the kernel half as `config` says; `key` is the key of every hash and signature.

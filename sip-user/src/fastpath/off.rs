@@ -1,13 +1,14 @@
 //! No kernel half: everything is taken and nothing is done, so that the daemon has one code path.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
 use sip_ebpf::reason::REASONS;
-use sip_ebpf::tables::{CallBucket, Endpoint, Local, MAX_PBX, Pbx, Schedule};
+use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, Pbx, Schedule};
 
-use super::{Attachment, Fastpath};
+use super::{Attachment, CallBuckets, Fastpath};
 
 /// The absence of a kernel half.
 #[derive(Debug)]
@@ -63,8 +64,8 @@ impl Fastpath for Off {
         Ok(vec![0; MAX_PBX as usize])
     }
 
-    fn call_bucket(&mut self, _index: u32) -> Result<Option<CallBucket>> {
-        Ok(None)
+    fn calls(&self) -> Option<Arc<dyn CallBuckets>> {
+        None
     }
 
     fn close(self: Box<Self>, _keep: bool) -> Result<()> {

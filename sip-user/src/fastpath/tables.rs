@@ -1,9 +1,11 @@
 //! The kernel's tables, written as [`sip_ebpf::tables`] says.
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
@@ -14,6 +16,8 @@ use sip_ebpf::tables::{
     CallBucket, Config, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx,
     PbxState, Schedule, VlanPort,
 };
+
+use super::CallBuckets;
 
 /// The maps that outlive a daemon when they are pinned.
 pub const KEPT: [&str; 12] = [
@@ -35,7 +39,6 @@ pub const KEPT: [&str; 12] = [
 pub struct Tables {
     /// What `CONFIG` is to hold; `layout` is zero until it is told.
     current: Config,
-    call_buckets: u32,
     config: Array<MapData, Config>,
     heartbeat: Array<MapData, u64>,
     locals: HashMap<MapData, Endpoint, Local>,
@@ -44,6 +47,8 @@ pub struct Tables {
     by_addr: HashMap<MapData, Endpoint, u32>,
     schedule: Array<MapData, Schedule>,
     calls: Array<MapData, CallBucket>,
+    /// The same table, to be read by all.
+    shared_calls: Arc<Calls>,
     vlans: HashMap<MapData, u32, VlanPort>,
     counters: PerCpuArray<MapData, u64>,
     steered: PerCpuArray<MapData, u64>,
@@ -60,6 +65,7 @@ impl Tables {
         let config: Array<MapData, Config> = take(ebpf, "CONFIG")?;
         // CPUs may still know what an earlier daemon's tables said.
         let generation = config.get(&0, 0).context("cannot read CONFIG")?.generation;
+        let shared_calls = Arc::new(Calls::of(ebpf, call_buckets)?);
         let current = Config {
             generation: after(generation),
             calls_mask: call_buckets - 1,
@@ -68,7 +74,6 @@ impl Tables {
         };
         Ok(Self {
             current,
-            call_buckets,
             config,
             heartbeat: take(ebpf, "HEARTBEAT")?,
             locals: take(ebpf, "LOCALS")?,
@@ -77,6 +82,7 @@ impl Tables {
             by_addr: take(ebpf, "PBX_BY_ADDR")?,
             schedule: take(ebpf, "SCHEDULE")?,
             calls: take(ebpf, "CALLS")?,
+            shared_calls,
             vlans: take(ebpf, "VLANS")?,
             counters: take(ebpf, "COUNTERS")?,
             steered: take(ebpf, "STEERED")?,
@@ -225,15 +231,44 @@ impl Tables {
 
     /// One bucket of `CALLS`; `None` past its end.
     pub fn call_bucket(&self, index: u32) -> Result<Option<CallBucket>> {
-        if index >= self.call_buckets {
-            return Ok(None);
-        }
-        self.calls.get(&index, 0).map(Some).context("cannot read CALLS")
+        self.shared_calls.bucket(index)
+    }
+
+    /// All of them, to be read.
+    pub(super) fn calls(&self) -> Arc<dyn CallBuckets> {
+        self.shared_calls.clone()
     }
 
     /// Writes one bucket of `CALLS`, for tests that need a certain past.
     pub fn set_call_bucket(&mut self, index: u32, bucket: CallBucket) -> Result<()> {
         self.calls.set(index, bucket, 0).context("cannot write CALLS")
+    }
+}
+
+/// The call table under a descriptor of its own.
+struct Calls {
+    table: Array<MapData, CallBucket>,
+    buckets: u32,
+}
+
+impl Calls {
+    fn of(ebpf: &Ebpf, buckets: u32) -> Result<Self> {
+        let Some(Map::Array(table)) = ebpf.map("CALLS") else {
+            bail!("the object has no map CALLS")
+        };
+        let descriptor = table.fd().as_fd().try_clone_to_owned().context("CALLS")?;
+        let table = MapData::from_fd(descriptor).context("CALLS")?;
+        let table = Array::try_from(Map::Array(table)).context("CALLS")?;
+        Ok(Self { table, buckets })
+    }
+}
+
+impl CallBuckets for Calls {
+    fn bucket(&self, index: u32) -> Result<Option<CallBucket>> {
+        if index >= self.buckets {
+            return Ok(None);
+        }
+        self.table.get(&index, 0).map(Some).context("cannot read CALLS")
     }
 }
 

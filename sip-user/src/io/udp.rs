@@ -7,7 +7,7 @@
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::ptr;
 
 use tokio::io::Interest;
@@ -23,6 +23,8 @@ const LONGEST: usize = 65_536;
 const RECEIVE_BUFFER: libc::c_int = 16 * 1024 * 1024;
 /// Room for datagrams that the interface is slow to take.
 const SEND_BUFFER: libc::c_int = 4 * 1024 * 1024;
+/// Sockets of one address that share that room; more have as much as these.
+const SHARES: libc::c_int = 8;
 /// A send that fails may have met the error of an earlier one: it is tried again this often.
 const TRIES: usize = 3;
 
@@ -48,22 +50,12 @@ impl Udp {
     /// Binds an address. Call it inside the runtime.
     pub fn bind(local: SocketAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind(local)?;
-        socket.set_nonblocking(true)?;
-        let fd = socket.as_raw_fd();
-        let (level, name) = match local {
-            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
-            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
-        };
-        set_option(fd, level, name, 1)?;
-        // The forced ones go beyond net.core.rmem_max and need CAP_NET_ADMIN; the others stop there.
-        for (forced, plain, size) in [
-            (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER),
-            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER),
-        ] {
-            if set_option(fd, libc::SOL_SOCKET, forced, size).is_err() {
-                set_option(fd, libc::SOL_SOCKET, plain, size)?;
-            }
-        }
+        prepare(&socket, local, 1)?;
+        Self::of(socket)
+    }
+
+    /// From a socket of [`bind_all`]. Call it inside the runtime.
+    pub fn of(socket: UdpSocket) -> io::Result<Self> {
         let local = socket.local_addr()?;
         let interest = Interest::READABLE | Interest::ERROR;
         // SAFETY: the socket owns its descriptor, gives the same one for as long as it lives, and the
@@ -219,6 +211,70 @@ impl Udp {
             }
         }
     }
+}
+
+/// Binds an address for several threads: the system gives what one peer sends to the same one of the sockets
+/// (`SO_REUSEPORT`).
+///
+/// # Errors
+/// As those of one socket; also when others share the address in this way already.
+pub fn bind_all(local: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
+    // Alone, which fails if anybody is there, of whatever kind.
+    let first = UdpSocket::bind(local)?;
+    let sockets = if count == 1 {
+        vec![first]
+    } else {
+        // The one that the system has chosen, if none was named.
+        let local = first.local_addr()?;
+        drop(first);
+        (0..count).map(|_| bind_shared(local)).collect::<io::Result<_>>()?
+    };
+    sockets.iter().try_for_each(|socket| prepare(socket, local, count))?;
+    Ok(sockets)
+}
+
+fn bind_shared(local: SocketAddr) -> io::Result<UdpSocket> {
+    let family = match local {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    };
+    // SAFETY: it takes numbers.
+    let fd = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else has it.
+    let socket = unsafe { UdpSocket::from_raw_fd(fd) };
+    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    let name = Name::new(local);
+    // SAFETY: the name is readable for its length.
+    match unsafe { libc::bind(fd, (&raw const name.storage).cast(), name.len) } {
+        0 => Ok(socket),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets the options of one of so many sockets for an address.
+fn prepare(socket: &UdpSocket, local: SocketAddr, count: usize) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    let fd = socket.as_raw_fd();
+    let (level, name) = match local {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    };
+    set_option(fd, level, name, 1)?;
+    // Together they have as much as one, down to an eighth for each.
+    let share = libc::c_int::try_from(count).unwrap_or(SHARES).clamp(1, SHARES);
+    // The forced ones go beyond net.core.rmem_max and need CAP_NET_ADMIN; the others stop there.
+    for (forced, plain, size) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER / share),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER / share),
+    ] {
+        if set_option(fd, libc::SOL_SOCKET, forced, size).is_err() {
+            set_option(fd, libc::SOL_SOCKET, plain, size)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a datagram that was not sent comes to.
@@ -496,6 +552,26 @@ mod tests {
             let (drops, room) = two.receive_drops().unwrap();
             assert_eq!(drops, 0);
             assert!(room > 100_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn several_share_an_address_and_nobody_else() {
+        for v6 in [false, true] {
+            let sockets = bind_all(loopback(v6), 3).unwrap();
+            let local = sockets[0].local_addr().unwrap();
+            assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == local));
+            assert_eq!(bind_all(local, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            assert_eq!(bind_all(local, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            let shared: Vec<_> = sockets.into_iter().map(|s| Udp::of(s).unwrap()).collect();
+            // What one peer sends comes to one of them.
+            let peer = Udp::bind(loopback(v6)).unwrap();
+            peer.send((0..20).map(|_| (local, &b"hello"[..])));
+            let mut batch = Batch::default();
+            let got = shared.iter().map(|socket| socket.receive(&mut batch).unwrap_or(0));
+            let mut got: Vec<_> = got.collect();
+            got.sort_unstable();
+            assert_eq!(got, [0, 0, 20]);
         }
     }
 

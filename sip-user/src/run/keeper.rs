@@ -2,7 +2,8 @@
 //!
 //! Rows for a database take milliseconds when there are a thousand of them, and nobody's call is to wait for
 //! that. So all that speaks to the database is here, beside the thread that speaks SIP and below it in priority;
-//! between them there are channels, and nothing that either could hold while the other wants it.
+//! between them there are channels, and nothing that either could hold while the other wants it. All workers write into
+//! the same two; each hears what is its own.
 //!
 //! ```text
 //!  SIP ── Save, Remove, Cdr ──► take_changes ──► Writer ──► batches ──► database
@@ -29,11 +30,13 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::{Node, memory, rows, turns};
+use super::worker::Worker;
+use super::{memory, rows, turns};
 use crate::core::accounting::Cdr;
 use crate::core::authenticator::{Away, Ticket};
 use crate::core::clock::Clock;
 use crate::core::digest::Secret;
+use crate::core::owner;
 use crate::core::registrar::{Key as BindingName, Row};
 use crate::store::{
     self, Counters, Finder, Left, MOST_USERS, Refused, Settings, Store, Writer, WriterSettings,
@@ -66,19 +69,22 @@ const RESERVE: usize = 10;
 /// The answer to a question for secrets.
 pub(super) type Answer = (Ticket, Result<Option<Vec<Secret>>, Away>);
 
-/// The SIP side: takes what goes to the store, and never waits for it.
+/// The side of one worker: takes what goes to the store, and never waits for it.
 pub(super) struct Keeper {
+    worker: usize,
     engine: &'static str,
     writer: Arc<Writer>,
     changes: UnboundedSender<Change>,
     questions: UnboundedSender<Question>,
     shared: Arc<Shared>,
     limits: WriterSettings,
-    left: oneshot::Receiver<Left>,
+    /// Of the first worker.
+    left: Option<oneshot::Receiver<Left>>,
 }
 
 impl Keeper {
-    /// Starts the thread, which begins with reading the bindings back.
+    /// Starts the thread, which begins with reading the bindings back. `first` is the first worker; for each there are
+    /// its side and what it hears.
     ///
     /// # Errors
     /// The store's settings are wrong, or there can be no thread.
@@ -86,14 +92,17 @@ impl Keeper {
         settings: Settings,
         limits: WriterSettings,
         clock: Clock,
-    ) -> Result<(Self, Reports)> {
+        first: owner::Worker,
+    ) -> Result<Vec<(Self, Reports)>> {
         let (changes, changed) = unbounded_channel();
         let (questions, asked) = unbounded_channel();
-        let (report, reports) = channel(REPORTS);
+        let (report, reports): (Vec<_>, Vec<_>) =
+            (0..first.count()).map(|_| channel(REPORTS)).unzip();
         let (leave, left) = oneshot::channel();
         let (started, start) = blocking::sync_channel(1);
         let shared = Arc::<Shared>::default();
-        let ends = Ends { changed, asked, report, leave, shared: Arc::clone(&shared), clock };
+        let shares = Arc::clone(&shared);
+        let ends = Ends { changed, asked, report, leave, shared: shares, clock, first };
         let thread = thread::Builder::new().name("store".into());
         let serve = {
             let shared = Arc::clone(&shared);
@@ -103,8 +112,23 @@ impl Keeper {
         thread.spawn(serve).context("no thread for the store")?;
         let started = start.recv().context("the thread of the store does not start")?;
         let (engine, writer) = started.context("[store]")?;
-        let reports = Reports { reports, engine, taken: 0, refused: 0 };
-        Ok((Self { engine, writer, changes, questions, shared, limits, left }, reports))
+        let restored = Arc::new(Restored::new(reports.len()));
+        let mut left = Some(left);
+        let sides = reports.into_iter().enumerate().map(|(worker, reports)| {
+            let keeper = Self {
+                worker,
+                engine,
+                writer: writer.clone(),
+                changes: changes.clone(),
+                questions: questions.clone(),
+                shared: shared.clone(),
+                limits,
+                left: left.take(),
+            };
+            let restored = restored.clone();
+            (keeper, Reports { reports, engine, taken: 0, refused: 0, restored })
+        });
+        Ok(sides.collect())
     }
 
     /// The engine's name, for people.
@@ -114,7 +138,7 @@ impl Keeper {
 
     pub(super) fn ask(&self, ticket: Ticket, user: Box<str>, domain: Box<str>) {
         // If nobody is there who answers, the question is given up in its time, as if the store were away.
-        let _ = self.questions.send(Question { ticket, user, domain });
+        let _ = self.questions.send(Question { worker: self.worker, ticket, user, domain });
     }
 
     pub(super) fn save(&self, row: Box<Row>) {
@@ -155,11 +179,12 @@ impl Keeper {
         counters
     }
 
-    /// Writes what waits.
+    /// Writes what waits. The other workers have ended.
     pub(super) async fn stop(self) {
         let Self { changes, left, .. } = self;
-        // Which is the order to end.
+        // The last of them, which is the order to end.
         drop(changes);
+        let Some(left) = left else { return };
         match timeout(STOP_PATIENCE + END_PATIENCE, left).await {
             Ok(Ok(left)) if left.bindings + left.cdrs.len() > 0 => tracing::error!(
                 bindings = left.bindings,
@@ -201,6 +226,31 @@ pub(super) struct Reports {
     engine: &'static str,
     taken: usize,
     refused: usize,
+    restored: Arc<Restored>,
+}
+
+/// What all workers together have read back.
+#[derive(Debug)]
+struct Restored {
+    taken: AtomicUsize,
+    refused: AtomicUsize,
+    /// Workers that have not all of theirs.
+    waited_for: AtomicUsize,
+}
+
+impl Restored {
+    fn new(workers: usize) -> Self {
+        let (taken, refused) = Default::default();
+        Self { taken, refused, waited_for: AtomicUsize::new(workers) }
+    }
+
+    /// One more has all of its bindings. The last one hears how many there are.
+    fn add(&self, taken: usize, refused: usize) -> Option<(usize, usize)> {
+        self.taken.fetch_add(taken, Ordering::AcqRel);
+        self.refused.fetch_add(refused, Ordering::AcqRel);
+        let is_last = self.waited_for.fetch_sub(1, Ordering::AcqRel) == 1;
+        is_last.then(|| (self.taken.load(Ordering::Acquire), self.refused.load(Ordering::Acquire)))
+    }
 }
 
 impl Reports {
@@ -208,7 +258,7 @@ impl Reports {
     ///
     /// # Errors
     /// A store that cannot be used, now or later.
-    pub(super) async fn restore(&mut self, node: &RefCell<Node>) -> Result<()> {
+    pub(super) async fn restore(&mut self, worker: &RefCell<Worker>) -> Result<()> {
         let all = async {
             while let Some(report) = self.reports.recv().await {
                 match report {
@@ -219,7 +269,7 @@ impl Reports {
                     }
                     report => {
                         let all = matches!(report, Report::Read { .. });
-                        self.take(node, report).await;
+                        self.take(worker, report).await;
                         if all {
                             break;
                         }
@@ -235,31 +285,33 @@ impl Reports {
     }
 
     /// Takes all that comes, until the thread has ended.
-    pub(super) async fn hear(mut self, node: Rc<RefCell<Node>>) {
+    pub(super) async fn hear(mut self, worker: Rc<RefCell<Worker>>) {
         while let Some(report) = self.reports.recv().await {
-            self.take(&node, report).await;
+            self.take(&worker, report).await;
         }
     }
 
-    async fn take(&mut self, node: &RefCell<Node>, report: Report) {
+    async fn take(&mut self, worker: &RefCell<Worker>, report: Report) {
         match report {
             Report::Secrets(mut answers) => {
                 while !answers.is_empty() {
                     let some = answers.len().min(ANSWERS_AT_ONCE);
-                    node.borrow_mut().secrets(answers.drain(..some));
+                    worker.borrow_mut().secrets(answers.drain(..some));
                     yield_now().await;
                 }
             }
             Report::Bindings(rows) => {
-                let taken = node.borrow_mut().restore(&rows);
+                let taken = worker.borrow_mut().restore(&rows);
                 self.taken += taken;
                 self.refused += rows.len() - taken;
                 yield_now().await;
             }
             Report::Read { malformed } => {
-                memory::give_back();
-                let (taken, refused) = (self.taken, self.refused + malformed);
-                tracing::info!(taken, refused, engine = self.engine, "registrations are read back");
+                if let Some((taken, refused)) = self.restored.add(self.taken, self.refused) {
+                    memory::give_back();
+                    let (refused, engine) = (refused + malformed, self.engine);
+                    tracing::info!(taken, refused, engine, "registrations are read back");
+                }
             }
             Report::Unread(error) => {
                 tracing::debug!(%error, "registrations are not read back yet");
@@ -284,6 +336,7 @@ enum Change {
 
 /// Whose secrets are wanted.
 struct Question {
+    worker: usize,
     ticket: Ticket,
     user: Box<str>,
     domain: Box<str>,
@@ -298,7 +351,7 @@ enum Report {
     /// That was all of them, without those that could not be read.
     Read { malformed: usize },
     /// They could not be read yet.
-    Unread(store::Error),
+    Unread(Arc<store::Error>),
 }
 
 #[derive(Debug, Default)]
@@ -323,10 +376,12 @@ impl Shared {
 struct Ends {
     changed: UnboundedReceiver<Change>,
     asked: UnboundedReceiver<Question>,
-    report: Sender<Report>,
+    /// By worker.
+    report: Vec<Sender<Report>>,
     leave: oneshot::Sender<Left>,
     shared: Arc<Shared>,
     clock: Clock,
+    first: owner::Worker,
 }
 
 // ---- The thread ----------------------------------------------------------------------------------
@@ -370,9 +425,10 @@ fn serve(
         if started.send(Ok((store.engine(), Arc::clone(&writer)))).is_err() {
             return true;
         }
-        let Ends { changed, asked, report, leave, shared, clock } = ends;
+        let Ends { changed, asked, report, leave, shared, clock, first } = ends;
         let read = async {
-            tokio::join!(answer(&store, asked, report.clone()), read_back(&store, clock, &report));
+            let read = read_back(&store, clock, first, &report);
+            tokio::join!(answer(&store, asked, &report), read);
             std::future::pending().await
         };
         tokio::select! {
@@ -428,7 +484,7 @@ async fn take_changes(
 }
 
 /// Answers questions, those that wait together, one batch after the other. The first of many is not kept waiting.
-async fn answer(store: &Store, mut asked: UnboundedReceiver<Question>, report: Sender<Report>) {
+async fn answer(store: &Store, mut asked: UnboundedReceiver<Question>, report: &[Sender<Report>]) {
     let mut finder = Finder::new(store);
     let mut questions = Vec::new();
     let mut next = Instant::now();
@@ -439,10 +495,11 @@ async fn answer(store: &Store, mut asked: UnboundedReceiver<Question>, report: S
         }
         next = Instant::now() + ASK_INTERVAL;
         let wanted: Vec<_> = questions.iter().map(|asked| (&*asked.user, &*asked.domain)).collect();
-        let answers: Vec<Answer> = match finder.users(&wanted).await {
+        let answers: Vec<(usize, Answer)> = match finder.users(&wanted).await {
             Ok(found) => {
                 let found = found.into_iter().map(|user| Ok(user.map(rows::secrets)));
-                questions.drain(..).map(|asked| asked.ticket).zip(found).collect()
+                let asked = questions.drain(..).zip(found);
+                asked.map(|(asked, found)| (asked.worker, (asked.ticket, found))).collect()
             }
             Err(error) => {
                 // Who has asked meanwhile would fare no better, and later.
@@ -450,17 +507,26 @@ async fn answer(store: &Store, mut asked: UnboundedReceiver<Question>, report: S
                     questions.push(question);
                 }
                 tracing::warn!(%error, users = questions.len(), "users cannot be looked up");
-                questions.drain(..).map(|asked| (asked.ticket, Err(Away))).collect()
+                let away = |asked: Question| (asked.worker, (asked.ticket, Err(Away)));
+                questions.drain(..).map(away).collect()
             }
         };
-        if report.send(Report::Secrets(answers)).await.is_err() {
-            return;
+        let mut by_worker: Vec<Vec<Answer>> = report.iter().map(|_| Vec::new()).collect();
+        for (worker, answer) in answers {
+            if let Some(its) = by_worker.get_mut(worker) {
+                its.push(answer);
+            }
+        }
+        for (report, answers) in report.iter().zip(by_worker) {
+            if !answers.is_empty() && report.send(Report::Secrets(answers)).await.is_err() {
+                return;
+            }
         }
     }
 }
 
 /// Reads the bindings back, as soon as the database is there.
-async fn read_back(store: &Store, clock: Clock, report: &Sender<Report>) {
+async fn read_back(store: &Store, clock: Clock, first: owner::Worker, report: &[Sender<Report>]) {
     let mut pause = PAUSES.0;
     let (mut rows, malformed) = loop {
         let error = match timeout(READ_PATIENCE, load(store, clock)).await {
@@ -468,20 +534,34 @@ async fn read_back(store: &Store, clock: Clock, report: &Sender<Report>) {
             Ok(Err(error)) => error,
             Err(late) => store::Error::Unavailable(sqlx::Error::Io(late.into())),
         };
-        if report.send(Report::Unread(error)).await.is_err() {
-            return;
+        let error = Arc::new(error);
+        for report in report {
+            if report.send(Report::Unread(error.clone())).await.is_err() {
+                return;
+            }
         }
         sleep(pause).await;
         pause = (pause * 2).min(PAUSES.1);
     };
     while !rows.is_empty() {
         let some = rows.split_off(rows.len().saturating_sub(ROWS_AT_ONCE));
-        if report.send(Report::Bindings(some)).await.is_err() {
-            return;
+        let mut by_worker: Vec<Vec<Row>> = report.iter().map(|_| Vec::new()).collect();
+        for row in some {
+            // They may have been another's when they were written.
+            if let Some(its) = by_worker.get_mut(first.of_user(&row.key.user)) {
+                its.push(row);
+            }
+        }
+        for (report, rows) in report.iter().zip(by_worker) {
+            if !rows.is_empty() && report.send(Report::Bindings(rows)).await.is_err() {
+                return;
+            }
         }
     }
-    if report.send(Report::Read { malformed }).await.is_err() {
-        return;
+    for report in report {
+        if report.send(Report::Read { malformed }).await.is_err() {
+            return;
+        }
     }
     // Those that ended while nobody was here to see it.
     match store.remove_expired_bindings(0).await {
@@ -544,7 +624,9 @@ mod tests {
     fn start(settings: Settings) -> (Keeper, Reports) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let clock = Clock::new(Instant::now(), unix);
-        Keeper::start(settings, WriterSettings::default(), clock).unwrap()
+        let first = owner::Worker::ALONE;
+        let mut sides = Keeper::start(settings, WriterSettings::default(), clock, first).unwrap();
+        sides.pop().unwrap()
     }
 
     fn wait<T>(limited: impl Future<Output = T>) -> T {
@@ -626,6 +708,42 @@ mod tests {
     }
 
     #[test]
+    fn each_worker_hears_what_is_its_own() {
+        let file = File::new("workers");
+        let three = owner::Worker::new(0, 3, [1, 2]);
+        wait(async {
+            let (keeper, mut reports) = start(file.settings());
+            bindings(&mut reports).await;
+            (0..300).for_each(|number| keeper.save(Box::new(row(number))));
+            keeper.stop().await;
+
+            let clock = Clock::new(Instant::now(), Duration::ZERO);
+            let limits = WriterSettings::default();
+            let sides = Keeper::start(file.settings(), limits, clock, three).unwrap();
+            let (keepers, mut reports): (Vec<_>, Vec<_>) = sides.into_iter().unzip();
+            let mut all = 0;
+            for (worker, reports) in reports.iter_mut().enumerate() {
+                let rows = bindings(reports).await;
+                assert!(rows.iter().all(|row| three.of_user(&row.key.user) == worker));
+                assert!(rows.len() > 50, "{}", rows.len());
+                all += rows.len();
+            }
+            assert_eq!(all, 300);
+            for (number, keeper) in (0..).zip(&keepers) {
+                keeper.ask(Ticket::test(number), "u1".into(), "example.com".into());
+            }
+            for (number, reports) in (0..).zip(&mut reports) {
+                assert_eq!(answers(reports, 1).await[0].0, Ticket::test(number));
+            }
+            // The thread ends with the last of them.
+            let mut keepers = keepers.into_iter();
+            let first = keepers.next().unwrap();
+            assert!(keepers.all(|keeper| keeper.left.is_none()));
+            first.stop().await;
+        });
+    }
+
+    #[test]
     fn every_question_of_a_burst_is_answered() {
         let file = File::new("burst");
         wait(async {
@@ -675,7 +793,9 @@ mod tests {
     fn settings_that_cannot_be_used_are_told_at_the_start() {
         let settings = Settings { url: "oracle://x/y".into(), users: Users::Own };
         let clock = Clock::new(Instant::now(), Duration::ZERO);
-        let error = Keeper::start(settings, WriterSettings::default(), clock).err().unwrap();
+        let first = owner::Worker::ALONE;
+        let started = Keeper::start(settings, WriterSettings::default(), clock, first);
+        let error = started.err().unwrap();
         assert!(format!("{error:#}").contains("[store]"), "{error:#}");
     }
 

@@ -1,121 +1,106 @@
 //! Orders about registrations and users.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::Node;
-use crate::control::protocol::{
-    Forgotten, Leg, Outcome, RegistrarStats, Registration, Registrations, Response,
-};
+use super::node::{Answered, Node, failed};
+use super::worker::Worker;
+use crate::control::protocol::{Forgotten, Leg, Outcome, Registration, Registrations, Response};
 use crate::core::forking::Forking;
 use crate::core::registrar::{Aor, Row};
 
 impl Node {
     /// Who is registered: up to `limit` of all, or one user with how he is at each PBX.
-    pub(super) fn registrations(&mut self, user: Option<String>, limit: usize) -> Response {
-        let now = Instant::now();
-        let Some(stateful) = self.proxy.stateful() else { return no_registrar() };
-        let registrar = stateful.registrar();
-        let aor = match user.as_deref().map(read_aor).transpose() {
-            Ok(aor) => aor,
-            Err(response) => return *response,
+    pub(super) async fn registrations(&self, user: Option<String>, limit: usize) -> Answered {
+        let aor = user.as_deref().map(read_aor).transpose()?;
+        let lists = match aor {
+            Some(aor) => {
+                let owner = self.here(|worker| worker.peers.me().of_user(aor.user()))?;
+                vec![self.at(owner, move |worker| worker.registrations(Some(&aor), limit)).await?]
+            }
+            None => self.each(move |worker| worker.registrations(None, limit)).await?,
         };
+        let lists: Option<Vec<_>> = lists.into_iter().collect();
+        let lists = lists.ok_or_else(no_registrar)?;
+        let total = lists.iter().map(|list| list.total).sum();
+        let mut registrations: Vec<_> =
+            lists.into_iter().flat_map(|list| list.registrations).collect();
+        if user.is_none() {
+            registrations.truncate(limit);
+        }
+        registrations.sort_by(|a, b| (&a.user, &a.contact).cmp(&(&b.user, &b.contact)));
+        let outcome = Registrations { registrations, total, removed: None };
+        Ok(Response::done(Outcome::Registrations(outcome)))
+    }
+
+    /// Takes a contact of a user away, or all of them.
+    pub(super) async fn unregister(&self, user: String, contact: Option<String>) -> Answered {
+        let aor = read_aor(&user)?;
+        let owner = self.here(|worker| worker.peers.me().of_user(aor.user()))?;
+        let which = contact.clone();
+        let gone = self.at(owner, move |worker| worker.unregister(&aor, which.as_deref())).await?;
+        let gone = gone.ok_or_else(no_registrar)?;
+        tracing::info!(user, contact, gone, "unregistered by hand");
+        if gone == 0 {
+            return Err(failed(match contact {
+                Some(contact) => format!("{user} is not registered with the contact {contact}"),
+                None => format!("{user} is not registered"),
+            }));
+        }
+        let mut response = self.registrations(Some(user), 0).await?;
+        if let Some(Outcome::Registrations(left)) = &mut response.result {
+            left.removed = Some(gone);
+        }
+        Ok(response)
+    }
+
+    /// What is known of a user's password counts no more.
+    pub(super) async fn forget(&self, user: String) -> Answered {
+        let Some((name, domain)) = user.rsplit_once('@') else { return Err(no_aor(&user)) };
+        let (name, domain) = (name.to_owned(), domain.to_owned());
+        let has = self.each(move |worker| worker.forget(&name, &domain)).await?;
+        if has.contains(&false) {
+            return Err(no_registrar());
+        }
+        Ok(Response::done(Outcome::Forgotten(Forgotten { forgotten: user })))
+    }
+}
+
+/// Those of this worker. None, or false, if there is no registrar.
+impl Worker {
+    fn registrations(&self, aor: Option<&Aor>, limit: usize) -> Option<Registrations> {
+        let now = Instant::now();
+        let stateful = self.proxy.stateful()?;
+        let registrar = stateful.registrar();
         let of = |row: &Row| {
-            aor.as_ref()
-                .is_none_or(|aor| (aor.user(), aor.domain()) == (&*row.key.user, &*row.key.domain))
+            aor.is_none_or(|aor| (aor.user(), aor.domain()) == (&*row.key.user, &*row.key.domain))
         };
         let live = registrar.rows().filter(|row| row.expires > now && of(row));
-        let mut list: Vec<_> = match aor {
+        let list: Vec<_> = match aor {
             Some(_) => live.collect(),
             None => live.take(limit).collect(),
         };
-        list.sort_by(|a, b| a.key.cmp(&b.key));
-        let legs = aor.as_ref().map(|aor| legs(stateful.forking(), aor.user(), now));
-        let legs = legs.unwrap_or_default();
+        let legs = aor.map(|aor| legs(stateful.forking(), aor.user(), now)).unwrap_or_default();
         let total = match aor {
             Some(_) => list.len(),
             None => registrar.bindings(),
         };
         let registrations = list.iter().map(|row| registration(row, now, &legs)).collect();
-        let outcome = Registrations { registrations, total, removed: None };
-        Response::done(Outcome::Registrations(outcome))
+        Some(Registrations { registrations, total, removed: None })
     }
 
-    /// Takes a contact of a user away, or all of them.
-    pub(super) fn unregister(&mut self, user: &str, contact: Option<&str>) -> Response {
-        let now = Instant::now();
-        let aor = match read_aor(user) {
-            Ok(aor) => aor,
-            Err(response) => return *response,
-        };
-        let Some(stateful) = self.proxy.stateful_mut() else { return no_registrar() };
-        let gone = stateful.remove(now, &aor, contact);
-        tracing::info!(user, contact, gone, "unregistered by hand");
+    /// How many are gone.
+    fn unregister(&mut self, aor: &Aor, contact: Option<&str>) -> Option<usize> {
+        let gone = self.proxy.stateful_mut()?.remove(Instant::now(), aor, contact);
         self.carry_out();
-        if gone == 0 {
-            return Response::failed(match contact {
-                Some(contact) => format!("{user} is not registered with the contact {contact}"),
-                None => format!("{user} is not registered"),
-            });
-        }
-        let mut response = self.registrations(Some(user.to_owned()), 0);
-        if let Some(Outcome::Registrations(left)) = &mut response.result {
-            left.removed = Some(gone);
-        }
-        response
+        Some(gone)
     }
 
-    /// What is known of a user's password counts no more.
-    pub(super) fn forget(&mut self, user: &str) -> Response {
-        let Some(stateful) = self.proxy.stateful_mut() else { return no_registrar() };
-        let Some((name, domain)) = user.rsplit_once('@') else { return *no_aor(user) };
+    fn forget(&mut self, name: &str, domain: &str) -> bool {
+        let Some(stateful) = self.proxy.stateful_mut() else { return false };
         if let Some(authenticator) = stateful.authenticator_mut() {
             authenticator.forget(name, domain);
         }
-        Response::done(Outcome::Forgotten(Forgotten { forgotten: user.to_owned() }))
-    }
-
-    pub(super) fn registrar_stats(&self) -> Option<RegistrarStats> {
-        let (stateful, keeper) = (self.proxy.stateful()?, self.keeper.as_ref()?);
-        let asking = stateful.authenticator()?;
-        let (done, asked, written) = (stateful.counts(), asking.counts(), keeper.counters());
-        let mut counters: BTreeMap<_, _> = [
-            ("registered", done.registered),
-            ("forwarded", done.forwarded),
-            ("failed_over", done.failed_over),
-            ("answered_late", done.answered_late),
-            ("shed", done.shed),
-            ("absorbed", done.absorbed),
-            ("no_transaction_left", done.full),
-            ("forked", done.forked),
-            ("forked_unanswered", done.forked_unanswered),
-            ("pbx_challenges_unanswered", done.challenges_unanswered),
-            ("credentials_right", asked.passed),
-            ("credentials_wrong", asked.wrong),
-            ("challenged", asked.challenged),
-            ("secrets_unavailable", asked.unavailable),
-            ("secrets_fetched", asked.fetches),
-            ("secrets_not_fetched", asked.fetches_failed),
-            ("store_written", written.written),
-            ("store_refused", written.refused),
-            ("store_failed", written.failed),
-            ("store_reconnects", written.reconnects),
-        ]
-        .into_iter()
-        .map(|(name, count)| (name.to_owned(), count))
-        .collect();
-        let replies = done.replies.iter();
-        counters.extend(replies.map(|(code, count)| (format!("replied_{code}"), *count)));
-        Some(RegistrarStats {
-            users: stateful.registrar().aors(),
-            contacts: stateful.registrar().bindings(),
-            transactions: stateful.transactions(),
-            waiting: asking.parked(),
-            store: keeper.engine().to_owned(),
-            connected: written.connected,
-            unwritten: written.waiting_bindings + written.waiting_cdrs,
-            counters,
-        })
+        true
     }
 }
 
@@ -157,9 +142,9 @@ fn read_aor(text: &str) -> Result<Aor, Box<Response>> {
 }
 
 fn no_aor(text: &str) -> Box<Response> {
-    Box::new(Response::failed(format!("\"{text}\" is no user: write user@domain")))
+    failed(format!("\"{text}\" is no user: write user@domain"))
 }
 
-fn no_registrar() -> Response {
-    Response::failed("there is no registrar: the configuration has no [registrar]")
+fn no_registrar() -> Box<Response> {
+    failed("there is no registrar: the configuration has no [registrar]")
 }

@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 use super::*;
 use crate::config::{AdminState, NoDestination, PbxConfig, PbxLimits, Probe, Trust};
 use crate::control::protocol::{Backend, SocketStats, XdpStats};
-use crate::control::status::Course;
+use crate::control::status::{Course, Tally};
 use crate::core::counters::Counters;
 use crate::core::dispatcher::{Dispatcher, Unreachable};
 use crate::core::proxy::{Policy, Proxy};
@@ -312,9 +312,8 @@ impl World {
             asked,
             &mut Parts {
                 dispatcher: &self.dispatcher,
-                proxy: &self.proxy,
+                tally: Tally::of(&self.proxy, &[]).unwrap(),
                 fastpath: &mut self.fastpath,
-                sockets: &[],
                 store: None,
                 course: self.course,
             },
@@ -368,9 +367,8 @@ fn the_page_has_the_type_of_its_text() {
     let mut world = World::new(&["pbx1"]);
     let mut parts = Parts {
         dispatcher: &world.dispatcher,
-        proxy: &world.proxy,
+        tally: Tally::of(&world.proxy, &[]).unwrap(),
         fastpath: &mut world.fastpath,
-        sockets: &[],
         store: None,
         course: world.course,
     };
@@ -379,4 +377,33 @@ fn the_page_has_the_type_of_its_text() {
     let all = read(response.body());
     assert_eq!(all["sipline_xdp_mode"].hot("mode"), ["off"]);
     assert_eq!(all["sipline_pbx_state"].hot("state"), ["active"]);
+}
+
+#[test]
+fn workers_are_added_up() {
+    let world = World::new(&["pbx1"]);
+    let mut one = Tally::of(&world.proxy, &[]).unwrap();
+    one.daemon.event(Event::Received);
+    one.placed[3] = 2;
+    let socket =
+        SocketStats { address: "192.0.2.1:5060".parse().unwrap(), dropped: 1, receive_buffer: 100 };
+    one.sockets.push(socket.clone());
+    let mut memory = Memory { users: 5, shed: 1, ..Memory::default() };
+    memory.done.forwarded = 4;
+    memory.done.replies.insert(200, 3);
+    memory.asked.passed = 2;
+    memory.recorded.calls = 1;
+    one.memory = Some(memory);
+    let mut sum = Tally::default();
+    (0..3).for_each(|_| sum.add(one.clone()));
+    assert_eq!((sum.daemon.of_event(Event::Received), sum.placed[3]), (3, 6));
+    assert_eq!(sum.sockets, [SocketStats { dropped: 3, receive_buffer: 300, ..socket }]);
+    let memory = sum.memory.unwrap();
+    assert_eq!((memory.users, memory.shed, memory.done.forwarded), (15, 3, 12));
+    assert_eq!((memory.done.replies[&200], memory.asked.passed, memory.recorded.calls), (9, 6, 3));
+    let stats = memory.stats("SQLite");
+    assert_eq!(
+        (stats.users, stats.counters["forwarded"], stats.store.as_str()),
+        (15, 12, "SQLite")
+    );
 }
