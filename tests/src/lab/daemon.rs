@@ -82,6 +82,8 @@ pub struct Settings {
     pub trusted: bool,
     /// `[sip] no_destination`
     pub no_destination: String,
+    /// `[sip] workers`; none: as many as there are CPUs.
+    pub workers: Option<usize>,
     /// More sections, as they stand in the file.
     pub more: String,
 }
@@ -101,6 +103,7 @@ impl Settings {
             database: None,
             trusted: true,
             no_destination: "503".into(),
+            workers: None,
             more: String::new(),
         }
     }
@@ -115,7 +118,7 @@ impl Settings {
 listen = ["{PROXY}:{PORT}", "[{PROXY_IPV6}]:{PORT}"]
 key = "000102030405060708090a0b0c0d0e0f"
 no_destination = "{no_destination}"
-
+{workers}
 [trust]
 networks = {trusted:?}
 
@@ -139,6 +142,10 @@ socket = "{socket}"
 level = "info"
 "#,
             no_destination = self.no_destination,
+            workers = match self.workers {
+                Some(workers) => format!("workers = {workers}\n"),
+                None => String::new(),
+            },
             trusted = match self.trusted {
                 true => &["10.10.1.0/24", "fd10:10:1::/64"][..],
                 false => &[],

@@ -12,4 +12,5 @@ mod monitoring;
 mod peer;
 mod registrar;
 mod text;
+mod workers;
 mod world;

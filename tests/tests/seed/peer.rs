@@ -51,7 +51,12 @@ impl Peer {
 
     /// A PBX, which answers OPTIONS and takes registrations.
     pub(crate) fn pbx(lab: &Lab, place: Place) -> Self {
-        Self::new(lab, place, PORT, true)
+        Self::pbx_at(lab, place, PORT)
+    }
+
+    /// One on another port.
+    pub(crate) fn pbx_at(lab: &Lab, place: Place, port: u16) -> Self {
+        Self::new(lab, place, port, true)
     }
 
     fn new(lab: &Lab, place: Place, port: u16, is_pbx: bool) -> Self {

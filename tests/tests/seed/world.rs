@@ -58,7 +58,12 @@ pub(crate) struct World {
 
 /// Runs cases, one after another, and fails with all that have failed.
 pub(crate) fn run(mode: Mode, cases: &[Case]) {
-    let mut world = World::new(mode);
+    run_with(mode, cases, |_| {});
+}
+
+/// The same, with other settings.
+pub(crate) fn run_with(mode: Mode, cases: &[Case], change: impl FnOnce(&mut Settings)) {
+    let mut world = World::with(mode, change);
     let mut failed = Vec::new();
     for (name, case) in cases {
         world.prepare();
@@ -78,16 +83,21 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 
 impl World {
     pub(crate) fn new(mode: Mode) -> Self {
+        Self::with(mode, |_| {})
+    }
+
+    fn with(mode: Mode, change: impl FnOnce(&mut Settings)) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let database = Database::start(Engine::MariaDb).unwrap();
         runtime.block_on(make_users(&database));
         let lab = Lab::new().unwrap();
-        let settings = Settings {
+        let mut settings = Settings {
             registrar: true,
             database: Some(database.url(Some("voip"))),
             trusted: false,
             ..Settings::new(mode)
         };
+        change(&mut settings);
         let pbx = |place| Some(Peer::pbx(&lab, place));
         let (pbx1, pbx2) = (pbx(Place::Pbx1), pbx(Place::Pbx2));
         let daemon = Daemon::start(&lab, &settings).unwrap();
