@@ -5,6 +5,7 @@
 //! kernel half, probes PBXs and answers people.
 
 mod calls;
+mod crew;
 mod keeper;
 mod memory;
 mod node;
@@ -12,13 +13,13 @@ mod peers;
 mod registrations;
 mod rows;
 mod stateful;
+mod tasks;
 mod turns;
 mod worker;
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,10 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::task::{JoinSet, LocalSet, yield_now};
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::sleep;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, Key, LogFormat};
@@ -43,39 +41,21 @@ use crate::core::proxy::{Policy, Proxy};
 use crate::core::sources::Sources;
 use crate::fastpath::{self, Mode};
 use crate::io::coalesce::Coalescer;
-use crate::io::udp::{self, Udp};
+use crate::io::udp;
+use crew::{Crew, Start};
 use keeper::Reports;
 use node::{Head, Node};
-use peers::{Mailbox, Peers, Received};
+use peers::{Mailbox, Peers};
 use stateful::Seed;
+use tasks::Tasks;
 use worker::{Parts, Worker};
-
-/// How often each worker says that it is alive.
-const HEARTBEAT: Duration = Duration::from_millis(250);
-/// Pieces of mail that are read before others have their turn.
-const MAIL_IN_A_ROW: usize = 8;
-/// How long the other workers may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Runs the daemon until SIGTERM or SIGINT. `path` is where `config` was read from, for reloads.
 pub fn run(path: &Path, config: Config) -> Result<()> {
     memory::settle();
     start_log(&config);
     let (coalesce, path) = (config.sip.coalesce, path.to_owned());
-    serve(coalesce, move |coalescer| daemon(path, config, coalescer))
-}
-
-/// Runs a worker on this thread.
-fn serve<F: Future<Output = Result<()>>>(
-    coalesce: Duration,
-    work: impl FnOnce(Arc<Coalescer>) -> F,
-) -> Result<()> {
-    turns::soon();
-    let coalescer = Arc::new(Coalescer::new(coalesce));
-    let idle = coalescer.clone();
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().on_thread_park(move || idle.idle()).build()?;
-    LocalSet::new().block_on(&runtime, work(coalescer))
+    crew::serve(coalesce, move |coalescer| daemon(path, config, coalescer))
 }
 
 /// The first worker, and what there is one of.
@@ -95,7 +75,11 @@ async fn daemon(path: PathBuf, config: Config, coalescer: Arc<Coalescer>) -> Res
         None => None,
     };
     let Opened { first, reports, mailbox, others } = open(&path, config, coalescer)?;
-    let mut crew = Crew::start(others)?;
+    let mut crew = match Crew::start(others) {
+        Ok(crew) => crew,
+        // No kernel half stays that nobody vouches for.
+        Err(error) => return first.close(false).and(Err(error)),
+    };
     let worker = Rc::new(RefCell::new(first));
 
     let mut tasks = Tasks::default();
@@ -189,7 +173,7 @@ fn announce(worker: &Worker) {
     );
 }
 
-// ---- Workers -------------------------------------------------------------------------------------
+// ---- Opening -------------------------------------------------------------------------------------
 
 /// All that there is before anything is served.
 struct Opened {
@@ -197,14 +181,6 @@ struct Opened {
     reports: Option<Reports>,
     mailbox: Mailbox,
     others: Vec<Start>,
-}
-
-/// What the thread of a worker starts with.
-struct Start {
-    parts: Parts,
-    reports: Option<Reports>,
-    mailbox: Mailbox,
-    seed: Seed,
 }
 
 /// Sockets first, then the kernel half with its tables; its switches last.
@@ -281,215 +257,6 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
     first.beat();
     first.carry_out();
     Ok(Opened { first, reports, mailbox, others })
-}
-
-/// The other workers, each on a thread of its own.
-struct Crew {
-    /// Each says how it has ended.
-    ended: UnboundedReceiver<(usize, Result<()>)>,
-    left: usize,
-}
-
-impl Crew {
-    fn start(starts: Vec<Start>) -> Result<Self> {
-        let (end, ended) = unbounded_channel();
-        let left = starts.len();
-        for start in starts {
-            let number = start.parts.peers.me().number();
-            let end = end.clone();
-            let work = move || {
-                let coalesce = start.parts.config.sip.coalesce;
-                let served = || serve(coalesce, move |coalescer| follower(start, coalescer));
-                // What it held goes with it, and the daemon too.
-                let result = catch_unwind(AssertUnwindSafe(served));
-                let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("it has panicked")));
-                let _ = end.send((number, result));
-            };
-            let thread = std::thread::Builder::new().name(format!("sip-{}", number + 1));
-            thread.spawn(work).context("no thread for a worker")?;
-        }
-        Ok(Self { ended, left })
-    }
-
-    /// Waits until one ends that should not.
-    async fn failed(&mut self) -> anyhow::Error {
-        match self.ended.recv().await {
-            Some((number, result)) => {
-                self.left -= 1;
-                let why = result.err().unwrap_or_else(|| anyhow::anyhow!("it has ended"));
-                why.context(format!("worker {} of the daemon has failed", number + 1))
-            }
-            // There are no others.
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Ends all and waits for it.
-    async fn end(mut self, peers: &Peers) {
-        for other in peers.others() {
-            peers.order(other, |worker| worker.end.notify_one());
-        }
-        let all = async {
-            while self.left > 0
-                && let Some((number, result)) = self.ended.recv().await
-            {
-                self.left -= 1;
-                if let Err(error) = result {
-                    let (worker, error) = (number + 1, format!("{error:#}"));
-                    tracing::error!(worker, error, "a worker has failed at its end");
-                }
-            }
-        };
-        if timeout(END_PATIENCE, all).await.is_err() {
-            tracing::error!(left = self.left, "workers do not end: their calls have no record");
-        }
-    }
-}
-
-/// A worker that is not the first.
-async fn follower(start: Start, coalescer: Arc<Coalescer>) -> Result<()> {
-    let Start { parts, reports, mailbox, seed } = start;
-    let mut worker = Worker::new(parts, coalescer)?;
-    let stateful = stateful::open(&worker.config, &seed, worker.peers.me())?;
-    worker.proxy.set_stateful(stateful);
-    worker.beat();
-    let end = worker.end.clone();
-    let worker = Rc::new(RefCell::new(worker));
-    worker.borrow_mut().begin();
-    let mut tasks = Tasks::default();
-    let mut result = tasks.serve(&worker, reports, mailbox).await;
-    if result.is_ok() {
-        tokio::select! {
-            () = end.notified() => {}
-            error = tasks.failed() => result = Err(error),
-        }
-    }
-    tasks.end().await;
-    if result.is_ok() {
-        worker.borrow_mut().close_records();
-    }
-    result
-}
-
-// ---- Tasks ---------------------------------------------------------------------------------------
-
-/// Everything that runs beside the main task of a thread; nothing of it outlives this.
-#[derive(Default)]
-struct Tasks(JoinSet<()>);
-
-impl Tasks {
-    fn add(&mut self, task: impl Future<Output = ()> + 'static) {
-        self.0.spawn_local(task);
-    }
-
-    /// All that a worker does by itself, from its heartbeat on: its bindings are there before it reads its sockets.
-    async fn serve(
-        &mut self,
-        worker: &Rc<RefCell<Worker>>,
-        reports: Option<Reports>,
-        mailbox: Mailbox,
-    ) -> Result<()> {
-        self.add(vouch(worker.clone()));
-        if let Some(mut reports) = reports {
-            reports.restore(worker).await?;
-            self.add(reports.hear(worker.clone()));
-        }
-        let (sockets, wake) = {
-            let worker = worker.borrow();
-            (worker.sockets.clone(), worker.wake.clone())
-        };
-        for at in 0..sockets.len() {
-            self.add(read_socket(worker.clone(), sockets.clone(), at));
-        }
-        self.add(keep_time(worker.clone(), wake));
-        if !worker.borrow().peers.me().is_alone() {
-            self.add(read_mail(worker.clone(), mailbox));
-        }
-        Ok(())
-    }
-
-    /// Waits until one has panicked. Others may end.
-    async fn failed(&mut self) -> anyhow::Error {
-        while let Some(ended) = self.0.join_next().await {
-            if let Err(error) = ended {
-                return anyhow::Error::new(error).context("a task has failed: please report this");
-            }
-        }
-        std::future::pending().await
-    }
-
-    /// Ends all and waits for it, so that what they held is free.
-    async fn end(mut self) {
-        self.0.shutdown().await;
-    }
-}
-
-async fn read_socket(worker: Rc<RefCell<Worker>>, sockets: Rc<[Udp]>, at: usize) {
-    let Some(socket) = sockets.get(at) else { return };
-    loop {
-        let mut guard = match socket.ready().await {
-            Ok(guard) => guard,
-            Err(error) => {
-                tracing::error!(%error, local = %socket.local(), "cannot wait for a socket");
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        if guard.ready().is_error() {
-            worker.borrow_mut().read_errors(at);
-        }
-        if worker.borrow_mut().read(at) {
-            guard.clear_ready();
-        } else {
-            // More is there: the others first.
-            drop(guard);
-            yield_now().await;
-        }
-    }
-}
-
-/// What other workers have written.
-async fn read_mail(worker: Rc<RefCell<Worker>>, mut mailbox: Mailbox) {
-    while let Some(received) = mailbox.receive().await {
-        let mut worker = worker.borrow_mut();
-        match received {
-            Received::Order(order) => order(&mut worker),
-            Received::Mail(mail) => {
-                worker.handle_mail(mail);
-                for _ in 1..MAIL_IN_A_ROW {
-                    let Some(mail) = mailbox.try_receive() else { break };
-                    worker.handle_mail(mail);
-                }
-            }
-        }
-        drop(worker);
-        yield_now().await;
-    }
-}
-
-async fn keep_time(worker: Rc<RefCell<Worker>>, wake: Rc<Notify>) {
-    loop {
-        let next = worker.borrow_mut().arm();
-        let timer = async {
-            match next {
-                Some(next) => sleep_until(next.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = timer => worker.borrow_mut().tick(),
-            () = wake.notified() => {}
-        }
-    }
-}
-
-async fn vouch(worker: Rc<RefCell<Worker>>) {
-    let mut beat = interval(HEARTBEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        beat.tick().await;
-        worker.borrow_mut().beat();
-    }
 }
 
 async fn reload_on(mut hangup: Signal, node: Node) {

@@ -10,8 +10,12 @@
 //!
 //! So what belongs together is together: an INVITE with its CANCEL and the ACK of its failure, a registration with its
 //! refreshes and with the calls to it. A request that only passes is whoever's who receives it, and so is one whose user
-//! cannot be read. Counts of nonces are kept by worker: a request that was heard, for another user than its sender,
-//! may be repeated to another worker once, if its URI is not looked at (`auth.require_uri`).
+//! cannot be read.
+//!
+//! Counts of nonces are kept by worker too. Who registers, publishes or calls is asked who he is by his own worker, so a
+//! request that was heard cannot be repeated to another one. Other requests of phones are asked by the worker of the user
+//! whom they are for, and their credentials name that user in their URI: only if that is not looked at
+//! (`auth.require_uri`) may one be repeated to a user of another worker, once.
 
 use std::net::SocketAddr;
 
