@@ -56,6 +56,8 @@ fn everybody(world: &mut World) {
     for phone in &mut phones {
         is_called(world, phone, "everybody");
         let (place, sent, received) = world.call(phone, "cancelled");
+        world.answer(place, &received, "180 Ringing");
+        phone.peer.expect("180");
         phone.cancels(&sent);
         let cancel = world.pbx(place).expect("CANCEL");
         world.pbx(place).send(reply(&cancel, "200 OK", ""));
@@ -129,18 +131,16 @@ fn limits(world: &mut World) {
     for phone in &mut phones {
         let text = phone.authorized("INVITE", EXTENSION, "limited", "");
         phone.peer.send(&text);
-        phone.peer.expect("100");
-        match small.next_new(Duration::from_millis(300)) {
-            Some(invite) => {
-                assert_eq!(what(&invite), "INVITE");
-                small.send(reply(&invite, "180 Ringing", ""));
-                phone.peer.expect("180");
-                placed += 1;
-            }
-            None => {
-                phone.hears(&text, "503");
-                refused += 1;
-            }
+        let first = phone.peer.next_new(Duration::from_secs(5)).unwrap();
+        if what(&first) == "100" {
+            let invite = small.expect("INVITE");
+            small.send(reply(&invite, "180 Ringing", ""));
+            phone.peer.expect("180");
+            placed += 1;
+        } else {
+            assert_eq!(what(&first), "503", "{first}");
+            phone.peer.send(ack_of(&text, &first));
+            refused += 1;
         }
     }
     assert_eq!((placed, refused), (3, 5));
