@@ -27,8 +27,8 @@ use sip_ebpf::message::{Message, Uri};
 use sip_ebpf::siphash::siphash;
 use slab::Slab;
 
-pub(super) use aor::{domain_of, normal};
 pub use aor::{Aor, Domains};
+pub(super) use aor::{domain_of, normal};
 use asked::{Asked, Asking, Wish};
 use binding::{Binding, Contacts, Parts};
 pub use binding::{Key, Methods, Row};
