@@ -72,7 +72,7 @@ impl Worker {
         let user = normal(user);
         let text = user.as_bytes();
         let (hash, _) = siphash(self.key, text, 0, Text::len(text));
-        ((hash >> 32) * u64::from(self.count) >> 32) as usize
+        (((hash >> 32) * u64::from(self.count)) >> 32) as usize
     }
 
     /// Whose a request is that needs memory. None: whoever has it.

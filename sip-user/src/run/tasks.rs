@@ -97,19 +97,21 @@ async fn read_socket(worker: Rc<RefCell<Worker>>, sockets: Rc<[Udp]>, at: usize)
 /// What other workers have written.
 async fn read_mail(worker: Rc<RefCell<Worker>>, mut mailbox: Mailbox) {
     while let Some(received) = mailbox.receive().await {
-        let mut worker = worker.borrow_mut();
-        match received {
-            Received::Order(order) => order(&mut worker),
-            Received::Mail(mail) => {
+        handle_mail(&mut worker.borrow_mut(), received, &mut mailbox);
+        yield_now().await;
+    }
+}
+
+fn handle_mail(worker: &mut Worker, received: Received, mailbox: &mut Mailbox) {
+    match received {
+        Received::Order(order) => order(worker),
+        Received::Mail(mail) => {
+            worker.handle_mail(mail);
+            for _ in 1..MAIL_IN_A_ROW {
+                let Some(mail) = mailbox.try_receive() else { break };
                 worker.handle_mail(mail);
-                for _ in 1..MAIL_IN_A_ROW {
-                    let Some(mail) = mailbox.try_receive() else { break };
-                    worker.handle_mail(mail);
-                }
             }
         }
-        drop(worker);
-        yield_now().await;
     }
 }
 

@@ -17,6 +17,7 @@ use crate::core::family::ByFamily;
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     slots: Vec<Option<Entry>>,
+    taken: u64,
     turns: ByFamily<Turns>,
     accepting: bool,
     call_rules: Dispatch,
@@ -59,6 +60,7 @@ impl Dispatcher {
         let bare = |entry: &Entry| Entry { probe: None, ..entry.clone() };
         Snapshot {
             slots: self.slots.iter().map(|entry| entry.as_ref().map(bare)).collect(),
+            taken: self.taken,
             turns: self.turns.clone(),
             accepting: self.accepting,
             call_rules: self.call_rules,
@@ -72,8 +74,8 @@ impl Dispatcher {
 
     /// The one who decides has said how the PBXs are.
     pub fn follow(&mut self, snapshot: &Snapshot) {
-        let Snapshot { slots, turns, accepting, call_rules } = snapshot.clone();
-        (self.slots, self.turns) = (slots, turns);
+        let Snapshot { slots, taken, turns, accepting, call_rules } = snapshot.clone();
+        (self.slots, self.taken, self.turns) = (slots, taken, turns);
         (self.accepting, self.call_rules) = (accepting, call_rules);
     }
 
