@@ -189,9 +189,26 @@ pub const ABOUT_US: &[u8] =
     b"Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, INFO, PRACK, REFER, NOTIFY, \
 SUBSCRIBE, MESSAGE\r\nAccept: application/sdp\r\nSupported:\r\nContent-Length: 0\r\n\r\n";
 
-/// The whole 200 of an OPTIONS: all Vias in their order, From, To with a tag, Call-ID, CSeq.
+/// [`ABOUT_US`] in words, the first byte in the lowest bits; the last one is filled up with zeros.
+pub const ABOUT_WORDS: [u64; ABOUT_US.len().div_ceil(8)] = words(ABOUT_US);
+
+/// The whole 200 of an OPTIONS: all Vias in their order, From, To with a tag, Call-ID, CSeq, and [`ABOUT_US`].
 #[inline(always)]
 pub fn options_answer<T: Text, S: Sink>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    plan: &Plan,
+    out: &mut S,
+) -> Front {
+    let Front { old, new: at } = options_answer_start(t, index, packet, plan, out);
+    out.put_run::<{ ABOUT_WORDS.len() }>(at, |i| ABOUT_WORDS[i]);
+    Front { old, new: out.fresh(at + ABOUT_US.len() as u32) }
+}
+
+/// The 200 of an OPTIONS up to [`ABOUT_US`], which is the same in all of them: for who puts that in by other means.
+#[inline(always)]
+pub fn options_answer_start<T: Text, S: Sink>(
     t: T,
     index: &Index,
     packet: Packet,
@@ -216,10 +233,7 @@ pub fn options_answer<T: Text, S: Sink>(
     run = Span { at: start(Kind::CallId), end: end(Kind::CallId) + 2 };
     at = join(t, &mut run, Span { at: start(Kind::CSeq), end: end(Kind::CSeq) + 2 }, out, at);
     at = copy(t, run.at, run.end, out, at);
-    const WORDS: usize = ABOUT_US.len().div_ceil(8);
-    const ABOUT: [u64; WORDS] = words(ABOUT_US);
-    out.put_run::<WORDS>(at, |i| ABOUT[i]);
-    Front { old: index.len, new: out.fresh(at + ABOUT_US.len() as u32) }
+    Front { old: index.len, new: at }
 }
 
 /// Makes `run` longer by `next` if that follows at once, as lines mostly do; else copies it, to `at`,

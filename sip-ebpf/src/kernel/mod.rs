@@ -139,7 +139,7 @@ fn keepalive(
         Out::new(scratch).put(0, literal(b"\r\n"));
         // SAFETY: the entry of this CPU.
         unsafe { (*scratch).front = Front { old: 4, new: 2 } };
-        return send::answer(ctx, scratch).map(|action| (Reason::CrlfAnswered, action));
+        return send::answer::<false>(ctx, scratch).map(|action| (Reason::CrlfAnswered, action));
     }
     // Only NUL, CR and LF: a keepalive that wants no answer. The zeros behind the text count too.
     let other = (0..4).any(|i| !matches!((word >> (8 * i)) as u8, 0 | b'\r' | b'\n'));
@@ -172,9 +172,9 @@ fn sip(
         unsafe { (*out.from).make_texts(&mut out.out) };
     }
     if matches!(reason, Reason::OptionsAnswered) {
-        s.front = edit::options_answer(t, &s.index, s.packet, &s.plan, &mut out);
+        s.front = edit::options_answer_start(t, &s.index, s.packet, &s.plan, &mut out);
         fits(s.front)?;
-        return send::answer(ctx, scratch).map(|action| (reason, action));
+        return send::answer::<true>(ctx, scratch).map(|action| (reason, action));
     }
     if matches!(reason, Reason::ResponseForwarded) {
         s.plan.hops_len = 0;

@@ -3,7 +3,8 @@
 //! The verifier does not track what stands in a map, so values read from here are unknown to it.
 //! That is a feature: its states do not multiply.
 
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::programs::XdpContext;
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
@@ -33,6 +34,10 @@ pub(super) struct Scratch {
     tick: u64,
     /// CLOCK_MONOTONIC of that tick.
     now: u64,
+    /// [`Scratch::mtu`] was asked for in this tick, for this port, and was that.
+    mtu_tick: u64,
+    mtu_port: u32,
+    mtu: u32,
     /// Which of our addresses `local` is, in which generation of the tables.
     local_of: Endpoint,
     local_generation: u64,
@@ -104,6 +109,25 @@ impl Scratch {
             self.tick = tick;
         }
         self.now
+    }
+
+    /// The MTU of the port that the packet came in by, as of the last tick; zero if the kernel does not tell.
+    #[inline(always)]
+    pub(super) fn mtu(&mut self, ctx: &XdpContext) -> u32 {
+        // SAFETY: no arguments.
+        let tick = unsafe { bpf_jiffies64() };
+        // SAFETY: the context is the program's.
+        let port = unsafe { (*ctx.ctx).ingress_ifindex };
+        if tick != self.mtu_tick || port != self.mtu_port {
+            // One byte fits always: only the MTU, which the helper writes there, is wanted.
+            let mut mtu = 1;
+            // SAFETY: a helper that checks what it is given.
+            let known = unsafe { bpf_check_mtu(ctx.ctx.cast(), 0, &raw mut mtu, 0, 0) } == 0;
+            self.mtu = if known { mtu } else { 0 };
+            self.mtu_port = port;
+            self.mtu_tick = tick;
+        }
+        self.mtu
     }
 
     /// Brings the entry of an address of ours into `local`; false if it is not ours.

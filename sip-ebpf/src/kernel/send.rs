@@ -2,12 +2,11 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::{
-    bpf_check_mtu, bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-    bpf_xdp_get_buff_len,
+    bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
-use sip_ebpf::edit::{self, FRONT, FRONT_SLACK, Sink, hops};
+use sip_ebpf::edit::{self, ABOUT_US, ABOUT_WORDS, FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
 use sip_ebpf::tables::Endpoint;
@@ -207,14 +206,20 @@ impl Sink for Straight<'_> {
     }
 }
 
-/// Sends the front, which is a whole message, back to where the packet came from.
+/// Sends the front, and [`ABOUT_US`] behind it if `ABOUT`, back to where the packet came from: a whole message.
 #[inline(always)]
-pub(super) fn answer(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Reason> {
+pub(super) fn answer<const ABOUT: bool>(
+    ctx: &XdpContext,
+    scratch: *mut Scratch,
+) -> Result<u32, Reason> {
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let s = unsafe { &mut *scratch };
-    let len = s.front.new;
+    let len = s.front.new + if ABOUT { ABOUT_US.len() as u32 } else { 0 };
     let l2 = s.frame.l2;
-    let payload = sum_out(scratch, len);
+    let mut payload = sum_out(scratch, s.front.new);
+    if ABOUT {
+        payload += ABOUT_SUM << ((s.front.new & 1) * 8);
+    }
     let checksum = fold_udp(payload, s.packet.dst, s.packet.src, len);
     // The tags stay, the addresses change places.
     let [a, b, c] = s.frame.ethernet;
@@ -226,17 +231,13 @@ pub(super) fn answer(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Rea
     out.put_head(start + 16, c);
     headers(scratch, s.packet.dst, s.packet.src, len, checksum);
     let total = l2 + IP_UDP + len;
-    // SAFETY: the helper reads the context and nothing else.
-    let there = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as i32;
+    // The program is not one for packets in fragments, so this is all of the frame.
+    let there = (ctx.data_end() - ctx.data()) as i32;
     let grow = total as i32 - there;
     // Ethernet pads short frames: the padding of a short question stays.
     let padded = grow < 0 && total < 60;
-    if grow > 0 {
-        let mut ip_len = len + IP_UDP;
-        // SAFETY: compares this length with the port's MTU, and writes that there.
-        if unsafe { bpf_check_mtu(ctx.ctx.cast(), 0, &raw mut ip_len, 0, 0) } != 0 {
-            return Err(Reason::Mtu);
-        }
+    if grow > 0 && len + IP_UDP > s.mtu(ctx) {
+        return Err(Reason::Mtu);
     }
     // All of the frame is written anew, so room may be made at its start: no zeroing there.
     // SAFETY: helpers that refuse what does not fit, and then nothing has changed.
@@ -249,7 +250,39 @@ pub(super) fn answer(ctx: &XdpContext, scratch: *mut Scratch) -> Result<u32, Rea
         return Err(Reason::Headroom);
     }
     store(ctx, scratch, l2);
+    if ABOUT {
+        store_about(ctx, l2 + IP_UDP + s.front.new);
+    }
     Ok(XDP_TX)
+}
+
+/// The sum of [`ABOUT_US`], at an even place.
+const ABOUT_SUM: u64 = {
+    let (mut sum, mut i) = (0, 0);
+    while i < ABOUT_WORDS.len() {
+        sum += (ABOUT_WORDS[i] & 0xffff_ffff) + (ABOUT_WORDS[i] >> 32);
+        i += 1;
+    }
+    // As `fold`, and twice is enough: 32 bits and a few more.
+    sum = (sum >> 16) + (sum & 0xffff);
+    (sum >> 16) + (sum & 0xffff)
+};
+
+/// Writes [`ABOUT_US`] at `at` of the packet, where it ends.
+#[inline(always)]
+fn store_about(ctx: &XdpContext, at: u32) {
+    const WHOLE: usize = ABOUT_US.len() / 8;
+    const LAST: u32 = ABOUT_WORDS[WHOLE] as u32;
+    const { assert!(ABOUT_US.len() % 8 == 4) };
+    let to = ctx.data() + asm::mask::<4095>(at) as usize;
+    if to + ABOUT_US.len() > ctx.data_end() {
+        return;
+    }
+    // SAFETY: compared with the end of the packet.
+    unsafe {
+        asm::store_run::<WHOLE>(to as *mut u8, |i| ABOUT_WORDS[i]);
+        asm::store_half((to + 8 * WHOLE) as *mut u8, LAST);
+    }
 }
 
 const TYPE_IP: u64 = 0x0008;
