@@ -34,8 +34,9 @@ pub const MAX_LOCALS: u32 = 64;
 /// How many networks `SOURCES` holds.
 pub const MAX_SOURCES: u32 = 65_536;
 
-/// Buckets of the call table unless configured: eight calls each, 64 bytes each.
-pub const DEFAULT_CALL_BUCKETS: u32 = 16_384;
+/// Buckets of the call table unless configured: eight calls each, 64 bytes each. So it fits into a CPU's own cache,
+/// where four times as many cost a new call about a fifth more time.
+pub const DEFAULT_CALL_BUCKETS: u32 = 4096;
 
 /// An IPv4 address and UDP port, both in network order in memory.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
