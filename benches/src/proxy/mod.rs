@@ -37,9 +37,12 @@ const TRIAL: usize = 100;
 const GENTLE: f64 = 1000.0;
 /// How long after the last start of an operation its end is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A rate at which the 99th percentile of the delay is above this is not held: what comes is queued, and
-/// would be lost a little later.
-const QUEUED: Duration = Duration::from_millis(50);
+/// A rate at which the 99th percentile of the delay is above this, at the end of the time that it is tried for, is not
+/// held: what comes is queued, and would be lost a little later.
+const QUEUED: Duration = Duration::from_millis(10);
+/// The last of so many parts of a step shows whether a queue has grown: at first transactions are few, and the memory
+/// that they take is new.
+const PARTS: u32 = 4;
 /// An operation that starts later than this was not started at the rate that was asked for.
 const LATE: Duration = Duration::from_millis(100);
 
@@ -138,7 +141,7 @@ impl Effort {
                 warm_up: Duration::from_millis(1500),
                 window: Duration::from_secs(1),
                 windows: 3,
-                step: Duration::from_secs(1),
+                step: Duration::from_secs(4),
                 factor: 1.4,
                 halvings: 1,
             }
@@ -147,7 +150,7 @@ impl Effort {
                 warm_up: Duration::from_secs(5),
                 window: Duration::from_secs(2),
                 windows: 5,
-                step: Duration::from_secs(3),
+                step: Duration::from_secs(12),
                 factor: 1.25,
                 halvings: 2,
             }
@@ -397,11 +400,13 @@ impl Bench {
         let count = (rate * time.as_secs_f64()).ceil() as u64;
         let before = server.cpu()?;
         self.generator.begin(scenario.operation, rate, count);
-        self.generator.finish(time + PATIENCE);
+        self.generator.run(time - time / PARTS);
+        self.generator.clear_delays();
+        self.generator.finish(time / PARTS + PATIENCE);
         let used = server.cpu()? - before;
         server.check()?;
         let p99 = percentile(self.generator.delays(), 0.99);
-        let counts = self.generator.counts();
+        let counts = self.generator.counts().clone();
         let step = Step {
             us: used.as_secs_f64() * 1e6 / counts.succeeded.max(1) as f64,
             lost: counts.lost() + (count - counts.started),
@@ -415,6 +420,9 @@ impl Bench {
             p99 / 1e3,
             if step.late { ", the generator is late" } else { "" }
         );
+        if step.lost > 0 {
+            eprintln!("  {counts:?}");
+        }
         Ok(step)
     }
 

@@ -336,6 +336,11 @@ impl Memory {
             "Requests that were refused because too much goes on",
             [([("cause", "admission")], self.shed), ([("cause", "transactions")], self.done.full)],
         )?;
+        out.counter(
+            "sipline_transactions_ended_early",
+            "Transactions that were only there for repetitions, and ended to make room",
+            [([], self.done.ended_early)],
+        )?;
         out.gauge(
             "sipline_calls_in_progress",
             "Calls that have a record and are not over",

@@ -292,6 +292,7 @@ impl Memory {
             ("answered_late", done.answered_late),
             ("shed", done.shed),
             ("absorbed", done.absorbed),
+            ("transactions_ended_early", done.ended_early),
             ("no_transaction_left", done.full),
             ("forked", done.forked),
             ("forked_unanswered", done.forked_unanswered),
@@ -363,6 +364,7 @@ fn add_done(sum: &mut stateful::Counts, more: &stateful::Counts) {
         answered_late,
         shed,
         absorbed,
+        ended_early,
         full,
         forked,
         forked_unanswered,
@@ -375,6 +377,7 @@ fn add_done(sum: &mut stateful::Counts, more: &stateful::Counts) {
     sum.answered_late += answered_late;
     sum.shed += shed;
     sum.absorbed += absorbed;
+    sum.ended_early += ended_early;
     sum.full += full;
     sum.forked += forked;
     sum.forked_unanswered += forked_unanswered;

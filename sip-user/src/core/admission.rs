@@ -71,14 +71,18 @@ impl Admission {
         self.most = most;
     }
 
-    /// A request that starts something has come, and there are so many transactions.
-    pub fn admit(&mut self, kind: Kind, transactions: usize) -> Result<(), Shed> {
-        let room = match kind {
+    /// Fewer transactions than this leave room for it.
+    pub fn room(&self, kind: Kind) -> usize {
+        match kind {
             Kind::Other => self.most - self.most / 10,
             Kind::Call => self.most - self.most / 20,
             Kind::Emergency => self.most,
-        };
-        if transactions < room {
+        }
+    }
+
+    /// A request that starts something has come, and there are so many transactions.
+    pub fn admit(&mut self, kind: Kind, transactions: usize) -> Result<(), Shed> {
+        if transactions < self.room(kind) {
             return Ok(());
         }
         // One after another, which is as good as by chance.

@@ -27,7 +27,7 @@ use sip_ebpf::tables::{MAX_PBX, source};
 use slab::Slab;
 
 use super::accounting::{self, Accounting, Cdr};
-use super::admission::Admission;
+use super::admission::{self, Admission};
 use super::authenticator::{self, Asked, Authenticator, Away, Claim, Parked, Source, Verdict};
 use super::context::{self, Contexts};
 use super::digest::Secret;
@@ -104,6 +104,8 @@ pub struct Counts {
     pub shed: u64,
     /// Requests that were absorbed as repetitions.
     pub absorbed: u64,
+    /// Transactions that were only there for repetitions, and ended before their time to make room.
+    pub ended_early: u64,
     /// Requests for which there was no transaction left.
     pub full: u64,
     /// REGISTERs of ours to PBXs, those with credentials included.
@@ -401,6 +403,8 @@ impl Stateful {
             Asked::Claim(claim) => Some(claim),
             Asked::Refused(response) => return self.answer_stateless(message, flow, &response),
         };
+        let room = self.admission.room(admission::Kind::Other);
+        self.counts.ended_early += self.transactions.make_room(now, room);
         match self.transactions.handle_request(now, message, flow) {
             RequestFate::New { id, cancels, .. } if message.method() == Method::Cancel => {
                 self.cancel(now, message, id, flow, cancels);

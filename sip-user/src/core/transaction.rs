@@ -2,6 +2,7 @@
 //!
 //! See [`Transactions`].
 
+mod answered;
 mod client_invite;
 mod client_other;
 mod derived;
@@ -33,6 +34,7 @@ pub use types::{
 };
 
 use super::reply;
+use answered::Answered;
 use client_invite::ClientInvite;
 use client_other::ClientOther;
 use key::{Identity, Key};
@@ -93,6 +95,7 @@ pub struct Transactions {
     table: Table,
     wheel: Wheel,
     peers: Peers,
+    answered: Answered,
     /// Branches made so far.
     branches: u64,
     /// Bytes of messages that are kept.
@@ -115,6 +118,7 @@ impl Transactions {
             table: Table::default(),
             wheel: Wheel::default(),
             peers: Peers::default(),
+            answered: Answered::default(),
             branches: 0,
             held: 0,
             out: VecDeque::new(),
@@ -205,7 +209,34 @@ impl Transactions {
             Machine::ServerOther(machine) => machine.respond(line, cx, status, response),
             _ => Err(RespondError::Gone),
         });
+        if self.table.get(slot).is_some_and(|entry| entry.machine.is_answered()) {
+            self.answered.push(id.0, now, |id| self.table.slot(id).is_some());
+        }
         done.unwrap_or(Err(RespondError::Gone))
+    }
+
+    /// Ends transactions until there are fewer than `most`, or none is left that can go: those that are only there
+    /// for repetitions of a request that is no INVITE, the oldest first, and none that was answered less than T2 ago.
+    /// By then a client that has no answer has asked for it three times. Says how many have ended.
+    ///
+    /// RFC 3261 keeps them for 64 T1 (17.2.2). That is memory for 32 s of answers which nobody asks for any more, and
+    /// without it what is asked for next would be refused.
+    pub fn make_room(&mut self, now: Instant, most: usize) -> u64 {
+        let mut ended = 0;
+        if self.table.len() < most {
+            return ended;
+        }
+        let now = self.clock(now);
+        let Some(before) = now.checked_sub(self.ticks.t2) else { return ended };
+        while self.table.len() >= most
+            && let Some(id) = self.answered.pop(before)
+        {
+            if let Some(slot) = self.table.slot(id) {
+                self.with(now, slot, |machine, _, _| machine.forget());
+                ended += 1;
+            }
+        }
+        ended
     }
 
     /// The branch of the next request: no other has it.
@@ -489,6 +520,7 @@ impl Transactions {
             self.table.release();
             self.wheel.release();
             self.peers.release();
+            self.answered.release();
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// How long the rate is measured before it is believed.
 const SLOT: Duration = Duration::from_millis(10);
 /// So many datagrams are worth a wake-up: to wait for more would only make them late.
-const ENOUGH: u64 = 16;
+const ENOUGH: u64 = 8;
 
 /// See the module. One thread sleeps by it; any may ask.
 #[derive(Debug)]

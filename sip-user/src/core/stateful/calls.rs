@@ -472,7 +472,7 @@ impl Stateful {
     // ---- About a request ------------------------------------------------------------------------
 
     /// Whether there is room for it.
-    fn admit(&mut self, message: &Message<'_>) -> Result<(), Response> {
+    pub(super) fn admit(&mut self, message: &Message<'_>) -> Result<(), Response> {
         let kind = match message.method() {
             Method::Invite => admission::Kind::of_invite(&message.request_uri()?),
             _ => admission::Kind::Other,

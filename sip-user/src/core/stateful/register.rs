@@ -14,6 +14,9 @@ impl Stateful {
         if !self.storable {
             return self.answer(now, message, id, flow, &self.unavailable());
         }
+        if let Err(response) = self.admit(message) {
+            return self.answer(now, message, id, flow, &response);
+        }
         let mut changes = Vec::new();
         let origin = registrar::Origin { from: flow.peer, local: flow.local };
         let response = self.registrar.handle(now, message, origin, &mut changes);

@@ -66,6 +66,18 @@ impl Machine {
         }
     }
 
+    /// Whether it is only there for repetitions of a request that is no INVITE.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self, Self::ServerOther(machine) if machine.is_answered())
+    }
+
+    /// Ends it if that is so.
+    pub(super) fn forget(&mut self) {
+        if let Self::ServerOther(machine) = self {
+            machine.forget();
+        }
+    }
+
     /// Whether the transaction user does not know of it: a CANCEL of ours.
     pub(super) fn is_hidden(&self) -> bool {
         matches!(self, Self::ClientOther(machine) if machine.is_cancel())

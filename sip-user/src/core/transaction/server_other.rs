@@ -33,6 +33,18 @@ impl ServerOther {
         self.state == State::Terminated
     }
 
+    /// Whether it has its final response, and Timer J runs.
+    pub(super) fn is_answered(&self) -> bool {
+        self.state == State::Completed
+    }
+
+    /// Timer J, early.
+    pub(super) fn forget(&mut self) {
+        if self.is_answered() {
+            self.state = State::Terminated;
+        }
+    }
+
     /// The request again.
     pub(super) fn repeated(&mut self, line: &mut Line, cx: &mut Context<'_>) {
         if self.state != State::Trying {

@@ -138,3 +138,50 @@ fn a_flood_of_errors_costs_nothing() {
     assert_eq!(end.take(), [""; 0]);
     assert!(end.transactions.peers.first(PEER.parse().unwrap()).is_none());
 }
+
+#[test]
+fn what_is_answered_makes_room() {
+    let mut end = End::new();
+    let register = |n: u32| request("REGISTER", &format!("192.0.2.2;branch=z9hG4bK{n}"));
+    let ids: Vec<_> = (0..4).map(|n| end.hear_new(&register(n))).collect();
+    let invite = theirs("INVITE");
+    let call = end.hear_new(&invite);
+    end.respond(call, &invite, "200 OK").unwrap();
+    for n in [1, 0, 2] {
+        end.respond(ids[n as usize], &register(n), "200 OK").unwrap();
+        end.until(end.millis() as u64 + 1_000);
+    }
+    end.take();
+    assert_eq!(end.transactions.make_room(end.now, 5), 0, "its client may not have the answer");
+    end.until(4_000);
+    assert_eq!(end.transactions.make_room(end.now, 6), 0, "there is room");
+    assert_eq!(end.transactions.make_room(end.now, 1), 1, "the others are younger");
+    end.drain();
+    assert_eq!(end.take(), ["3500 100", "4000 end"]);
+    assert_eq!(end.hear(&register(0)), RequestFate::Absorbed);
+    end.hear_new(&register(1));
+    end.until(10_000);
+    end.take();
+    assert_eq!(end.transactions.make_room(end.now, 0), 2);
+    end.drain();
+    assert_eq!(end.take(), ["10000 end", "10000 end"]);
+    assert_eq!(
+        end.transactions.len(),
+        3,
+        "one has no answer yet, one is new, and the call is kept"
+    );
+}
+
+#[test]
+fn who_has_ended_is_not_kept_as_answered() {
+    let mut end = End::new();
+    for n in 0..100u32 {
+        let register = request("REGISTER", &format!("192.0.2.2;branch=z9hG4bK{n}"));
+        let id = end.hear_new(&register);
+        end.respond(id, &register, "200 OK").unwrap();
+        end.until(u64::from(n + 1) * 1_000);
+    }
+    assert!(end.transactions.answered.len() <= 33, "Timer J is 32 s");
+    end.finish();
+    assert_eq!(end.transactions.answered.len(), 0);
+}
