@@ -403,7 +403,8 @@ impl Stateful {
             Asked::Claim(claim) => Some(claim),
             Asked::Refused(response) => return self.answer_stateless(message, flow, &response),
         };
-        let room = self.admission.room(admission::Kind::Other);
+        // Its own transaction is one of those that are counted when it is let in.
+        let room = self.admission.room(admission::Kind::Other).saturating_sub(1);
         self.counts.ended_early += self.transactions.make_room(now, room);
         match self.transactions.handle_request(now, message, flow) {
             RequestFate::New { id, cancels, .. } if message.method() == Method::Cancel => {

@@ -399,6 +399,30 @@ fn a_store_that_is_away() {
 }
 
 #[test]
+fn answers_that_are_kept_make_room() {
+    let settings = settings();
+    let calls = CallRules { max_transactions: 8, ..settings.calls };
+    let mut w = World::new(Settings { calls, ..settings });
+    w.anna();
+    for _ in 0..20 {
+        w.pass_secs(5);
+        let text = w.register("secret", CONTACT);
+        let said = w.say(&text);
+        assert_eq!(status(&said[0]), "SIP/2.0 200 OK");
+    }
+    assert!(w.stateful.counts().ended_early > 0);
+    assert!(w.stateful.transactions() < 8);
+    assert_eq!(w.stateful.shed(), 0);
+    // All at once: nobody knows yet whether these were answers enough.
+    let refused = (0..20).any(|_| {
+        let text = w.register("secret", CONTACT);
+        status(&w.say(&text)[0]) == "SIP/2.0 503 Service Unavailable"
+    });
+    assert!(refused);
+    assert!(w.stateful.shed() > 0);
+}
+
+#[test]
 fn what_cannot_be_stored_is_not_accepted() {
     let mut w = World::new(settings());
     w.anna();
