@@ -5,6 +5,7 @@
 mod chart;
 mod machine;
 mod paths;
+mod pktgen;
 mod proxy;
 mod report;
 mod testrun;
@@ -48,12 +49,16 @@ struct Args {
 enum What {
     /// Compares the daemon with Kamailio: CPU, rate, delay and memory
     Proxy(proxy::Args),
+    /// Sends SIP frames out of an interface
+    Pktgen(pktgen::Args),
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(What::Proxy(args)) = &args.what {
-        return proxy::run(args);
+    match &args.what {
+        Some(What::Proxy(args)) => return proxy::run(args),
+        Some(What::Pktgen(args)) => return pktgen::run(args),
+        None => {}
     }
     let Some(build) = Build::ALL.into_iter().find(|build| build.name() == args.build) else {
         bail!("there is no build {}: it is may_goto or bpf_loop", args.build);

@@ -50,10 +50,7 @@ pub(crate) fn all() -> Vec<Path> {
         let mut frame = Frame::new(from, PROXY, message);
         (frame.to, frame.from, frame.checksum) = (way.from, way.to, Checksum::Right);
         let frame = frame.bytes();
-        let vary = frame.windows(VARY.len()).position(|bytes| bytes == VARY.as_bytes());
-        // The eight bytes end it.
-        let vary = vary.map_or(0, |at| at + VARY.len() - 8);
-        Path { name, port: way.port, vary: vary as u32, frame, reason, target }
+        Path { name, port: way.port, vary: vary(&frame), frame, reason, target }
     };
     vec![
         path("options", PHONE, options.bytes(), Reason::OptionsAnswered, Some(0.30)),
@@ -66,6 +63,13 @@ pub(crate) fn all() -> Vec<Path> {
         path("bye_to_phone", pbx, bye_back.bytes(), Reason::DialogToPhone, None),
         path("crlf", PHONE, b"\r\n\r\n".to_vec(), Reason::CrlfAnswered, None),
     ]
+}
+
+/// Where in a frame eight bytes change from packet to packet, as in [`Path::vary`].
+pub(crate) fn vary(frame: &[u8]) -> u32 {
+    let at = frame.windows(VARY.len()).position(|bytes| bytes == VARY.as_bytes());
+    // The eight bytes end it.
+    at.map_or(0, |at| at + VARY.len() - 8) as u32
 }
 
 /// What the proxy makes of a message, and for whom.

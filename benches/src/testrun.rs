@@ -49,7 +49,8 @@ pub(crate) fn measure(build: Build, paths: &[Path], runs: u32) -> Result<Vec<Row
         rows.push(Row::new("scan_only", ns, self::verified(&bare.ebpf, SCAN)?, None));
 
         for path in paths {
-            let bench = Bench { length: path.frame.len() as u32, vary: path.vary };
+            let bench =
+                Bench { length: path.frame.len() as u32, vary: path.vary, ..Bench::default() };
             let mut loaded = load(build, bench, &[PROGRAM, FLOOR])?;
             fresh_frames(&mut loaded.ebpf, &path.frame)?;
             let mut samples = Vec::new();
@@ -92,11 +93,16 @@ pub(crate) fn load(build: Build, bench: Bench, programs: &[&str]) -> Result<Load
 
 /// Sets the frame that stands fresh in each round.
 pub(crate) fn fresh_frames(ebpf: &mut Ebpf, frame: &[u8]) -> Result<()> {
+    fresh_frame(ebpf, 0, frame)
+}
+
+/// Sets the frame that stands fresh in each round when it is its turn.
+pub(crate) fn fresh_frame(ebpf: &mut Ebpf, turn: u32, frame: &[u8]) -> Result<()> {
     let map = ebpf.map_mut("BENCH_FRAME").context("the object has no BENCH_FRAME")?;
     let mut map: Array<_, [u8; 2048]> = Array::try_from(map)?;
     let mut bytes = [0; 2048];
     bytes.get_mut(..frame.len()).context("a frame is too long")?.copy_from_slice(frame);
-    map.set(0, bytes, 0)?;
+    map.set(turn, bytes, 0)?;
     Ok(())
 }
 

@@ -35,9 +35,9 @@ const PROXY_CPU: usize = 0;
 const PEER_CPU: usize = 1;
 /// How long one measurement takes.
 const TIME: Duration = Duration::from_millis(100);
-/// Packets in one call of TEST_RUN, and in one batch of it.
+/// Packets in one call of TEST_RUN, and at most in one batch of it.
 const CHUNK: u32 = 32_768;
-const BATCH: u32 = 256;
+pub(crate) const BATCH: u32 = 256;
 
 /// Adds packets per second to the rows.
 pub(crate) fn measure(build: Build, paths: &[Path], runs: u32, rows: &mut [Row]) -> Result<()> {
@@ -122,7 +122,7 @@ impl Wire {
         rows: &mut [Row],
         row: &str,
     ) -> Result<f64> {
-        let bench = Bench { length: path.frame.len() as u32, vary: path.vary };
+        let bench = Bench { length: path.frame.len() as u32, vary: path.vary, ..Bench::default() };
         let mut generator = load(self.build, bench, &[FLOOR])?;
         fresh_frames(&mut generator.ebpf, &path.frame)?;
         let (mut rates, mut reflected, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
@@ -144,7 +144,7 @@ impl Wire {
     fn rate(&mut self, path: &Path, generator: &Ebpf, name: &'static str) -> Result<f64> {
         self.run(name)?;
         let peer = format!("{}x", path.port);
-        let send = || send(generator, &peer, &path.frame);
+        let send = || send(generator, FLOOR, &peer, &path.frame, CHUNK);
         send()?;
         let thread = self.threads.iter().find(|(port, _)| *port == path.port);
         let (_, thread) = *thread.context("a port has no thread")?;
@@ -232,19 +232,19 @@ fn take(ebpf: &mut Ebpf, name: &str, id: XdpLinkId) -> Result<XdpLink> {
     Ok(program(ebpf, name)?.take_link(id)?)
 }
 
-/// Sends a chunk of frames out of a device; gives how many.
-fn send(ebpf: &Ebpf, device: &str, frame: &[u8]) -> Result<u32> {
-    let program: &Xdp = ebpf.program(FLOOR).context("no generator")?.try_into()?;
+/// Runs a generator `count` times, so that it sends frames out of a device, one each time or less; gives the count.
+pub(crate) fn send(ebpf: &Ebpf, name: &str, device: &str, frame: &[u8], count: u32) -> Result<u32> {
+    let program: &Xdp = ebpf.program(name).context("no generator")?.try_into()?;
     let context = context(device, frame);
     let options = TestRunOptions {
         data_in: Some(frame),
         ctx_in: Some(&context),
-        repeat: CHUNK,
-        attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+        repeat: count,
+        attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(count)),
         ..TestRunOptions::new()
     };
     program.test_run(options)?;
-    Ok(CHUNK)
+    Ok(count)
 }
 
 /// CPU time that a thread has had.
@@ -256,7 +256,7 @@ fn cpu_time(thread: i32) -> Result<Duration> {
 }
 
 /// Frames that a device's NAPI has taken.
-fn received(device: &str) -> Result<u64> {
+pub(crate) fn received(device: &str) -> Result<u64> {
     let path = format!("/sys/class/net/{device}/statistics/rx_packets");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     text.trim().parse().with_context(|| format!("{path} is no number"))
@@ -280,7 +280,7 @@ fn napi_threads() -> Result<HashSet<(i32, String)>> {
 }
 
 /// A /sys of this thread's network namespace, which goes with the thread.
-fn own_sysfs() -> Result<()> {
+pub(crate) fn own_sysfs() -> Result<()> {
     let mount = |what: &CStr, on: &CStr, kind: &CStr, flags| {
         // SAFETY: C strings, and no data.
         unsafe { libc::mount(what.as_ptr(), on.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) }

@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod doctor;
 mod fuzz;
+mod pktgen;
 mod process;
 mod setup;
 mod test;
@@ -39,6 +40,8 @@ enum Verb {
     Verify(verify::Args),
     /// Measures each path of the kernel program (as root)
     Bench(bench::Args),
+    /// Sends SIP frames out of an interface, a mix of them at a rate (as root)
+    Pktgen(pktgen::Args),
     /// Searches for input that breaks the scanner (needs a nightly compiler)
     Fuzz(fuzz::Args),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Pktgen(args) => pktgen::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
     };
     match result {

@@ -9,7 +9,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
 use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::{
-    bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
+    bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
 };
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
@@ -27,9 +27,35 @@ static BENCH: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static BENCH_VARY: Global<u32> = Global::new(0);
 
-/// The frame.
+/// The frame; of a generator, all that take turns.
 #[btf_map]
-static BENCH_FRAME: Array<[u8; 2048], 1> = Array::new();
+static BENCH_FRAME: Array<[u8; 2048], { MIX as usize }> = Array::new();
+
+/// Frames that take turns, a power of two.
+const MIX: u32 = 32;
+
+/// Length of each of them, and where its eight bytes are, as [`BENCH_VARY`].
+#[btf_map]
+static BENCH_MIX: Array<[u32; 2], { MIX as usize }> = Array::new();
+
+/// How many they are.
+#[unsafe(no_mangle)]
+static BENCH_TURNS: Global<u32> = Global::new(1);
+
+/// Nanoseconds from one frame to the next; zero: as fast as may be.
+#[unsafe(no_mangle)]
+static BENCH_PAUSE: Global<u64> = Global::new(0);
+
+/// CLOCK_MONOTONIC when no more are to be sent.
+#[unsafe(no_mangle)]
+static BENCH_END: Global<u64> = Global::new(0);
+
+/// What a generator has sent, and when the next frame is due.
+#[btf_map]
+static BENCH_SENT: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+
+/// A generator that was kept from sending makes good for this long, in nanoseconds.
+const BEHIND: u64 = 1_000_000;
 
 /// Counts rounds.
 #[btf_map]
@@ -55,7 +81,12 @@ pub(super) fn refresh(ctx: &XdpContext) {
         }
         bpf_xdp_store_bytes(ctx.ctx, 0, frame.cast(), n);
     }
-    let at = BENCH_VARY.load();
+    number(ctx, BENCH_VARY.load());
+}
+
+/// Writes the number of the round where eight bytes change.
+#[inline(always)]
+fn number(ctx: &XdpContext, at: u32) {
     if at == 0 {
         return;
     }
@@ -73,6 +104,49 @@ pub(super) fn refresh(ctx: &XdpContext) {
 #[xdp]
 fn bench_floor(ctx: XdpContext) -> u32 {
     refresh(&ctx);
+    XDP_TX
+}
+
+/// A generator: sends the frames of `BENCH_FRAME` in turns, each when it is due, until it is the end.
+#[xdp]
+fn bench_pktgen(ctx: XdpContext) -> u32 {
+    let Some(state) = BENCH_SENT.get_ptr_mut(0) else { return XDP_ABORTED };
+    // SAFETY: this CPU's own.
+    let [sent, due] = unsafe { &mut *state };
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if now >= BENCH_END.load() {
+        return XDP_DROP;
+    }
+    let pause = BENCH_PAUSE.load();
+    if pause != 0 {
+        if now < *due {
+            return XDP_DROP;
+        }
+        let earliest = now.wrapping_sub(BEHIND);
+        *due = if *due < earliest { earliest } else { *due } + pause;
+    }
+    let turns = BENCH_TURNS.load() as u64;
+    if turns == 0 {
+        return XDP_ABORTED;
+    }
+    let turn = asm::mask::<{ MIX - 1 }>((*sent % turns) as u32);
+    let Some(frame) = BENCH_FRAME.get_ptr_mut(turn) else { return XDP_ABORTED };
+    let Some([len, vary]) = BENCH_MIX.get(turn).copied() else { return XDP_ABORTED };
+    let n = asm::mask::<2047>(len);
+    if n == 0 {
+        return XDP_ABORTED;
+    }
+    // SAFETY: helpers that check what they are given; `n` is below the frame's length.
+    unsafe {
+        let grown = bpf_xdp_get_buff_len(ctx.ctx) as i32 - n as i32;
+        if grown != 0 && bpf_xdp_adjust_head(ctx.ctx, grown) != 0 {
+            return XDP_ABORTED;
+        }
+        bpf_xdp_store_bytes(ctx.ctx, 0, frame.cast(), n);
+    }
+    number(&ctx, vary);
+    *sent += 1;
     XDP_TX
 }
 

@@ -28,6 +28,9 @@ pub const L4: &str = "bench_l4";
 /// Sends what `BENCH_FRAME` holds: a generator, and what putting the frame there costs.
 pub const FLOOR: &str = "bench_floor";
 
+/// Sends frames in turns, at a rate: a generator.
+pub const PKTGEN: &str = "bench_pktgen";
+
 static MAY_GOTO: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sipline-xdp.may_goto.o"));
 static BPF_LOOP: &[u8] =
@@ -97,6 +100,8 @@ pub struct Bench {
     pub length: u32,
     /// Where in it eight bytes get another value each time; 0: nowhere.
     pub vary: u32,
+    /// Of [`PKTGEN`], how many frames take turns, nanoseconds from one to the next, and when by CLOCK_MONOTONIC it ends.
+    pub pktgen: (u32, u64, u64),
 }
 
 /// Makes the maps of a build, or takes them from their pins. No program is verified yet.
@@ -113,6 +118,10 @@ pub fn maps(build: Build, options: &Options) -> Result<Ebpf> {
     loader.override_global(aya_log::LEVEL, &level, false);
     loader.override_global("BENCH", &options.bench.length, true);
     loader.override_global("BENCH_VARY", &options.bench.vary, true);
+    let (turns, pause, end) = &options.bench.pktgen;
+    loader.override_global("BENCH_TURNS", turns, true);
+    loader.override_global("BENCH_PAUSE", pause, true);
+    loader.override_global("BENCH_END", end, true);
     for (name, path) in &options.pinned {
         loader.map_pin_path(name, path.as_path());
     }
