@@ -39,7 +39,8 @@ enum Verb {
     Verify(verify::Args),
     /// Measures each path of the kernel program (as root)
     Bench(bench::Args),
-    /// Searches for input that breaks the scanner (needs a nightly compiler)
+    /// Searches for input that breaks the scanner (needs a nightly compiler), or that the kernel program and the daemon
+    /// answer differently (as root)
     Fuzz(fuzz::Args),
 }
 
