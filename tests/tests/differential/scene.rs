@@ -129,10 +129,33 @@ struct Act {
     call: Index,
     deed: Deed,
     style: Vec<u8>,
-    /// Bytes that are changed on the way.
-    damage: Vec<(Index, u8)>,
+    /// What happens to it on the way.
+    damage: Vec<Damage>,
     /// Who says it, if not whose it is.
     other: Option<SocketAddrV4>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Change(Index, u8),
+    Insert(Index, u8),
+    Remove(Index),
+}
+
+impl Damage {
+    fn is_done_to(self, bytes: &mut Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        match self {
+            Self::Change(at, byte) => {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            Self::Insert(at, byte) => bytes.insert(at.index(bytes.len()), byte),
+            Self::Remove(at) => drop(bytes.remove(at.index(bytes.len()))),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -185,11 +208,13 @@ fn call() -> impl Strategy<Value = Call> {
 }
 
 fn act() -> impl Strategy<Value = Act> {
+    let byte = || prop_oneof![1 => any::<u8>(), 2 => select(&b"\r\n \t,;:<>\"=0a\0"[..])];
     let damage = prop_oneof![
-        8 => Just(Vec::new()),
-        1 => vec((any::<Index>(), any::<u8>()), 1..4),
-        1 => vec((any::<Index>(), select(&b"\r\n ,;:<>\"=0a\0"[..])), 1..3),
+        2 => (any::<Index>(), byte()).prop_map(|(at, byte)| Damage::Change(at, byte)),
+        1 => (any::<Index>(), byte()).prop_map(|(at, byte)| Damage::Insert(at, byte)),
+        1 => any::<Index>().prop_map(Damage::Remove),
     ];
+    let damage = prop_oneof![4 => Just(Vec::new()), 1 => vec(damage, 1..4)];
     let other = option::weighted(0.08, select(&SOURCES[..]));
     (any::<Index>(), deed(), style(), damage, other)
         .prop_map(|(call, deed, style, damage, other)| Act { call, deed, style, damage, other })
@@ -321,11 +346,8 @@ fn play(pair: &mut Pair, scene: &Scene, tally: &mut Tally) -> Result<(), Box<Dif
         let said = say(act, call, course, &pending, number);
         let Some((from, to, mut bytes)) = said else { continue };
         let meddled = !act.damage.is_empty() || act.other.is_some();
-        for (at, byte) in &act.damage {
-            if !bytes.is_empty() {
-                let at = at.index(bytes.len());
-                bytes[at] = *byte;
-            }
+        for damage in &act.damage {
+            damage.is_done_to(&mut bytes);
         }
         let heard = pair.hear(act.other.unwrap_or(from), to, &bytes)?;
         tally.count(&heard);
