@@ -42,7 +42,8 @@ enum Verb {
     Bench(bench::Args),
     /// Sends SIP frames out of an interface, a mix of them at a rate (as root)
     Pktgen(pktgen::Args),
-    /// Searches for input that breaks the scanner (needs a nightly compiler)
+    /// Searches for input that breaks the scanner (needs a nightly compiler), or that the kernel program and the daemon
+    /// answer differently (as root)
     Fuzz(fuzz::Args),
 }
 
