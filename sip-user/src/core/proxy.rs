@@ -344,6 +344,7 @@ impl Proxy {
             calls: &self.calls,
             kernel: arrival.kernel,
             clock: u64::try_from(clock).unwrap_or(u64::MAX),
+            guarded: false,
         };
         let (packet, local) = match (line, endpoint(arrival.from)) {
             (Line::V4(dst, local), Some(src)) => (Packet { src, dst: *dst }, local),

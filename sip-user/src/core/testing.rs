@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use sip_ebpf::Reason;
+use sip_ebpf::calls::Call;
 
 use super::counters::Event;
 use super::dispatcher::Dispatcher;
@@ -37,8 +38,12 @@ pub(super) struct World {
 }
 
 impl KernelCalls for Cell<Option<u32>> {
-    fn find(&self, _hash: u64) -> Option<u32> {
-        self.get()
+    fn find(&self, _hash: u64) -> Option<Call> {
+        self.get().map(|slot| Call { slot, state: 0 })
+    }
+
+    fn change(&self, hash: u64, _bits: (u32, u32)) -> Option<Call> {
+        self.find(hash)
     }
 }
 

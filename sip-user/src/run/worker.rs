@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use sip_ebpf::calls::Call;
 use tokio::sync::Notify;
 
 use super::keeper::{Answer, Keeper};
@@ -17,6 +18,7 @@ use super::node::Head;
 use super::peers::{Mail, Peers};
 use super::{monotonic_ns, policy, stateful};
 use crate::config::Config;
+use crate::core::call_table;
 use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Dispatcher, Snapshot, Unreachable};
 use crate::core::owner::Parcel;
@@ -430,14 +432,13 @@ struct Kernel {
 }
 
 impl KernelCalls for Kernel {
-    fn find(&self, hash: u64) -> Option<u32> {
-        let calls = self.calls.as_ref()?;
-        match calls.bucket(sip_ebpf::calls::bucket(hash, self.mask)) {
-            Ok(bucket) => sip_ebpf::calls::find(&bucket?.words, hash, monotonic_ns()),
-            Err(error) => {
-                tracing::debug!(error = format!("{error:#}"), "the kernel's call table");
-                None
-            }
-        }
+    fn find(&self, hash: u64) -> Option<Call> {
+        let bucket = self.calls.as_ref()?.bucket(sip_ebpf::calls::bucket(hash, self.mask))?;
+        call_table::find(bucket, hash, monotonic_ns())
+    }
+
+    fn change(&self, hash: u64, bits: (u32, u32)) -> Option<Call> {
+        let bucket = self.calls.as_ref()?.bucket(sip_ebpf::calls::bucket(hash, self.mask))?;
+        call_table::change(bucket, hash, monotonic_ns(), bits)
     }
 }
