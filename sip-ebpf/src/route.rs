@@ -509,6 +509,7 @@ fn below_ours<T: Text, W: Tables>(
     if !same {
         return Reason::BadBranch;
     }
+    plan.branch = branch;
     let Ok(next_hop) = way_back(t, &plan.next_via) else {
         return Reason::BadBranch;
     };

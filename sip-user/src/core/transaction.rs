@@ -4,7 +4,7 @@
 
 mod client_invite;
 mod client_other;
-mod derived;
+pub(in crate::core) mod derived;
 mod key;
 mod machine;
 mod peers;
