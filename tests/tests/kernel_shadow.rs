@@ -73,7 +73,7 @@ fn an_invite_is_copied_as_it_came() {
     each_build(|subject| {
         let mut events = guarded(subject);
         let short = Message::invite(PHONE, "short");
-        let long = Message::invite(PHONE, "long").line(&format!("Subject: {}", "x".repeat(700)));
+        let long = Message::invite(PHONE, "long").line(&format!("Subject: {}", "x".repeat(300)));
         for invite in [&short, &long] {
             let (pbx, _) = sent(subject, PHONE, invite, Reason::InviteSteered);
             sent(subject, PHONE, invite, Reason::InviteRepeated);
