@@ -288,6 +288,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("registrar", old.registrar.is_some() != new.registrar.is_some()),
         ("auth", (&old.auth.rules, &old.auth.digest) != (&new.auth.rules, &new.auth.digest)),
         ("store", old.store != new.store),
+        ("dispatch.shadow", new.registrar.is_none() && !old.dispatch.shadow && new.dispatch.shadow),
         ("xdp", old.xdp != new.xdp),
         ("control.socket", old.control != new.control),
         ("metrics.listen", old.metrics != new.metrics),

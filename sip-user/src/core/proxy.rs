@@ -215,6 +215,12 @@ impl Proxy {
         self.stateful.as_deref_mut()
     }
 
+    /// How long a PBX may take for its first response to an INVITE that is steered, if calls are placed anew then: only
+    /// where there is something that carries them.
+    pub fn patience(&self) -> Option<Duration> {
+        self.policy.shadow.filter(|_| self.stateful.is_some())
+    }
+
     /// Whether there is a registrar.
     fn registers(&self) -> bool {
         self.stateful.as_ref().is_some_and(|stateful| stateful.registers())
@@ -366,7 +372,7 @@ impl Proxy {
             calls: &self.calls,
             kernel: arrival.kernel,
             clock: self.clock(arrival.now),
-            guarded: self.policy.shadow.is_some(),
+            guarded: self.patience().is_some(),
         };
         let (packet, local) = match (line, endpoint(arrival.from)) {
             (Line::V4(dst, local), Some(src)) => (Packet { src, dst: *dst }, local),
@@ -475,7 +481,7 @@ impl Proxy {
             self.send(arrival, bytes, index, &decision, out);
             let steered = matches!(decision.reason, Reason::InviteSteered | Reason::InviteRepeated);
             if steered
-                && self.policy.shadow.is_some()
+                && self.patience().is_some()
                 && let Ok(invite) = Message::scanned(bytes, index)
             {
                 let (plan, slot) = (&decision.plan, decision.plan.slot);

@@ -99,7 +99,7 @@ impl Worker {
         head.fastpath.set_sources(&sources.ipv4())?;
         head.fastpath.set_locals(&self.proxy.locals())?;
         let deny = if sources.denies() { flag::DENY } else { 0 };
-        let shadow = if self.proxy.policy().shadow.is_some() { flag::SHADOW } else { 0 };
+        let shadow = if self.proxy.patience().is_some() { flag::SHADOW } else { 0 };
         head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | deny | shadow)
     }
 

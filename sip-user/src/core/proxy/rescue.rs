@@ -113,7 +113,7 @@ impl Proxy {
         slot: u32,
         out: &mut Vec<Transmit>,
     ) {
-        let Some(patience) = self.policy.shadow.filter(|_| arrival.from.is_ipv4()) else { return };
+        let Some(patience) = self.patience().filter(|_| arrival.from.is_ipv4()) else { return };
         let owner = self.worker.of_call(message);
         if !arrival.passed && owner != self.worker.number() {
             if let Some(parcel) = self.parcels.get_mut(owner) {
