@@ -10,14 +10,53 @@
 //! | bits | |
 //! | --- | --- |
 //! | 24..64 | these bits of the hash, never all zero |
-//! | 8..24 | when it was put there, in units of 2^30 ns |
-//! | 0..8 | slot of the PBX |
+//! | 10..24 | when it was put there, in units of 2^30 ns |
+//! | 6..10 | how far it is: bits of [`state`] |
+//! | 0..6 | slot of the PBX |
 
-use crate::tables::CALLS_PER_BUCKET;
+use crate::tables::{CALLS_PER_BUCKET, MAX_PBX};
 
 /// How long a call is known, in units of 2^30 ns (1.07 s): longer than timer C (RFC 3261 16.6, more
 /// than three minutes).
 pub const LIFE: u16 = 280;
+
+/// How far a call is. Who sends its messages on notes it, and whoever may have to place the call anew reads it: so
+/// nobody is told of what goes well.
+pub mod state {
+    /// A response to its INVITE went by.
+    pub const HEARD: u32 = 1;
+    /// A final response did. The next INVITE of the call is another transaction.
+    pub const ENDED: u32 = 1 << 1;
+    /// A CANCEL went by.
+    pub const CANCELLED: u32 = 1 << 2;
+    /// The daemon has taken it over: what belongs to it is the daemon's.
+    pub const TAKEN: u32 = 1 << 3;
+}
+
+/// A call in the table.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Call {
+    /// Slot of the PBX that it went to.
+    pub slot: u32,
+    /// Bits of [`state`].
+    pub state: u32,
+}
+
+impl Call {
+    #[inline(always)]
+    fn of(word: u64) -> Self {
+        Self { slot: word as u32 & (MAX_PBX - 1), state: word as u32 >> STATE_AT & 15 }
+    }
+}
+
+/// Where in a word the bits of [`state`] are, and where the time.
+const STATE_AT: u32 = 6;
+const TIME_AT: u32 = 10;
+
+/// How many bits the time has.
+const TIME: u16 = (1 << 14) - 1;
+
+const _: () = assert!(MAX_PBX == 1 << STATE_AT);
 
 /// The words of a bucket.
 pub type Words = [u64; CALLS_PER_BUCKET];
@@ -36,12 +75,12 @@ fn tag(hash: u64) -> u64 {
 
 #[inline(always)]
 fn age(word: u64, now: u64) -> u16 {
-    ((now >> 30) as u16).wrapping_sub((word >> 8) as u16)
+    ((now >> 30) as u16).wrapping_sub((word >> TIME_AT) as u16) & TIME
 }
 
-/// The slot that a call went to. `now` is in nanoseconds of the monotonic clock.
+/// The slot that a call went to, and how far it is. `now` is in nanoseconds of the monotonic clock.
 #[inline(always)]
-pub fn find(words: &Words, hash: u64, now: u64) -> Option<u32> {
+pub fn find(words: &Words, hash: u64, now: u64) -> Option<Call> {
     let tag = tag(hash);
     let mut found = 0;
     for word in words {
@@ -49,10 +88,35 @@ pub fn find(words: &Words, hash: u64, now: u64) -> Option<u32> {
             found = *word;
         }
     }
-    (found != 0 && age(found, now) <= LIFE).then_some(found as u32 & 0xff)
+    (found != 0 && age(found, now) <= LIFE).then_some(Call::of(found))
 }
 
-/// Remembers where a call goes, in its own word, else a free one, else that of the oldest call.
+/// Which word is that of a call: its number, what it says, and what is to be added to it (by an atomic OR) so that it
+/// has these bits of [`state`]; zero if it has them. The number is confined to the bucket.
+#[inline(always)]
+pub fn note(words: &Words, hash: u64, now: u64, bits: u32) -> Option<(u32, Call, u64)> {
+    let tag = tag(hash);
+    let (mut found, mut at) = (0, 0);
+    for (i, word) in words.iter().enumerate() {
+        // One if it is this, else zero: without a jump, of which the verifier would follow both ways.
+        let same = ((*word >> 24 ^ tag).wrapping_sub(1)) >> 63;
+        found |= *word & same.wrapping_neg();
+        at |= i as u32 & (same as u32).wrapping_neg();
+    }
+    if found == 0 || age(found, now) > LIFE {
+        return None;
+    }
+    let missing = (bits & 15) as u64 & !(found >> STATE_AT);
+    Some((crate::scan::confine::<7>(at), Call::of(found), missing << STATE_AT))
+}
+
+/// A word with other bits of [`state`]: for who writes it by compare and exchange.
+pub fn with_state(word: u64, state: u32) -> u64 {
+    word & !(15 << STATE_AT) | u64::from(state & 15) << STATE_AT
+}
+
+/// Remembers where a call goes, in its own word, else a free one, else that of the oldest call. Nothing was heard of it
+/// yet.
 #[inline(always)]
 pub fn put(words: &mut Words, hash: u64, now: u64, slot: u32) {
     let tag = tag(hash);
@@ -71,7 +135,8 @@ pub fn put(words: &mut Words, hash: u64, now: u64, slot: u32) {
             best = i;
         }
     }
-    let word = tag << 24 | (((now >> 30) as u16) as u64) << 8 | (slot & 0xff) as u64;
+    let time = (now >> 30) as u16 & TIME;
+    let word = tag << 24 | (time as u64) << TIME_AT | (slot & (MAX_PBX - 1)) as u64;
     // SAFETY: `best` is the number of one of the words.
     unsafe { *words.as_mut_ptr().add(crate::scan::confine::<7>(best as u32) as usize) = word };
 }
@@ -82,12 +147,16 @@ mod tests {
 
     const SECOND: u64 = 1 << 30;
 
+    fn slot(slot: u32) -> Option<Call> {
+        Some(Call { slot, state: 0 })
+    }
+
     #[test]
     fn a_call_is_found_until_it_is_too_old() {
         let mut words = [0; 8];
         put(&mut words, 0xabcd_ef01_2345_6789, 5 * SECOND, 7);
-        assert_eq!(find(&words, 0xabcd_ef01_2345_6789, 6 * SECOND), Some(7));
-        assert_eq!(find(&words, 0xabcd_ef01_2345_6789, (5 + LIFE as u64) * SECOND), Some(7));
+        assert_eq!(find(&words, 0xabcd_ef01_2345_6789, 6 * SECOND), slot(7));
+        assert_eq!(find(&words, 0xabcd_ef01_2345_6789, (5 + LIFE as u64) * SECOND), slot(7));
         assert_eq!(find(&words, 0xabcd_ef01_2345_6789, (6 + LIFE as u64) * SECOND), None);
         assert_eq!(find(&words, 0xabcd_ef00_0045_6789, 6 * SECOND), None);
     }
@@ -100,7 +169,7 @@ mod tests {
         }
         assert_eq!(find(&words, 1 << 32, 9 * SECOND), None);
         for i in 1..9 {
-            assert_eq!(find(&words, (i + 1) << 32, 9 * SECOND), Some(i as u32));
+            assert_eq!(find(&words, (i + 1) << 32, 9 * SECOND), slot(i as u32));
         }
     }
 
@@ -110,13 +179,39 @@ mod tests {
         put(&mut words, 1 << 40, 0, 1);
         put(&mut words, 1 << 40, SECOND, 2);
         assert_eq!(words.iter().filter(|word| **word != 0).count(), 1);
-        assert_eq!(find(&words, 1 << 40, SECOND), Some(2));
+        assert_eq!(find(&words, 1 << 40, SECOND), slot(2));
     }
 
     #[test]
     fn the_clock_may_wrap() {
+        for last in [0x3fff, 0xffff] {
+            let mut words = [0; 8];
+            put(&mut words, 9 << 40, last * SECOND, 3);
+            assert_eq!(find(&words, 9 << 40, (last + 2) * SECOND), slot(3));
+        }
+    }
+
+    #[test]
+    fn how_far_a_call_is_stands_in_its_own_word() {
         let mut words = [0; 8];
-        put(&mut words, 9 << 40, 0xffff * SECOND, 3);
-        assert_eq!(find(&words, 9 << 40, 0x1_0001 * SECOND), Some(3));
+        for i in 0..8 {
+            put(&mut words, (i + 1) << 32, 0, 63);
+        }
+        for bits in [state::HEARD, state::CANCELLED, state::TAKEN, state::ENDED] {
+            let (at, before, add) = note(&words, 5 << 32, SECOND, bits).unwrap();
+            assert_eq!((at, before.slot, before.state & bits), (4, 63, 0));
+            words[at as usize] |= add;
+            let (_, after, add) = note(&words, 5 << 32, SECOND, bits).unwrap();
+            assert_eq!((after.state & bits, add), (bits, 0));
+        }
+        assert_eq!(find(&words, 5 << 32, SECOND), Some(Call { slot: 63, state: 15 }));
+        assert_eq!(find(&words, 4 << 32, SECOND), slot(63));
+        assert_eq!(note(&words, 9 << 32, SECOND, 1), None);
+        assert_eq!(note(&words, 5 << 32, 400 * SECOND, 1), None);
+        words[4] = with_state(words[4], state::CANCELLED);
+        let left = Call { slot: 63, state: state::CANCELLED };
+        assert_eq!(find(&words, 5 << 32, SECOND), Some(left));
+        put(&mut words, 5 << 32, SECOND, 1);
+        assert_eq!(find(&words, 5 << 32, SECOND), slot(1));
     }
 }

@@ -130,6 +130,10 @@ reasons! {
     Mtu = "mtu", Up;
     /// The frame's buffer has no room for the longer head.
     Headroom = "headroom", Up;
+    /// A message of a call that the daemon has taken over.
+    TakenOver = "taken_over", Up;
+    /// A 5xx to an INVITE that was steered: the daemon may place the call anew.
+    SteeredFailed = "steered_failed", Up;
     /// A BYE in a call that the daemon keeps a record of: while it is there, it carries it.
     ByeRecorded = "bye_recorded", Up;
 }

@@ -5,12 +5,13 @@
 //! sends ([`crate::reason::Way::Sent`]), [`crate::edit`] makes the bytes. In every other case the
 //! message is the daemon's, which knows the long way.
 
+use crate::calls::{Call, state};
 use crate::cookie::{self, Cookie, Owner};
 use crate::hash::Keys;
 use crate::header::{self, Span, Via};
 use crate::reason::Reason;
 use crate::scan::{Index, Kind, Line, Method};
-use crate::tables::{Endpoint, Local, OWN_VIA_WORDS, Pbx, PbxState, URI_WORDS};
+use crate::tables::{Endpoint, Local, MAX_PBX, OWN_VIA_WORDS, Pbx, PbxState, URI_WORDS};
 use crate::text::{LOWER, Text, head, literal};
 
 /// What the decision asks of the tables.
@@ -39,11 +40,17 @@ pub trait Tables {
     /// The slot of the active PBX whose turn it is.
     fn turn(&self) -> Option<u32>;
 
-    /// The slot that a call went to.
-    fn call(&self, hash: u64) -> Option<u32>;
+    /// The slot that a call went to, and how far it is.
+    fn call(&self, hash: u64) -> Option<Call>;
 
-    /// Remembers the slot that a call goes to.
+    /// Remembers the slot that a call goes to, of which nothing is known yet.
     fn remember(&self, hash: u64, slot: u32);
+
+    /// Adds bits of [`state`] to a call. Gives it as it was.
+    fn note(&self, hash: u64, bits: u32) -> Option<Call>;
+
+    /// Whether somebody is there who places calls anew that their PBX does not take.
+    fn guarded(&self) -> bool;
 }
 
 /// From where to where a datagram came.
@@ -279,9 +286,19 @@ fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
     if !tables.trusted(packet.src) {
         return Reason::Untrusted;
     }
-    let (slot, reason) = match known(tables, plan.call) {
-        Some(slot) => (slot, Reason::InviteRepeated),
-        None => {
+    let call = tables.call(plan.call).unwrap_or(Call { slot: NOWHERE, state: 0 });
+    if call.state & state::TAKEN != 0 {
+        return Reason::TakenOver;
+    }
+    let (slot, reason) = match known(tables, call) {
+        true => {
+            if call.state & state::ENDED != 0 {
+                // It was refused, and comes again with what was missing (22.2): nothing is known of this one.
+                tables.remember(plan.call, call.slot);
+            }
+            (call.slot, Reason::InviteRepeated)
+        }
+        false => {
             let Some(slot) = tables.turn() else {
                 return Reason::NoPbx;
             };
@@ -301,26 +318,30 @@ fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
     reason
 }
 
-/// The PBX that a call is known to be with, unless that was found dead: then the call may still be
-/// saved by another.
+/// A slot that there is not.
+const NOWHERE: u32 = MAX_PBX;
+
+/// Whether there is a PBX that a call is with, and it was not found dead: then the call may still be saved by another.
 #[inline(always)]
-fn known<W: Tables>(tables: &W, call: u64) -> Option<u32> {
-    let slot = tables.call(call)?;
-    let pbx = tables.pbx(slot)?;
-    (pbx.state != PbxState::Inactive as u8).then_some(slot)
+fn known<W: Tables>(tables: &W, call: Call) -> bool {
+    tables.pbx(call.slot).is_some_and(|pbx| pbx.state != PbxState::Inactive as u8)
 }
 
 /// CANCEL and the ACK of a failure go where their INVITE went (9.1, 17.1.1.3).
 #[inline(always)]
 fn follow<W: Tables>(tables: &W, plan: &mut Plan, reason: Reason) -> Reason {
-    let Some(slot) = tables.call(plan.call) else {
+    let bits = if matches!(reason, Reason::CancelSteered) { state::CANCELLED } else { 0 };
+    let Some(call) = tables.note(plan.call, bits) else {
         return Reason::UnknownCall;
     };
-    let Some(pbx) = tables.pbx(slot) else {
+    if call.state & state::TAKEN != 0 {
+        return Reason::TakenOver;
+    }
+    let Some(pbx) = tables.pbx(call.slot) else {
         return Reason::UnknownCall;
     };
     plan.record = 0;
-    plan.slot = slot;
+    plan.slot = call.slot;
     plan.next = pbx.endpoint();
     plan.cut = Span::default();
     reason
@@ -488,10 +509,12 @@ fn below_ours<T: Text, W: Tables>(
     if !same {
         return Reason::BadBranch;
     }
+    plan.branch = branch;
     let Ok(next_hop) = way_back(t, &plan.next_via) else {
         return Reason::BadBranch;
     };
-    if tables.pbx_at(packet.src).is_none() && tables.pbx_at(next_hop).is_none() {
+    let from_pbx = tables.pbx_at(packet.src).is_some();
+    if !from_pbx && tables.pbx_at(next_hop).is_none() {
         return Reason::WrongSide;
     }
     plan.next = next_hop;
@@ -500,7 +523,29 @@ fn below_ours<T: Text, W: Tables>(
     } else {
         Span { at: via.start as u32, end: via.end as u32 + 2 }
     };
-    Reason::ResponseForwarded
+    if from_pbx { outcome(t, index, tables, call) } else { Reason::ResponseForwarded }
+}
+
+/// What a response of a PBX means for its call: that it was heard, that it is decided, that another PBX may take it.
+#[inline(always)]
+fn outcome<T: Text, W: Tables>(t: T, index: &Index, tables: &W, call: u64) -> Reason {
+    let Some(cseq) = index.first(Kind::CSeq) else { return Reason::ResponseForwarded };
+    // The last eight bytes of the value: a number is before the method (20.16). Of a value that is shorter, what is
+    // before it is read, and that is no digit.
+    let method = t.word((cseq.end as u32).wrapping_sub(7));
+    if head(method, 7) != literal(b" INVITE") {
+        return Reason::ResponseForwarded;
+    }
+    // The first digit of "SIP/2.0 200".
+    let class = t.byte(8);
+    if class == b'5' && tables.guarded() {
+        return Reason::SteeredFailed;
+    }
+    let bits = if class < b'2' { state::HEARD } else { state::HEARD | state::ENDED };
+    match tables.note(call, bits) {
+        Some(call) if call.state & state::TAKEN != 0 => Reason::TakenOver,
+        _ => Reason::ResponseForwarded,
+    }
 }
 
 /// A Via as we write it, which is how it comes back from nearly everybody: where the digits of its branch

@@ -12,7 +12,9 @@
 //! | `PBXS` | array of [`MAX_PBX`] | slot | [`Pbx`] | daemon |
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
 //! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
-//! | `CALLS` | array of [`Config::calls_mask`] + 1 | bucket | [`CallBucket`] | kernel (the daemon reads) |
+//! | `CALLS` | array of [`Config::calls_mask`] + 1, mapped by the daemon | bucket | [`CallBucket`] | kernel; the daemon notes what it takes over |
+//! | `EVENTS` | ring of [`EVENTS_SIZE`] bytes | | [`Event`] and the message that it is about | kernel |
+//! | `EVENT_COUNTS` | per-CPU array of 2 | [`event::PUT`], [`event::FULL`] | `u64` | kernel |
 //! | `VLANS` | hash | `u32`: interface index of a port with the program, or of a VLAN device above one | [`VlanPort`] | daemon |
 //! | `STEERED` | per-CPU array of [`MAX_PBX`] | slot | `u64`: calls steered there | kernel |
 //! | `TURN` | array of 1 | 0 | `u64`: whose turn it was | kernel |
@@ -23,7 +25,7 @@ use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
 /// layout.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
 pub const MAX_PBX: u32 = 64;
@@ -75,6 +77,60 @@ pub mod flag {
     pub const STEER: u32 = 1 << 1;
     /// `SOURCES` has at least one denied network, so every packet of ours is looked up.
     pub const DENY: u32 = 1 << 2;
+    /// Copy INVITEs that are steered into `EVENTS`, and send up what refuses them for a reason of its own (5xx): the
+    /// daemon places such calls anew.
+    pub const SHADOW: u32 = 1 << 8;
+}
+
+/// What an [`Event`] is about.
+pub mod event {
+    /// An INVITE was steered, as it came in.
+    pub const INVITE: u32 = 1;
+
+    /// Key in `EVENT_COUNTS`: events that were put into the ring.
+    pub const PUT: u32 = 0;
+    /// Key in `EVENT_COUNTS`: events for which it was full.
+    pub const FULL: u32 = 1;
+}
+
+/// Size of the ring `EVENTS`, in bytes: some 4,000 INVITEs.
+pub const EVENTS_SIZE: usize = 4 << 20;
+
+/// The head of a record in `EVENTS`. `len` bytes of message follow; what is behind them means nothing.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Event {
+    /// One of [`mod@event`].
+    pub kind: u32,
+    /// Length of the message.
+    pub len: u32,
+    /// Who sent it.
+    pub src: Endpoint,
+    /// Which address of ours it came to.
+    pub dst: Endpoint,
+    /// Slot of the PBX.
+    pub slot: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+impl Event {
+    /// The head and the message of a record; none if it is no such record.
+    pub fn read(record: &[u8]) -> Option<(Self, &[u8])> {
+        let word = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+        let half = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+        let endpoint = |at| Some(Endpoint { addr: word(at)?, port: half(at + 4)?, pad: 0 });
+        let event = Self {
+            kind: word(0)?,
+            len: word(4)?,
+            src: endpoint(8)?,
+            dst: endpoint(16)?,
+            slot: word(24)?,
+            pad: 0,
+        };
+        let text = record.get(size_of::<Self>()..)?.get(..event.len as usize)?;
+        Some((event, text))
+    }
 }
 
 /// What a network in `SOURCES` may do.

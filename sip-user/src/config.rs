@@ -172,6 +172,8 @@ pub struct Dispatch {
     pub answer_timeout: Duration,
     /// How long a call may ring.
     pub ring_timeout: Duration,
+    /// Whether calls that are steered without memory go to another PBX too.
+    pub shadow: bool,
     /// Calls in a row that a PBX answers with 500, 502, 503 or 504 before it is out. Silence, and a 503 with
     /// Retry-After, count at once.
     pub fall: u32,
@@ -188,6 +190,7 @@ impl Default for Dispatch {
         Self {
             answer_timeout: Duration::from_secs(3),
             ring_timeout: Duration::from_secs(40),
+            shadow: true,
             fall: 3,
             pause: Duration::from_secs(5),
             longest_pause: Duration::from_secs(60),
@@ -600,6 +603,7 @@ struct RawPbx {
 struct RawDispatch {
     answer_timeout: Option<Spanned<Period>>,
     ring_timeout: Option<Spanned<Period>>,
+    shadow: Option<bool>,
     fall: Option<Spanned<i64>>,
     pause: Option<Spanned<Period>>,
     longest_pause: Option<Spanned<Period>>,
@@ -1080,6 +1084,7 @@ impl RawDispatch {
         Dispatch {
             answer_timeout,
             ring_timeout,
+            shadow: self.shadow.unwrap_or(default.shadow),
             fall: u32::try_from(fall).unwrap_or(default.fall),
             pause,
             longest_pause,

@@ -204,7 +204,8 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
         })?;
         sockets.iter_mut().zip(bound).for_each(|(its, socket)| its.push(socket));
     }
-    let fastpath = fastpath::open(&config.xdp, key.0)?;
+    let mut fastpath = fastpath::open(&config.xdp, key.0)?;
+    let fastpath_events = fastpath.events();
     let kernel = fastpath.calls();
     let seed = Seed::new(key, now)?;
     let mut dispatcher = Dispatcher::new(&config.sip.listen, config.probe.clone());
@@ -230,6 +231,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
     };
     parts.dispatcher = dispatcher;
     let mut first = Worker::new(parts, coalescer)?;
+    first.events = fastpath_events;
     let stateful = stateful::open(&first.config, &seed, first.peers.me())?;
     first.proxy.set_stateful(stateful);
     first.head = Some(Box::new(Head {
@@ -269,7 +271,11 @@ async fn reload_on(mut hangup: Signal, node: Node) {
 // ---- Small things --------------------------------------------------------------------------------
 
 fn policy(config: &Config) -> Policy {
-    Policy { sources: Sources::new(&config.trust), no_destination: config.sip.no_destination }
+    Policy {
+        sources: Sources::new(&config.trust),
+        no_destination: config.sip.no_destination,
+        shadow: config.dispatch.shadow.then_some(config.dispatch.answer_timeout),
+    }
 }
 
 /// Keys that differ and that a running daemon cannot change.
@@ -282,6 +288,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("registrar", old.registrar.is_some() != new.registrar.is_some()),
         ("auth", (&old.auth.rules, &old.auth.digest) != (&new.auth.rules, &new.auth.digest)),
         ("store", old.store != new.store),
+        ("dispatch.shadow", new.registrar.is_none() && !old.dispatch.shadow && new.dispatch.shadow),
         ("xdp", old.xdp != new.xdp),
         ("control.socket", old.control != new.control),
         ("metrics.listen", old.metrics != new.metrics),

@@ -168,6 +168,7 @@ fn stateful(start: Instant) -> Stateful {
         calls: CallRules::default(),
         credentials: HashMap::new(),
         retry_after: 5,
+        registers: true,
     };
     let clock = Clock::new(start, Duration::from_secs(1_700_000_000));
     let rules = authenticator::Rules::default();

@@ -31,6 +31,7 @@ suite! {
     a_drained_pbx_keeps_its_calls
     a_dead_program_costs_only_its_own_calls
     a_dead_host_costs_only_its_own_calls
+    an_overloaded_pbx_costs_no_call
     calls_survive_a_killed_daemon
     sigterm_leaves_the_interfaces_as_they_were
     a_bad_file_changes_nothing
@@ -285,6 +286,7 @@ fn a_death_costs_only_its_own_calls(mode: Mode, host: bool) {
     let failed: Vec<_> =
         story.calls().filter(|(_, call)| call.outcome(Some(&outage)) == Outcome::Failed).collect();
     assert!(failed.is_empty(), "{outage:?}: {failed:#?}");
+    assert_eq!(story.count(Outcome::LostSent, Some(&outage)), 0, "it had not answered these");
     let during = story.share(known, restarted);
     assert_eq!(during.get("pbx1"), None, "no new call for a dead PBX: {during:?}");
     assert!(during["pbx2"] > 30, "{during:?}");
@@ -292,6 +294,25 @@ fn a_death_costs_only_its_own_calls(mode: Mode, host: bool) {
     assert!(after["pbx1"] > 20, "{after:?}");
     // Only ICMP tells at once; probes take two failures, a second apart and a second each.
     assert!(known - killed < if host { 5.0 } else { 3.0 }, "{outage:?}");
+    scene.end();
+}
+
+/// It refuses every call by 503 and answers OPTIONS: the calls go to the other one, and so it has few.
+fn an_overloaded_pbx_costs_no_call(mode: Mode) {
+    let mut scene = Scene::new(mode, "pbx");
+    scene.pbx1.process.kill().unwrap();
+    scene.daemon.wait_for_state(Place::Pbx1, "inactive", Duration::from_secs(6)).unwrap();
+    scene.pbx1 = Sipp::pbx(Place::Pbx1, "pbx-overloaded").start(&scene.lab, "overloaded").unwrap();
+    scene.daemon.wait_for_state(Place::Pbx1, "active", Duration::from_secs(6)).unwrap();
+    let events = scene.call("caller", 200, 1600);
+    scene.expect_all_ended(&events, 1600);
+    let share = Story::new(&events, &Default::default()).share(0.0, f64::MAX);
+    assert_eq!((share.get("pbx1"), share.get("pbx2")), (None, Some(&1600)));
+    let stats = scene.control.ask("stats").unwrap();
+    let refused = stats["daemon"]["taken_over_refused"].as_u64().unwrap();
+    // Three before it is out, and what is on its way meanwhile; again after the pause.
+    assert!((3..200).contains(&refused), "{stats}");
+    assert_eq!(stats["daemon"]["no_shadow"], 0, "{stats}");
     scene.end();
 }
 

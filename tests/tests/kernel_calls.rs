@@ -223,11 +223,11 @@ fn calls_are_forgotten_in_time() {
         pass(subject, PHONE, &invite, Reason::InviteSteered);
         let mut seen = 0;
         for number in 0..CALL_BUCKETS {
-            let mut bucket = subject.tables().call_bucket(number).unwrap().unwrap();
+            let mut bucket = subject.tables().call_bucket(number).unwrap();
             for word in bucket.words.iter_mut().filter(|word| **word != 0) {
-                let put = (*word >> 8) as u16;
-                let older = put.wrapping_sub(calls::LIFE + 1);
-                *word = *word & !0x00ff_ff00 | u64::from(older) << 8;
+                let put = (*word >> 10) as u16;
+                let older = put.wrapping_sub(calls::LIFE + 1) & 0x3fff;
+                *word = *word & !0x00ff_fc00 | u64::from(older) << 10;
                 seen += 1;
             }
             subject.tables().set_call_bucket(number, bucket).unwrap();
@@ -251,14 +251,15 @@ fn the_daemon_can_read_the_call_table() {
         let span = sip_ebpf::header::Span { at: 0, end: 4 };
         let (hash, _) = sip_ebpf::cookie::call(&Keys::new(KEY), text, span);
         let number = calls::bucket(hash, CALL_BUCKETS - 1);
-        let bucket = subject.tables().call_bucket(number).unwrap().expect("a bucket");
+        let bucket = subject.tables().call_bucket(number).expect("a bucket");
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `now` is written.
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
         let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
         let slot = u32::from(pbx == PBX2);
-        assert_eq!(calls::find(&bucket.words, hash, now), Some(slot));
-        assert!(subject.tables().call_bucket(CALL_BUCKETS).unwrap().is_none());
+        let call = calls::Call { slot, state: 0 };
+        assert_eq!(calls::find(&bucket.words, hash, now), Some(call));
+        assert!(subject.tables().call_bucket(CALL_BUCKETS).is_none());
     });
 }
 

@@ -224,6 +224,12 @@ impl Report {
             0 => {}
             failed => faults.push(format!("{failed} calls failed")),
         }
+        match self.count(Outcome::LostSent) {
+            0 => {}
+            lost => {
+                faults.push(format!("{lost} calls were lost that the dead PBX had not answered"))
+            }
+        }
         if self.options_answered != self.options_asked {
             let left = self.options_asked - self.options_answered;
             faults.push(format!("{left} OPTIONS were not answered"));

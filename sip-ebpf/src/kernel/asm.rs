@@ -311,3 +311,13 @@ pub(super) unsafe fn fetch_add(to: *mut u64, value: u64) -> u64 {
     }
     value
 }
+
+/// Sets bits of a word that several CPUs change.
+///
+/// # Safety
+/// `to` must be an aligned word of a map.
+#[inline(always)]
+pub(super) unsafe fn atomic_or(to: *mut u64, bits: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) to, in(reg) bits, options(nostack)) };
+}

@@ -1,12 +1,13 @@
 //! The tables as the program sees them; [`sip_ebpf::tables`] tells what is in them.
 
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
-    CallBucket, Config, DEFAULT_CALL_BUCKETS, Endpoint, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES,
-    MAX_VLANS, Pbx, Schedule, VlanPort,
+    CallBucket, Config, DEFAULT_CALL_BUCKETS, EVENTS_SIZE, Endpoint, Event, Local, MAX_LOCALS,
+    MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx, Schedule, VlanPort,
 };
 
 use super::hop::{HOPS_LEN, Hop};
@@ -38,7 +39,17 @@ pub(super) static SCHEDULE: Array<Schedule, 1> = Array::new();
 pub(super) static TURN: Array<u64, 1> = Array::new();
 
 #[btf_map]
-pub(super) static CALLS: Array<CallBucket, { DEFAULT_CALL_BUCKETS as usize }> = Array::new();
+pub(super) static CALLS: Array<
+    CallBucket,
+    { DEFAULT_CALL_BUCKETS as usize },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+
+#[btf_map]
+pub(super) static EVENTS: RingBuf<Event, EVENTS_SIZE> = RingBuf::new();
+
+#[btf_map]
+pub(super) static EVENT_COUNTS: PerCpuArray<u64, 2> = PerCpuArray::new();
 
 #[btf_map]
 pub(super) static VLANS: HashMap<u32, VlanPort, { MAX_VLANS as usize }> = HashMap::new();

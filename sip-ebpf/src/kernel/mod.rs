@@ -4,6 +4,7 @@
 
 mod asm;
 mod bench;
+mod events;
 mod frame;
 mod hop;
 mod maps;
@@ -165,6 +166,9 @@ fn sip(
     let reason = route(t, &s.index, s.packet, &s.local, kernel, &mut s.plan);
     if !matches!(reason.way(), Way::Sent) {
         return Err(reason);
+    }
+    if matches!(reason, Reason::InviteSteered | Reason::InviteRepeated) && kernel.guarded() {
+        events::invite(ctx, s);
     }
     let mut out = KnownFront { out: Out::new(scratch), from: kernel.from() };
     if !matches!(reason, Reason::ResponseForwarded) {

@@ -1,12 +1,12 @@
 //! The tables as [`sip_ebpf::route`] asks for them.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use sip_ebpf::calls;
+use sip_ebpf::calls::{self, Call};
 use sip_ebpf::cookie::Cookie;
 use sip_ebpf::edit::{self, Sink};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{Config, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, source};
+use sip_ebpf::tables::{Config, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, flag, source};
 
 use super::asm;
 use super::maps::{CALLS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, SCHEDULE, SOURCES, TURN};
@@ -216,7 +216,7 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn call(&self, hash: u64) -> Option<u32> {
+    fn call(&self, hash: u64) -> Option<Call> {
         let bucket = CALLS.get(calls::bucket(hash, self.config.calls_mask))?;
         calls::find(&bucket.words, hash, self.now())
     }
@@ -228,5 +228,23 @@ impl Tables for Kernel<'_> {
             // win, and then that call is the one remembered.
             calls::put(unsafe { &mut (*bucket).words }, hash, self.now(), slot);
         }
+    }
+
+    #[inline(always)]
+    fn note(&self, hash: u64, bits: u32) -> Option<Call> {
+        let bucket = CALLS.get_ptr_mut(calls::bucket(hash, self.config.calls_mask))?;
+        // SAFETY: an entry of the map.
+        let words = unsafe { &mut (*bucket).words };
+        let (at, call, add) = calls::note(words, hash, self.now(), bits)?;
+        if add != 0 {
+            // SAFETY: the number of one of the words.
+            unsafe { asm::atomic_or(words.as_mut_ptr().add(at as usize), add) };
+        }
+        Some(call)
+    }
+
+    #[inline(always)]
+    fn guarded(&self) -> bool {
+        self.config.flags & flag::SHADOW != 0 && self.alive()
     }
 }

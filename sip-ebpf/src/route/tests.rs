@@ -24,7 +24,8 @@ struct Here {
     alive: bool,
     states: [PbxState; 2],
     turn: Option<u32>,
-    call: Cell<Option<(u64, u32)>>,
+    call: Cell<Option<(u64, Call)>>,
+    guarded: bool,
 }
 
 impl Default for Here {
@@ -35,6 +36,7 @@ impl Default for Here {
             states: [PbxState::Active; 2],
             turn: Some(1),
             call: Cell::new(None),
+            guarded: false,
         }
     }
 }
@@ -66,12 +68,22 @@ impl Tables for Here {
         self.turn
     }
 
-    fn call(&self, hash: u64) -> Option<u32> {
+    fn call(&self, hash: u64) -> Option<Call> {
         self.call.get().filter(|call| call.0 == hash).map(|call| call.1)
     }
 
     fn remember(&self, hash: u64, slot: u32) {
-        self.call.set(Some((hash, slot)));
+        self.call.set(Some((hash, Call { slot, state: 0 })));
+    }
+
+    fn note(&self, hash: u64, bits: u32) -> Option<Call> {
+        let before = self.call(hash)?;
+        self.call.set(Some((hash, Call { state: before.state | bits, ..before })));
+        Some(before)
+    }
+
+    fn guarded(&self) -> bool {
+        self.guarded
     }
 }
 

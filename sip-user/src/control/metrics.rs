@@ -166,6 +166,12 @@ impl Status {
                 };
                 ([("reason", reason.name()), ("way", way)], self.of_kernel(*reason))
             }),
+        )?;
+        let [put, full] = self.events;
+        out.counter(
+            "sipline_kernel_shadows",
+            "INVITEs that the kernel has steered, by whether there was room for their copy",
+            [([("copy", "put")], put), ([("copy", "ring_full")], full)],
         )
     }
 

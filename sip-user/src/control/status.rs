@@ -98,6 +98,7 @@ impl Parts<'_> {
     /// When the kernel's tables or a socket cannot be read.
     pub fn status(&mut self) -> Result<Status> {
         let kernel = self.fastpath.counters().context("the kernel's counters")?;
+        let events = self.fastpath.event_counts().context("the kernel's count of events")?;
         let backends = self.backends()?;
         let Tally { daemon, sockets, memory, .. } = std::mem::take(&mut self.tally);
         Ok(Status {
@@ -110,6 +111,7 @@ impl Parts<'_> {
                 write_failures: self.course.write_failures,
             },
             kernel,
+            events,
             daemon,
             backends,
             sockets,
@@ -149,7 +151,7 @@ impl Tally {
             daemon: proxy.counters().clone(),
             placed,
             sockets: sockets.collect::<io::Result<_>>()?,
-            memory: proxy.stateful().map(Memory::of),
+            memory: proxy.stateful().filter(|has| has.registers()).map(Memory::of),
         })
     }
 
@@ -187,6 +189,8 @@ pub struct Status {
     pub xdp: XdpStats,
     /// Counters of the kernel; the index is `Reason as usize`.
     pub kernel: Vec<u64>,
+    /// Copies of INVITEs that the kernel has put into its ring, and those that it had no room for.
+    pub events: [u64; 2],
     /// Counters of the daemon.
     pub daemon: Counters,
     /// The PBXs, by id.
@@ -339,8 +343,11 @@ impl Status {
             reasons().filter(|r| r.way() != Way::Up).map(|reason| self.of_kernel(reason)).sum();
         let of = |event| self.daemon.of_event(event);
         let by_daemon = of(Event::Received).saturating_sub(of(Event::ProbeAnswer));
-        let kernel: BTreeMap<_, _> =
+        let mut kernel: BTreeMap<_, _> =
             reasons().map(|reason| (reason.name().to_owned(), self.of_kernel(reason))).collect();
+        for (name, count) in ["shadow_copied", "shadow_ring_full"].into_iter().zip(self.events) {
+            kernel.insert(name.to_owned(), count);
+        }
         Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: milliseconds(self.course.started.elapsed()),

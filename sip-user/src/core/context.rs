@@ -2,9 +2,9 @@
 //!
 //! See [`Contexts`].
 
-mod best;
-mod forward;
-mod late;
+pub(in crate::core) mod best;
+pub(in crate::core) mod forward;
+pub(in crate::core) mod late;
 mod looped;
 mod outcome;
 mod state;

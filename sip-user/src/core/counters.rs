@@ -57,6 +57,18 @@ events! {
     DroppedResponse = "dropped_response";
     /// A response to a probe.
     ProbeAnswer = "probe_answer";
+    /// A call that was steered was taken over because its PBX has refused it (5xx).
+    TakenRefused = "taken_over_refused";
+    /// A call that was steered was taken over because its PBX said nothing.
+    TakenSilent = "taken_over_silent";
+    /// A call that was steered was taken over because its PBX is gone.
+    TakenGone = "taken_over_gone";
+    /// A PBX has answered a call that was taken from it; that was ended.
+    SteeredLate = "steered_late";
+    /// A PBX has refused a call that was steered, and there was no copy of its INVITE: its caller hears so.
+    NoShadow = "no_shadow";
+    /// There was no room for the copy of an INVITE that was steered: the call goes on without a net.
+    ShadowsFull = "shadows_full";
     /// An ICMP error for a packet from one of our addresses.
     IcmpError = "icmp_error";
 }

@@ -25,6 +25,7 @@ pub mod reply;
 pub mod router;
 #[cfg(test)]
 mod seed;
+mod shadow;
 pub mod sources;
 pub mod stateful;
 #[cfg(test)]

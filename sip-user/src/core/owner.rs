@@ -88,6 +88,16 @@ impl Worker {
         Some(self.of_user(uri.user?))
     }
 
+    /// Whose a call is that was steered without memory, from its INVITE to its last response: the user's in From, as
+    /// for all that phones send. One that names none has an owner too.
+    pub fn of_call(self, message: &Message<'_>) -> usize {
+        if self.is_alone() {
+            return self.number();
+        }
+        let from = message.from().ok();
+        self.of_user(from.and_then(|from| from.uri.user).unwrap_or_default())
+    }
+
     /// Whose the response is whose top Via has this branch of the daemon's. None: whoever has it.
     pub fn of_branch(self, branch: &[u8]) -> Option<usize> {
         if self.is_alone() {
@@ -116,6 +126,8 @@ pub enum Passed {
     Message,
     /// It is a BYE, which was sent on already and ends a record. So many workers did not have that.
     Bye(u8),
+    /// It is an INVITE that was steered to the PBX in this slot.
+    Steered(u32),
 }
 
 #[derive(Clone, Copy, Debug)]

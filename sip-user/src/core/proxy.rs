@@ -6,9 +6,11 @@
 //! that is answered here or ends here. Over IPv6 the decision is finished, and the bytes are made, by
 //! [`super::ipv6`].
 
+mod rescue;
+
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sip_ebpf::cookie;
 use sip_ebpf::edit::{self, Front, Sink};
@@ -33,6 +35,7 @@ use super::ipv6;
 use super::owner::{Parcel, Passed, Worker};
 use super::probe::Token;
 use super::reply::{self, Answer};
+use super::shadow::Shadows;
 use super::sources::Sources;
 use super::stateful::Stateful;
 use super::transaction::{Branch, Flow};
@@ -80,6 +83,9 @@ pub struct Policy {
     pub sources: Sources,
     /// What a caller gets when no PBX takes calls.
     pub no_destination: NoDestination,
+    /// How long a PBX may take for its first response to an INVITE that is steered, before another one is tried.
+    /// `None`: no net under these.
+    pub shadow: Option<Duration>,
 }
 
 /// See the module.
@@ -92,6 +98,10 @@ pub struct Proxy {
     /// What needs memory, if it is configured.
     stateful: Option<Box<Stateful>>,
     calls: CallTable,
+    /// INVITEs that were steered, by the kernel or here.
+    shadows: Shadows,
+    /// A bit for each slot whose PBX was found gone.
+    gone: u64,
     /// When the clock of the call table starts.
     start: Instant,
     counters: Counters,
@@ -151,6 +161,8 @@ impl Proxy {
             policy,
             stateful: None,
             calls: CallTable::new(call_buckets),
+            shadows: Shadows::default(),
+            gone: 0,
             start: now,
             counters: Counters::default(),
             placed: vec![0; MAX_PBX as usize],
@@ -185,7 +197,7 @@ impl Proxy {
         &self.policy
     }
 
-    /// Gives it what needs memory. Without, REGISTER is refused.
+    /// Gives it what needs memory. Without one that has a registrar, REGISTER is refused.
     pub fn set_stateful(&mut self, stateful: Option<Stateful>) {
         self.stateful = stateful.map(Box::new);
         if let Some(stateful) = &mut self.stateful {
@@ -201,6 +213,17 @@ impl Proxy {
     /// As [`Proxy::stateful`].
     pub fn stateful_mut(&mut self) -> Option<&mut Stateful> {
         self.stateful.as_deref_mut()
+    }
+
+    /// How long a PBX may take for its first response to an INVITE that is steered, if calls are placed anew then: only
+    /// where there is something that carries them.
+    pub fn patience(&self) -> Option<Duration> {
+        self.policy.shadow.filter(|_| self.stateful.is_some())
+    }
+
+    /// Whether there is a registrar.
+    fn registers(&self) -> bool {
+        self.stateful.as_ref().is_some_and(|stateful| stateful.registers())
     }
 
     /// Our IPv4 addresses with their lines, for the kernel.
@@ -270,6 +293,12 @@ impl Proxy {
                     self.bye_passed(&arrival, &bye, tries);
                 }
             }
+            Passed::Steered(slot) => {
+                let known = self.identify(bytes, &mut index);
+                if let (Some(known), Ok(invite)) = (known, Message::scanned(bytes, &index)) {
+                    self.steered(&arrival, dispatcher, &invite, known, slot, out);
+                }
+            }
         }
         self.index = Some(index);
     }
@@ -335,7 +364,6 @@ impl Proxy {
     ) {
         *decision = Decision::default();
         let Some(line) = self.lines.get(arrival.local) else { return };
-        let clock = arrival.now.saturating_duration_since(self.start).as_nanos();
         let view = View {
             keys: &self.keys,
             from: arrival.from,
@@ -343,7 +371,8 @@ impl Proxy {
             dispatcher: RefCell::new(&mut *dispatcher),
             calls: &self.calls,
             kernel: arrival.kernel,
-            clock: u64::try_from(clock).unwrap_or(u64::MAX),
+            clock: self.clock(arrival.now),
+            guarded: self.patience().is_some(),
         };
         let (packet, local) = match (line, endpoint(arrival.from)) {
             (Line::V4(dst, local), Some(src)) => (Packet { src, dst: *dst }, local),
@@ -360,6 +389,12 @@ impl Proxy {
                 line.decide(&asked, dispatcher, decision);
             }
         }
+    }
+
+    /// The clock of the call table, in nanoseconds.
+    fn clock(&self, now: Instant) -> u64 {
+        let passed = now.saturating_duration_since(self.start).as_nanos();
+        u64::try_from(passed).unwrap_or(u64::MAX)
     }
 
     /// Whether the usual form of the message might be decided otherwise.
@@ -443,7 +478,16 @@ impl Proxy {
             {
                 *placed += 1;
             }
-            return self.send(arrival, bytes, index, &decision, out);
+            self.send(arrival, bytes, index, &decision, out);
+            let steered = matches!(decision.reason, Reason::InviteSteered | Reason::InviteRepeated);
+            if steered
+                && self.patience().is_some()
+                && let Ok(invite) = Message::scanned(bytes, index)
+            {
+                let (plan, slot) = (&decision.plan, decision.plan.slot);
+                self.steered(arrival, dispatcher, &invite, (plan.call, plan.branch), slot, out);
+            }
+            return;
         }
         let parsed = match decision.unquoted {
             true => Message::parse(bytes, index),
@@ -458,6 +502,8 @@ impl Proxy {
         }
         if message.is_request() {
             self.up_request(arrival, dispatcher, &message, &mut decision, out);
+        } else if matches!(decision.reason, Reason::SteeredFailed | Reason::TakenOver) {
+            self.steered_response(arrival, dispatcher, &message, &decision, out);
         } else {
             self.up_response(arrival, dispatcher, &message, &decision);
         }
@@ -465,7 +511,7 @@ impl Proxy {
 
     /// A BYE of a dialog of ours: the call has a record, or may have one, and is over whatever becomes of it.
     fn note_bye(&mut self, arrival: &Arrival<'_>, dispatcher: &Dispatcher, message: &Message<'_>) {
-        let Some(stateful) = &mut self.stateful else { return };
+        let Some(stateful) = self.stateful.as_mut().filter(|has| has.registers()) else { return };
         if stateful.handle_bye(arrival.now, message) || self.worker.is_alone() {
             return;
         }
@@ -589,6 +635,10 @@ impl Proxy {
                     Err(fault) => Refusal::from(&fault),
                 }
             }
+            Reason::TakenOver => match self.taken_request(arrival, dispatcher, message) {
+                Ok(()) => return,
+                Err(fault) => Refusal::from(&fault),
+            },
             Reason::OddRoute | Reason::WrongSide | Reason::BadCookie => {
                 if self.follow_routes(arrival, dispatcher, message, decision).is_some() {
                     if message.method() == Method::Bye {
@@ -623,7 +673,7 @@ impl Proxy {
             Reason::UnknownCall => Refusal::new(481, "Call/Transaction Does Not Exist"),
             Reason::Required => unsupported(message.proxy_requires()),
             Reason::Method if in_dialog => Refusal::new(404, "Not here"),
-            Reason::Method if self.stateful.is_some() => {
+            Reason::Method if self.registers() => {
                 Refusal::with(405, "Method Not Allowed", ALLOW_REGISTER)
             }
             Reason::Method => Refusal::with(405, "Method Not Allowed", ALLOW),
@@ -637,7 +687,9 @@ impl Proxy {
     /// Whether a request is one for [`Stateful`]: what starts something and is to be authenticated, or is for one of
     /// our users, and what belongs to such a request (CANCEL, and the ACK of its failure).
     fn needs_memory(&self, message: &Message<'_>, reason: Reason, in_dialog: bool) -> bool {
-        let Some(stateful) = &self.stateful else { return false };
+        let Some(stateful) = self.stateful.as_ref().filter(|has| has.registers()) else {
+            return false;
+        };
         let method = message.method();
         let register = method == Method::Register;
         let uri = message.request_uri().ok();
@@ -1604,6 +1656,7 @@ mod tests {
             calls: Default::default(),
             credentials: Default::default(),
             retry_after: 5,
+            registers: true,
         };
         let stateful = Stateful::new([1, 2], settings, None, w.now);
         w.proxy.set_stateful(Some(stateful));
@@ -1661,6 +1714,7 @@ mod tests {
                 calls: Default::default(),
                 credentials: Default::default(),
                 retry_after: 5,
+                registers: true,
             };
             w.proxy.set_stateful(Some(Stateful::new([1, 2], settings, None, w.now)));
             w.proxy.stateful_mut().unwrap().handle_pbxs(w.now, &w.dispatcher);

@@ -54,8 +54,11 @@ impl Daemon {
     fn on(us: &str, pbxs: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> Self {
         let now = Instant::now();
         let locals: Vec<SocketAddr> = vec![us.parse().unwrap()];
-        let policy =
-            Policy { sources: Sources::default(), no_destination: NoDestination::default() };
+        let policy = Policy {
+            sources: Sources::default(),
+            no_destination: NoDestination::default(),
+            shadow: None,
+        };
         let mut proxy = Proxy::new([7, 9], &locals, 64, policy, now);
         let mut settings = Settings {
             domains: Domains::new(["example.com"], &locals),
@@ -67,6 +70,7 @@ impl Daemon {
             calls: CallRules::default(),
             credentials: Default::default(),
             retry_after: 5,
+            registers: true,
         };
         change(&mut settings);
         let clock = Clock::new(now, Duration::from_secs(1_700_000_000));

@@ -10,6 +10,7 @@
 //! [`Stateful::poll_timeout`] says.
 
 mod calls;
+mod net;
 mod pbx;
 mod register;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use super::transaction::{
 };
 use calls::Call;
 pub use calls::Rules as CallRules;
+pub use net::Taken;
 pub use pbx::PbxCredentials;
 
 /// What the owner wants.
@@ -65,6 +67,8 @@ pub struct Settings {
     pub credentials: HashMap<Box<str>, PbxCredentials>,
     /// Retry-After of a 503 of ours, in seconds.
     pub retry_after: u32,
+    /// Whether there is a registrar. Without one it carries only calls that were taken over.
+    pub registers: bool,
 }
 
 /// What the world has to do.
@@ -334,6 +338,11 @@ impl Stateful {
     }
 
     // ---- What there is --------------------------------------------------------------------------
+
+    /// Whether there is a registrar.
+    pub fn registers(&self) -> bool {
+        self.settings.registers
+    }
 
     /// Who is registered.
     pub fn registrar(&self) -> &Registrar {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use sip_ebpf::Reason;
+use sip_ebpf::calls::Call;
 
 use super::counters::Event;
 use super::dispatcher::Dispatcher;
@@ -37,8 +38,12 @@ pub(super) struct World {
 }
 
 impl KernelCalls for Cell<Option<u32>> {
-    fn find(&self, _hash: u64) -> Option<u32> {
-        self.get()
+    fn find(&self, _hash: u64) -> Option<Call> {
+        self.get().map(|slot| Call { slot, state: 0 })
+    }
+
+    fn change(&self, hash: u64, _bits: (u32, u32)) -> Option<Call> {
+        self.find(hash)
     }
 }
 
@@ -47,7 +52,11 @@ impl World {
         let now = Instant::now();
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
         let trust = Trust { networks: nets(setup.trusted), deny: nets(setup.denied) };
-        let policy = Policy { sources: Sources::new(&trust), no_destination: setup.no_destination };
+        let policy = Policy {
+            sources: Sources::new(&trust),
+            no_destination: setup.no_destination,
+            shadow: None,
+        };
         let locals: Vec<_> = setup.locals.iter().map(|local| local.parse().unwrap()).collect();
         let rules = Probe { accept: Accept::default(), ..Probe::default() };
         let mut dispatcher = Dispatcher::new(&locals, rules.clone());

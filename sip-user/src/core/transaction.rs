@@ -5,7 +5,7 @@
 mod answered;
 mod client_invite;
 mod client_other;
-mod derived;
+pub(in crate::core) mod derived;
 mod key;
 mod machine;
 mod peers;

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
+use sip_ebpf::calls::{Call, state};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{Endpoint, Pbx, source};
@@ -14,13 +15,20 @@ use super::sources::Sources;
 
 /// The calls that the kernel has steered.
 pub trait KernelCalls {
-    /// The slot that a call went to, by the keyed hash of its Call-ID.
-    fn find(&self, hash: u64) -> Option<u32>;
+    /// The slot that a call went to and how far it is, by the keyed hash of its Call-ID.
+    fn find(&self, hash: u64) -> Option<Call>;
+
+    /// Sets and then clears bits of [`state`] of a call. Gives it as it was.
+    fn change(&self, hash: u64, bits: (u32, u32)) -> Option<Call>;
 }
 
 /// No kernel half.
 impl KernelCalls for () {
-    fn find(&self, _hash: u64) -> Option<u32> {
+    fn find(&self, _hash: u64) -> Option<Call> {
+        None
+    }
+
+    fn change(&self, _hash: u64, _bits: (u32, u32)) -> Option<Call> {
         None
     }
 }
@@ -37,6 +45,7 @@ pub(super) struct View<'a> {
     pub(super) calls: &'a CallTable,
     pub(super) kernel: &'a dyn KernelCalls,
     pub(super) clock: u64,
+    pub(super) guarded: bool,
 }
 
 impl View<'_> {
@@ -79,7 +88,7 @@ impl Tables for View<'_> {
 
     /// The kernel's table first: later copies of the message will be routed by that one. It has no calls
     /// over IPv6.
-    fn call(&self, hash: u64) -> Option<u32> {
+    fn call(&self, hash: u64) -> Option<Call> {
         let steered = match self.family() {
             Family::V4 => self.kernel.find(hash),
             Family::V6 => None,
@@ -88,7 +97,26 @@ impl Tables for View<'_> {
     }
 
     fn remember(&self, hash: u64, slot: u32) {
+        // One that the kernel knows and that begins anew with the same PBX stays where it is.
+        let again = |call: &Call| call.slot == slot && self.family() == Family::V4;
+        if self.kernel.find(hash).as_ref().is_some_and(again) {
+            let all = state::HEARD | state::ENDED | state::CANCELLED;
+            self.kernel.change(hash, (0, all));
+            return;
+        }
         self.calls.put(hash, self.clock, slot);
+    }
+
+    fn note(&self, hash: u64, bits: u32) -> Option<Call> {
+        let steered = match self.family() {
+            Family::V4 => self.kernel.change(hash, (bits, 0)),
+            Family::V6 => None,
+        };
+        steered.or_else(|| self.calls.change(hash, self.clock, (bits, 0)))
+    }
+
+    fn guarded(&self) -> bool {
+        self.guarded
     }
 }
 

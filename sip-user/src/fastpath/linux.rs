@@ -22,7 +22,7 @@ use super::interfaces::{self, Interface};
 use super::object::{self, Build, Options, PROGRAM};
 use super::pins::{self, Pins};
 use super::tables::Tables;
-use super::{Attachment, CallBuckets, Fastpath, Mode};
+use super::{Attachment, CallBuckets, Events, Fastpath, Mode};
 use crate::config::{Loops, Xdp as Config, XdpMode};
 
 /// Forwarding of the loopback device. `bpf_fib_lookup` with `lo` as the ingress asks the routes of
@@ -177,6 +177,14 @@ impl Fastpath for Linux {
 
     fn calls(&self) -> Option<Arc<dyn CallBuckets>> {
         Some(self.tables.calls())
+    }
+
+    fn events(&mut self) -> Option<Events> {
+        self.tables.events()
+    }
+
+    fn event_counts(&mut self) -> Result<[u64; 2]> {
+        self.tables.event_counts()
     }
 
     fn close(mut self: Box<Self>, keep: bool) -> Result<()> {

@@ -6,21 +6,25 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use sip_ebpf::tables::{CallBucket, Endpoint, Local, Pbx, Schedule};
+use sip_ebpf::tables::{CALLS_PER_BUCKET, Endpoint, Local, Pbx, Schedule};
 
 use crate::config::{Xdp, XdpMode};
 
+mod events;
 pub mod interfaces;
 mod linux;
 pub mod object;
 pub mod off;
 mod pins;
 pub mod tables;
+
+pub use events::Events;
 
 /// How packets reach the program on one interface.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -97,18 +101,21 @@ pub trait Fastpath {
     /// The kernel's call table, to follow calls that the kernel steered. `None` where there is no such table.
     fn calls(&self) -> Option<Arc<dyn CallBuckets>>;
 
+    /// What the kernel tells ([`sip_ebpf::tables::Event`]); to be asked once. `None` where there is none.
+    fn events(&mut self) -> Option<Events>;
+
+    /// Events that the kernel has put into the ring, and those that it had no room for.
+    fn event_counts(&mut self) -> Result<[u64; 2]>;
+
     /// Ends it. `keep` leaves program and tables pinned for the next daemon; else every interface is as
     /// it was.
     fn close(self: Box<Self>, keep: bool) -> Result<()>;
 }
 
-/// The kernel's call table, for any thread.
+/// The kernel's call table, for any thread: the memory that the program itself works on.
 pub trait CallBuckets: Send + Sync {
-    /// One bucket; `None` if there are fewer.
-    ///
-    /// # Errors
-    /// When the table cannot be read.
-    fn bucket(&self, index: u32) -> Result<Option<CallBucket>>;
+    /// The words of one bucket ([`sip_ebpf::calls`]); `None` if there are fewer.
+    fn bucket(&self, index: u32) -> Option<&[AtomicU64; CALLS_PER_BUCKET]>;
 }
 
 /// Opens the kernel half as `config` says; `key` is the key of every hash and signature.

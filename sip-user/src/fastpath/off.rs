@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, Pbx, Schedule};
 
-use super::{Attachment, CallBuckets, Fastpath};
+use super::{Attachment, CallBuckets, Events, Fastpath};
 
 /// The absence of a kernel half.
 #[derive(Debug)]
@@ -66,6 +66,14 @@ impl Fastpath for Off {
 
     fn calls(&self) -> Option<Arc<dyn CallBuckets>> {
         None
+    }
+
+    fn events(&mut self) -> Option<Events> {
+        None
+    }
+
+    fn event_counts(&mut self) -> Result<[u64; 2]> {
+        Ok([0; 2])
     }
 
     fn close(self: Box<Self>, _keep: bool) -> Result<()> {

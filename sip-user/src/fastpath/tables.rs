@@ -1,11 +1,11 @@
 //! The kernel's tables, written as [`sip_ebpf::tables`] says.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
@@ -14,13 +14,14 @@ use sip_ebpf::hash::Keys;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
     CallBucket, Config, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx,
-    PbxState, Schedule, VlanPort,
+    PbxState, Schedule, VlanPort, event,
 };
 
-use super::CallBuckets;
+use super::events::Calls;
+use super::{CallBuckets, Events};
 
 /// The maps that outlive a daemon when they are pinned.
-pub const KEPT: [&str; 12] = [
+pub const KEPT: [&str; 13] = [
     "CONFIG",
     "HEARTBEAT",
     "LOCALS",
@@ -33,6 +34,7 @@ pub const KEPT: [&str; 12] = [
     "VLANS",
     "COUNTERS",
     "STEERED",
+    "EVENT_COUNTS",
 ];
 
 /// The tables of one loaded object.
@@ -47,11 +49,13 @@ pub struct Tables {
     by_addr: HashMap<MapData, Endpoint, u32>,
     schedule: Array<MapData, Schedule>,
     calls: Array<MapData, CallBucket>,
-    /// The same table, to be read by all.
+    /// The same table, for all.
     shared_calls: Arc<Calls>,
     vlans: HashMap<MapData, u32, VlanPort>,
     counters: PerCpuArray<MapData, u64>,
     steered: PerCpuArray<MapData, u64>,
+    event_counts: PerCpuArray<MapData, u64>,
+    events: Option<Events>,
     /// Slots that were not written yet: what stands there is from an earlier daemon.
     stale: HashSet<u32>,
 }
@@ -86,6 +90,8 @@ impl Tables {
             vlans: take(ebpf, "VLANS")?,
             counters: take(ebpf, "COUNTERS")?,
             steered: take(ebpf, "STEERED")?,
+            event_counts: take(ebpf, "EVENT_COUNTS")?,
+            events: Some(Events::of(ebpf)?),
             stale: (0..MAX_PBX).collect(),
         })
     }
@@ -230,45 +236,31 @@ impl Tables {
     }
 
     /// One bucket of `CALLS`; `None` past its end.
-    pub fn call_bucket(&self, index: u32) -> Result<Option<CallBucket>> {
-        self.shared_calls.bucket(index)
+    pub fn call_bucket(&self, index: u32) -> Option<CallBucket> {
+        let words = self.shared_calls.bucket(index)?;
+        Some(CallBucket { words: words.each_ref().map(|word| word.load(Ordering::Relaxed)) })
     }
 
-    /// All of them, to be read.
-    pub(super) fn calls(&self) -> Arc<dyn CallBuckets> {
+    /// `EVENTS`, once.
+    pub fn events(&mut self) -> Option<Events> {
+        self.events.take()
+    }
+
+    /// `EVENT_COUNTS` summed over CPUs: [`event::PUT`] and [`event::FULL`].
+    pub fn event_counts(&self) -> Result<[u64; 2]> {
+        let sums = sums(&self.event_counts, 2).context("cannot read EVENT_COUNTS")?;
+        let at = |key: u32| sums.get(key as usize).copied().unwrap_or(0);
+        Ok([at(event::PUT), at(event::FULL)])
+    }
+
+    /// All of them, as they are.
+    pub fn calls(&self) -> Arc<dyn CallBuckets> {
         self.shared_calls.clone()
     }
 
     /// Writes one bucket of `CALLS`, for tests that need a certain past.
     pub fn set_call_bucket(&mut self, index: u32, bucket: CallBucket) -> Result<()> {
         self.calls.set(index, bucket, 0).context("cannot write CALLS")
-    }
-}
-
-/// The call table under a descriptor of its own.
-struct Calls {
-    table: Array<MapData, CallBucket>,
-    buckets: u32,
-}
-
-impl Calls {
-    fn of(ebpf: &Ebpf, buckets: u32) -> Result<Self> {
-        let Some(Map::Array(table)) = ebpf.map("CALLS") else {
-            bail!("the object has no map CALLS")
-        };
-        let descriptor = table.fd().as_fd().try_clone_to_owned().context("CALLS")?;
-        let table = MapData::from_fd(descriptor).context("CALLS")?;
-        let table = Array::try_from(Map::Array(table)).context("CALLS")?;
-        Ok(Self { table, buckets })
-    }
-}
-
-impl CallBuckets for Calls {
-    fn bucket(&self, index: u32) -> Result<Option<CallBucket>> {
-        if index >= self.buckets {
-            return Ok(None);
-        }
-        self.table.get(&index, 0).map(Some).context("cannot read CALLS")
     }
 }
 

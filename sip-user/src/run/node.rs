@@ -99,7 +99,8 @@ impl Worker {
         head.fastpath.set_sources(&sources.ipv4())?;
         head.fastpath.set_locals(&self.proxy.locals())?;
         let deny = if sources.denies() { flag::DENY } else { 0 };
-        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | deny)
+        let shadow = if self.proxy.patience().is_some() { flag::SHADOW } else { 0 };
+        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | deny | shadow)
     }
 
     /// This worker is alive. The first one vouches for the daemon while all are; before that, it makes good what could

@@ -69,7 +69,7 @@ impl Node {
 impl Worker {
     fn registrations(&self, aor: Option<&Aor>, limit: usize) -> Option<Registrations> {
         let now = Instant::now();
-        let stateful = self.proxy.stateful()?;
+        let stateful = self.proxy.stateful().filter(|has| has.registers())?;
         let registrar = stateful.registrar();
         let of = |row: &Row| {
             aor.is_none_or(|aor| (aor.user(), aor.domain()) == (&*row.key.user, &*row.key.domain))
@@ -90,13 +90,15 @@ impl Worker {
 
     /// How many are gone.
     fn unregister(&mut self, aor: &Aor, contact: Option<&str>) -> Option<usize> {
-        let gone = self.proxy.stateful_mut()?.remove(Instant::now(), aor, contact);
+        let registrar = self.proxy.stateful_mut().filter(|has| has.registers())?;
+        let gone = registrar.remove(Instant::now(), aor, contact);
         self.carry_out();
         Some(gone)
     }
 
     fn forget(&mut self, name: &str, domain: &str) -> bool {
-        let Some(stateful) = self.proxy.stateful_mut() else { return false };
+        let stateful = self.proxy.stateful_mut().filter(|has| has.registers());
+        let Some(stateful) = stateful else { return false };
         if let Some(authenticator) = stateful.authenticator_mut() {
             authenticator.forget(name, domain);
         }

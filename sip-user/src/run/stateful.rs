@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::keeper::{Keeper, Reports};
 use super::random_key;
-use crate::config::{Config, Key, Trust};
+use crate::config::{Config, Key, Registrar, Trust};
 use crate::core::accounting::{self, Accounting};
 use crate::core::authenticator::{self, Authenticator};
 use crate::core::clock::Clock;
@@ -55,6 +55,9 @@ pub(super) fn start_store(
 /// What a configuration with a registrar is made into, for one worker.
 pub(super) fn open(config: &Config, seed: &Seed, worker: Worker) -> Result<Option<Stateful>> {
     let Some(settings) = settings(config, worker) else { return Ok(None) };
+    if config.registrar.is_none() {
+        return Ok(Some(Stateful::new(seed.fresh, settings, None, seed.now)));
+    }
     let Seed { key, fresh, records, now, unix } = *seed;
     // Nonces and records name who has made them: no two of them are equal.
     let number = worker.number() as u32;
@@ -76,7 +79,17 @@ pub(super) fn open(config: &Config, seed: &Seed, worker: Worker) -> Result<Optio
 
 /// What a reload may change too.
 pub(super) fn settings(config: &Config, worker: Worker) -> Option<Settings> {
-    let registrar = config.registrar.as_ref()?;
+    let without = Registrar {
+        domains: Vec::new(),
+        rules: registrar::Rules::default(),
+        forking: forking::Rules::default(),
+    };
+    let registrar = match &config.registrar {
+        Some(registrar) => registrar,
+        // Only for calls that are taken over from their PBX.
+        None if config.dispatch.shadow => &without,
+        None => return None,
+    };
     let locals = config.sip.listen.clone();
     let believed = Trust { networks: config.auth.trusted.clone(), deny: Vec::new() };
     let share = |most| share(most, worker);
@@ -112,6 +125,7 @@ pub(super) fn settings(config: &Config, worker: Worker) -> Option<Settings> {
         },
         credentials: config.pbx_credentials.clone(),
         retry_after: config.auth.rules.retry_after,
+        registers: config.registrar.is_some(),
     })
 }
 

@@ -16,6 +16,9 @@ use crate::io::udp::Udp;
 
 /// How often each worker says that it is alive.
 const HEARTBEAT: Duration = Duration::from_millis(250);
+/// How often it is looked what the kernel tells: short beside the time in which a PBX refuses a call, and long enough to
+/// cost nothing. The ring holds the calls of that time at any rate.
+const EVENTS: Duration = Duration::from_millis(10);
 /// Pieces of mail that are read before others have their turn.
 const MAIL_IN_A_ROW: usize = 8;
 
@@ -48,6 +51,9 @@ impl Tasks {
             self.add(read_socket(worker.clone(), sockets.clone(), at));
         }
         self.add(keep_time(worker.clone(), wake));
+        if worker.borrow().events.is_some() {
+            self.add(read_events(worker.clone()));
+        }
         if !worker.borrow().peers.me().is_alone() {
             self.add(read_mail(worker.clone(), mailbox));
         }
@@ -111,6 +117,18 @@ fn handle_mail(worker: &mut Worker, received: Received, mailbox: &mut Mailbox) {
                 let Some(mail) = mailbox.try_receive() else { break };
                 worker.handle_mail(mail);
             }
+        }
+    }
+}
+
+/// What the kernel tells. It wakes nobody, which would cost it more than the telling.
+async fn read_events(worker: Rc<RefCell<Worker>>) {
+    let mut look = interval(EVENTS);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        while worker.borrow_mut().read_events() {
+            yield_now().await;
         }
     }
 }

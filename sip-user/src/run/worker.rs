@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use sip_ebpf::calls::Call;
+use sip_ebpf::tables::event;
 use tokio::sync::Notify;
 
 use super::keeper::{Answer, Keeper};
@@ -17,18 +19,22 @@ use super::node::Head;
 use super::peers::{Mail, Peers};
 use super::{monotonic_ns, policy, stateful};
 use crate::config::Config;
+use crate::core::call_table;
 use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Dispatcher, Snapshot, Unreachable};
 use crate::core::owner::Parcel;
 use crate::core::proxy::{Datagram, KernelCalls, Proxy, Transmit};
 use crate::core::registrar::Row;
 use crate::core::stateful::Command as StatefulCommand;
-use crate::fastpath::CallBuckets;
+use crate::fastpath::{CallBuckets, Events};
 use crate::io::coalesce::Coalescer;
 use crate::io::udp::{BATCH, Batch, Udp};
 
 /// Batches that one socket reads before others have their turn.
 const BATCHES_IN_A_ROW: usize = 8;
+
+/// Events of the kernel that are read before others have their turn.
+const EVENTS_AT_ONCE: usize = 256;
 
 /// See the module.
 pub(super) struct Worker {
@@ -44,6 +50,8 @@ pub(super) struct Worker {
     pub(super) peers: Peers,
     /// What the stateful half needs of the world, if it is configured.
     pub(super) keeper: Option<Keeper>,
+    /// Of the first one: what the kernel tells.
+    pub(super) events: Option<Events>,
     /// Of the first one: what there is one of.
     pub(super) head: Option<Box<Head>>,
     /// The timer is looked at anew.
@@ -81,6 +89,7 @@ impl Worker {
             out: Vec::new(),
             peers,
             keeper,
+            events: None,
             head: None,
             wake: Rc::default(),
             armed: None,
@@ -197,7 +206,36 @@ impl Worker {
         if let Some(stateful) = self.proxy.stateful_mut() {
             stateful.handle_timeout(now);
         }
+        let Self { proxy, dispatcher, kernel, out, .. } = self;
+        proxy.handle_timeout(now, dispatcher, kernel, out);
         self.carry_out();
+    }
+
+    /// Takes some of what the kernel has told. True if there may be more.
+    pub(super) fn read_events(&mut self) -> bool {
+        let Self { proxy, dispatcher, kernel, out, events, config, .. } = self;
+        let Some(events) = events else { return false };
+        let (now, locals) = (Instant::now(), &config.sip.listen);
+        let mut read = 0;
+        while read < EVENTS_AT_ONCE {
+            let any = events.next(|event, bytes| {
+                let dst = SocketAddr::from((event.dst.octets(), event.dst.port_number()));
+                let from = SocketAddr::from((event.src.octets(), event.src.port_number()));
+                let local = locals.iter().position(|local| *local == dst);
+                if let (event::INVITE, Some(local)) = (event.kind, local) {
+                    let datagram = Datagram { local, from, bytes };
+                    proxy.handle_steered(now, dispatcher, kernel, (datagram, event.slot), out);
+                }
+            });
+            if !any {
+                break;
+            }
+            read += 1;
+        }
+        if read > 0 {
+            self.carry_out();
+        }
+        read == EVENTS_AT_ONCE
     }
 
     /// When the next thing is due, which the timer is set to.
@@ -208,7 +246,8 @@ impl Worker {
 
     fn next_timeout(&self) -> Option<Instant> {
         let stateful = self.proxy.stateful().and_then(|stateful| stateful.poll_timeout());
-        [self.dispatcher.poll_timeout(), stateful].into_iter().flatten().min()
+        let steered = self.proxy.poll_timeout();
+        [self.dispatcher.poll_timeout(), stateful, steered].into_iter().flatten().min()
     }
 
     /// Does what the core wants and sends what waits, until neither is left.
@@ -223,10 +262,8 @@ impl Worker {
                 any = true;
                 self.obey(command);
             }
-            if let Some(stateful) = self.proxy.stateful_mut()
-                && any
-            {
-                stateful.handle_pbxs(now, &self.dispatcher);
+            if any {
+                self.tell_pbxs(now);
             }
             while let Some(command) = self.proxy.stateful_mut().and_then(|s| s.poll_command()) {
                 self.obey_stateful(command);
@@ -273,10 +310,16 @@ impl Worker {
 
     /// The stateful half hears of the PBXs that there are.
     pub(super) fn begin(&mut self) {
-        if let Some(stateful) = self.proxy.stateful_mut() {
-            stateful.handle_pbxs(Instant::now(), &self.dispatcher);
-        }
+        self.tell_pbxs(Instant::now());
         self.carry_out();
+    }
+
+    fn tell_pbxs(&mut self, now: Instant) {
+        let Self { proxy, dispatcher, kernel, out, .. } = self;
+        if let Some(stateful) = proxy.stateful_mut() {
+            stateful.handle_pbxs(now, dispatcher);
+        }
+        proxy.handle_pbxs(now, dispatcher, kernel, out);
     }
 
     /// How the PBXs are has changed.
@@ -430,14 +473,13 @@ struct Kernel {
 }
 
 impl KernelCalls for Kernel {
-    fn find(&self, hash: u64) -> Option<u32> {
-        let calls = self.calls.as_ref()?;
-        match calls.bucket(sip_ebpf::calls::bucket(hash, self.mask)) {
-            Ok(bucket) => sip_ebpf::calls::find(&bucket?.words, hash, monotonic_ns()),
-            Err(error) => {
-                tracing::debug!(error = format!("{error:#}"), "the kernel's call table");
-                None
-            }
-        }
+    fn find(&self, hash: u64) -> Option<Call> {
+        let bucket = self.calls.as_ref()?.bucket(sip_ebpf::calls::bucket(hash, self.mask))?;
+        call_table::find(bucket, hash, monotonic_ns())
+    }
+
+    fn change(&self, hash: u64, bits: (u32, u32)) -> Option<Call> {
+        let bucket = self.calls.as_ref()?.bucket(sip_ebpf::calls::bucket(hash, self.mask))?;
+        call_table::change(bucket, hash, monotonic_ns(), bits)
     }
 }

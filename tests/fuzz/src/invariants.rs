@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 
+use sip_ebpf::calls::Call;
 use sip_ebpf::cookie::{COOKIE_DIGITS, Cookie};
 use sip_ebpf::edit::{self, Front, Sink};
 use sip_ebpf::hash::Keys;
@@ -30,7 +31,7 @@ pub(crate) const PBXS: [Endpoint; 2] =
 /// Fixed tables, and a call table of one call.
 pub(crate) struct Fixed {
     keys: Keys,
-    call: Cell<Option<(u64, u32)>>,
+    call: Cell<Option<(u64, Call)>>,
     turn: Cell<u32>,
 }
 
@@ -68,12 +69,22 @@ impl Tables for Fixed {
         Some(self.turn.get())
     }
 
-    fn call(&self, hash: u64) -> Option<u32> {
+    fn call(&self, hash: u64) -> Option<Call> {
         self.call.get().filter(|call| call.0 == hash).map(|call| call.1)
     }
 
     fn remember(&self, hash: u64, slot: u32) {
-        self.call.set(Some((hash, slot)));
+        self.call.set(Some((hash, Call { slot, state: 0 })));
+    }
+
+    fn note(&self, hash: u64, bits: u32) -> Option<Call> {
+        let before = self.call(hash)?;
+        self.call.set(Some((hash, Call { state: before.state | bits, ..before })));
+        Some(before)
+    }
+
+    fn guarded(&self) -> bool {
+        false
     }
 }
 

@@ -148,6 +148,7 @@ fn status() -> Status {
             write_failures: 2,
         },
         kernel: (0..).take(Reason::ALL.len()).collect(),
+        events: [5, 1],
         daemon: Counters::default(),
         backends: vec![
             Backend {
@@ -285,8 +286,11 @@ impl World {
         let now = Instant::now();
         let locals = ["192.0.2.1:5060".parse().unwrap()];
         let trust = Trust::default();
-        let policy =
-            Policy { sources: Sources::new(&trust), no_destination: NoDestination::default() };
+        let policy = Policy {
+            sources: Sources::new(&trust),
+            no_destination: NoDestination::default(),
+            shadow: None,
+        };
         let mut dispatcher = Dispatcher::new(&locals, Probe::default());
         let pbxs: Vec<_> = (11..)
             .zip(pbxs)

@@ -105,7 +105,7 @@ impl Best {
 }
 
 /// Its Retry-After (20.33), in seconds.
-pub(super) fn retry_after(message: &Message<'_>) -> Option<u32> {
+pub(in crate::core) fn retry_after(message: &Message<'_>) -> Option<u32> {
     let header = message.headers().find(|has| has.name.eq_ignore_ascii_case(b"Retry-After"))?;
     let digits = header.value.iter().take_while(|byte| byte.is_ascii_digit()).count();
     str::from_utf8(header.value.get(..digits)?).ok()?.parse().ok()

@@ -121,7 +121,7 @@ pub(super) fn request(
 }
 
 /// A response as it is forwarded: without our Via. None if no other Via is below it: then it was for us.
-pub(super) fn response(message: &Message<'_>) -> Option<Vec<u8>> {
+pub(in crate::core) fn response(message: &Message<'_>) -> Option<Vec<u8>> {
     if !has_more_vias(message) {
         return None;
     }

@@ -13,7 +13,7 @@ const END: &str = "Max-Forwards: 70\r\nContent-Length: 0\r\n\r\n";
 
 /// The dialog that a 2xx has made, seen from us.
 #[derive(Debug)]
-pub(super) struct Dialog<'a, 'm> {
+pub(in crate::core) struct Dialog<'a, 'm> {
     response: &'a Message<'m>,
     /// Request-URI.
     uri: String,
@@ -25,7 +25,7 @@ pub(super) struct Dialog<'a, 'm> {
 
 impl<'a, 'm> Dialog<'a, 'm> {
     /// `above` is how many values of Record-Route the INVITE had when we forwarded it: those behind us.
-    pub(super) fn new(response: &'a Message<'m>, above: usize) -> Option<Self> {
+    pub(in crate::core) fn new(response: &'a Message<'m>, above: usize) -> Option<Self> {
         let mut below = Vec::new();
         for route in response.record_routes() {
             below.push(response.slice(route.ok()?.span));
@@ -58,17 +58,17 @@ impl<'a, 'm> Dialog<'a, 'm> {
     }
 
     /// What tells this dialog from others of the same INVITE.
-    pub(super) fn tag(&self) -> &'m str {
+    pub(in crate::core) fn tag(&self) -> &'m str {
         self.response.to().ok().and_then(|to| to.tag()).unwrap_or_default()
     }
 
     /// The ACK (13.2.2.4), with the value of its Via.
-    pub(super) fn ack(&self, via: &str) -> Option<Vec<u8>> {
+    pub(in crate::core) fn ack(&self, via: &str) -> Option<Vec<u8>> {
         self.request("ACK", self.number, via)
     }
 
     /// The BYE (15.1.1). The caller knows nothing of the dialog, so it has used no number in it.
-    pub(super) fn bye(&self, via: &str) -> Option<Vec<u8>> {
+    pub(in crate::core) fn bye(&self, via: &str) -> Option<Vec<u8>> {
         self.request("BYE", self.number.wrapping_add(1) & i32::MAX as u32, via)
     }
 

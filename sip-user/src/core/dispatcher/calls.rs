@@ -79,6 +79,39 @@ impl Dispatcher {
         }
     }
 
+    /// As [`Dispatcher::handle_call_response`], for a call that was steered without memory.
+    pub fn handle_steered_response(
+        &mut self,
+        now: Instant,
+        slot: u32,
+        status: u16,
+        retry_after: Option<Duration>,
+    ) {
+        let retry_after = retry_after.filter(|after| status == 503 && !after.is_zero());
+        match status {
+            ..=100 => {}
+            500 | 502..=504 => self.steered(now, slot, Outcome::Failed(status, retry_after)),
+            // It ends a row of failures, if there is one.
+            _ if self.entry(slot).is_some_and(|entry| entry.failing.get()) => {
+                self.steered(now, slot, Outcome::Good);
+            }
+            _ => {}
+        }
+    }
+
+    /// As [`Dispatcher::handle_call_timeout`], for a call that was steered without memory.
+    pub fn handle_steered_timeout(&mut self, now: Instant, slot: u32, late: Duration) {
+        if late <= OWN_LATENESS {
+            self.steered(now, slot, Outcome::Silent);
+        }
+    }
+
+    /// Whether the PBX in a slot was found gone: neither its program nor its host say anything.
+    pub fn is_gone(&self, slot: u32) -> bool {
+        let fault = self.entry(slot).and_then(|entry| entry.dead.as_ref());
+        matches!(fault, Some(Fault::Timeout | Fault::Unreachable(_)))
+    }
+
     /// The name of the PBX in a slot.
     pub fn id(&self, slot: u32) -> Option<&str> {
         self.entry(slot).map(|entry| entry.id.as_str())
@@ -210,7 +243,7 @@ impl Dispatcher {
     fn heard(&mut self, now: Instant, ticket: &mut Ticket, outcome: Outcome) {
         let (slot, of, trial) = (ticket.slot, ticket.seats(), ticket.decide());
         if !self.follows {
-            return self.judge(now, slot, &of, trial.as_ref(), outcome);
+            return self.judge(now, slot, &of, trial.as_ref(), outcome, false);
         }
         // What goes well is no news, as a rule.
         let is_news = outcome != Outcome::Good
@@ -218,6 +251,14 @@ impl Dispatcher {
             || self.entry(slot).is_some_and(|entry| entry.failing.get());
         if is_news {
             self.tell(Heard::Call { slot, of, trial, outcome });
+        }
+    }
+
+    fn steered(&mut self, now: Instant, slot: u32, outcome: Outcome) {
+        let Some(of) = self.entry(slot).map(|entry| entry.seats.clone()) else { return };
+        match self.follows {
+            true => self.tell(Heard::Steered { slot, of, outcome }),
+            false => self.judge(now, slot, &of, None, outcome, true),
         }
     }
 
@@ -237,6 +278,7 @@ impl Dispatcher {
             Turn::Out => self.settle(now, slot, &why),
             Turn::Trial => self.settle(now, slot, &format!("on trial after {why}")),
             Turn::Good => self.passed(slot),
+            Turn::Back => self.settle(now, slot, "its pause is over"),
         }
         self.reschedule();
     }

@@ -31,6 +31,8 @@ pub struct Evidence(pub(super) Heard);
 pub(super) enum Heard {
     /// A call has told something of its PBX.
     Call { slot: u32, of: Seats, trial: Option<Seat>, outcome: Outcome },
+    /// A call that was steered without memory has.
+    Steered { slot: u32, of: Seats, outcome: Outcome },
     /// A PBX has a call before its time, with which its trial begins.
     Trial { slot: u32, of: Seats, under_way: Seats },
     /// An ICMP error.
@@ -83,7 +85,10 @@ impl Dispatcher {
     pub fn handle_evidence(&mut self, now: Instant, Evidence(heard): Evidence) {
         match heard {
             Heard::Call { slot, of, trial, outcome } => {
-                self.judge(now, slot, &of, trial.as_ref(), outcome);
+                self.judge(now, slot, &of, trial.as_ref(), outcome, false);
+            }
+            Heard::Steered { slot, of, outcome } => {
+                self.judge(now, slot, &of, None, outcome, true);
             }
             Heard::Trial { slot, of, under_way } => {
                 let entry = self.entry_mut(slot).filter(|entry| entry.seats.are(&of));
@@ -107,6 +112,7 @@ impl Dispatcher {
         of: &Seats,
         trial: Option<&Seat>,
         outcome: Outcome,
+        steered: bool,
     ) {
         let (rules, others) = (self.call_rules, self.has_others(slot));
         let Some(entry) = self.entry_mut(slot).filter(|entry| entry.seats.are(of)) else { return };
@@ -114,12 +120,12 @@ impl Dispatcher {
             Outcome::Good => entry.standing.success(now, trial),
             Outcome::Failed(status, retry_after) => {
                 let fault = Fault::Call(status);
-                let failure = super::trial::Failure { fault, retry_after, others };
+                let failure = super::trial::Failure { fault, retry_after, others, steered };
                 entry.standing.failure(now, failure, trial, &rules)
             }
             Outcome::Silent => {
                 let fault = Fault::CallTimeout;
-                let failure = super::trial::Failure { fault, retry_after: None, others };
+                let failure = super::trial::Failure { fault, retry_after: None, others, steered };
                 let turn = entry.standing.failure(now, failure, trial, &rules);
                 // Is it gone, or only busy?
                 if entry.probe.is_none() {

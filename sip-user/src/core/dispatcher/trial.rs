@@ -32,7 +32,7 @@ enum Phase {
     /// It has its share of calls.
     Good,
     /// It has none until then.
-    Out { until: Instant, asked: bool, fault: Fault },
+    Out { until: Instant, asked: bool, fault: Fault, steered: bool },
     /// It has few.
     Trial(Trial),
 }
@@ -57,6 +57,8 @@ pub(super) enum Turn {
     Out,
     /// It has few calls.
     Trial,
+    /// It has its share again, without a trial.
+    Back,
     /// It has its share again.
     Good,
 }
@@ -70,6 +72,9 @@ pub(super) struct Failure {
     /// Whether there are others to take its calls. The last one stays: a failure may be the call's own fault,
     /// and whether it lives the probes will tell.
     pub(super) others: bool,
+    /// Whether the call was steered without memory. Such calls are counted by nobody, so there is no trial for them:
+    /// after its pause the PBX has its share again.
+    pub(super) steered: bool,
 }
 
 impl Standing {
@@ -166,7 +171,7 @@ impl Standing {
         held: Option<&Seat>,
         rules: &Dispatch,
     ) -> Turn {
-        let Failure { fault, retry_after, others } = failure;
+        let Failure { fault, retry_after, others, steered } = failure;
         if let Some(asked) = retry_after {
             let until = now + asked.min(rules.longest_pause);
             if let Phase::Out { until: before, asked: true, .. } = &mut self.phase {
@@ -174,7 +179,7 @@ impl Standing {
                 return Turn::Same;
             }
             let was_out = self.is_out();
-            self.phase = Phase::Out { until, asked: true, fault };
+            self.phase = Phase::Out { until, asked: true, fault, steered };
             return if was_out { Turn::Same } else { Turn::Out };
         }
         match &self.phase {
@@ -196,13 +201,17 @@ impl Standing {
         }
         let pause = rules.pause.saturating_mul(1 << self.strikes).min(rules.longest_pause);
         self.strikes = (self.strikes + 1).min(MOST_STRIKES);
-        self.phase = Phase::Out { until: now + pause, asked: false, fault };
+        self.phase = Phase::Out { until: now + pause, asked: false, fault, steered };
         Turn::Out
     }
 
     /// Time has passed.
     pub(super) fn timeout(&mut self, now: Instant) -> Turn {
         match self.phase {
+            Phase::Out { until, steered: true, .. } if until <= now => {
+                (self.phase, self.failures, self.since) = (Phase::Good, 0, now);
+                Turn::Back
+            }
             Phase::Out { until, .. } if until <= now => self.start_trial(Seats::default()),
             _ => Turn::Same,
         }
@@ -230,7 +239,21 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn failure(code: u16) -> Failure {
-        Failure { fault: Fault::Call(code), retry_after: None, others: true }
+        Failure { fault: Fault::Call(code), retry_after: None, others: true, steered: false }
+    }
+
+    #[test]
+    fn after_calls_that_nobody_counts_there_is_no_trial() {
+        let (mut now, rules) = (Instant::now(), Dispatch { fall: 1, ..Dispatch::default() });
+        let mut standing = Standing::new(now);
+        for pause in [5, 10, 20] {
+            let steered = Failure { steered: true, ..failure(503) };
+            assert_eq!(standing.failure(now, steered, None, &rules), Turn::Out);
+            assert_eq!(standing.timeout(now + (pause - 1) * SECOND), Turn::Same);
+            now += pause * SECOND;
+            assert_eq!(standing.timeout(now), Turn::Back);
+            assert!(standing.fault().is_none() && !standing.has_failures());
+        }
     }
 
     #[test]

@@ -88,6 +88,28 @@ pub(super) struct Call {
     tried: Tried,
     /// Its place at the last of these, until the call is answered: then the record has it.
     place: Option<Ticket>,
+    /// What its caller hears if there is no other PBX: what the one said that has it refused before.
+    refused: Option<Arc<[u8]>>,
+}
+
+impl Call {
+    /// One that is to go to a PBX.
+    pub(super) fn new(
+        id: ServerId,
+        flow: Flow,
+        request: Option<Arc<[u8]>>,
+        hash: u64,
+        record: Option<accounting::Token>,
+    ) -> Self {
+        let (tried, place, refused) = Default::default();
+        Self { id, flow, request, hash, record, tried, place, refused }
+    }
+
+    /// It was with a PBX already, which has refused it so.
+    pub(super) fn was_at(&mut self, slot: Option<u32>, refused: Option<Arc<[u8]>>) {
+        slot.into_iter().for_each(|slot| self.tried.insert(slot));
+        self.refused = refused;
+    }
 }
 
 impl Stateful {
@@ -107,7 +129,7 @@ impl Stateful {
         self.see_to_calls(now, dispatcher, Some(request));
     }
 
-    fn see_to_calls(
+    pub(super) fn see_to_calls(
         &mut self,
         now: Instant,
         dispatcher: &mut Dispatcher,
@@ -163,8 +185,7 @@ impl Stateful {
         let Settings { locals, .. } = &self.settings;
         let hash = self.hash(message);
         let way = router::route(now, message, flow.peer, is_pbx, &self.registrar, locals);
-        let call =
-            Call { id, flow, request: None, hash, record, tried: Tried::default(), place: None };
+        let call = Call::new(id, flow, None, hash, record);
         match way {
             Ok(Way::Dispatch) => {
                 let key = self.calls.insert(Call { request: Some(request), ..call });
@@ -272,7 +293,11 @@ impl Stateful {
                 self.start(now, key, start, vec![target], read);
             }
             Err(response) => {
-                self.calls.remove(key);
+                let refused = self.calls.try_remove(key).and_then(|call| call.refused);
+                if let Some(refused) = refused {
+                    let _ = self.transactions.respond(now, id, refused);
+                    return self.failed(now, record, response.code);
+                }
                 let mut index = self.index.take().unwrap_or_default();
                 if let Ok(message) = Message::parse(&request, &mut index) {
                     self.answer(now, &message, id, flow, &response);
@@ -452,14 +477,14 @@ impl Stateful {
         }
     }
 
-    fn failed(&mut self, now: Instant, record: Option<accounting::Token>, status: u16) {
+    pub(super) fn failed(&mut self, now: Instant, record: Option<accounting::Token>, status: u16) {
         self.note(record, |accounting, record| {
             accounting.handle_failed(now, record, status, By::Proxy);
         });
     }
 
     /// Writes something down for a call that has a record.
-    fn note(
+    pub(super) fn note(
         &mut self,
         record: Option<accounting::Token>,
         write: impl FnOnce(&mut Accounting, accounting::Token),
@@ -485,7 +510,7 @@ impl Stateful {
     }
 
     /// Its record.
-    fn record(
+    pub(super) fn record(
         &mut self,
         now: Instant,
         message: &Message<'_>,
@@ -501,7 +526,7 @@ impl Stateful {
     }
 
     /// The hash of its Call-ID, with the key of cookies.
-    fn hash(&self, message: &Message<'_>) -> u64 {
+    pub(super) fn hash(&self, message: &Message<'_>) -> u64 {
         let Some(line) = message.index().first(Kind::CallId) else { return 0 };
         let call_id = Span { at: u32::from(line.value), end: u32::from(line.end) };
         cookie::call(&self.cookie_keys, message.bytes(), call_id).0

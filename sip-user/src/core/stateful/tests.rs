@@ -46,6 +46,7 @@ fn settings() -> Settings {
         calls: CallRules::default(),
         credentials: HashMap::new(),
         retry_after: 5,
+        registers: true,
     }
 }
 

@@ -13,14 +13,18 @@ use crate::core::reply::{self, Answer};
 const END: &[u8] = b"Max-Forwards: 70\r\nContent-Length: 0\r\n\r\n";
 
 /// The ACK for `response`, 300 or above, to `invite`. None if `invite` is no request.
-pub(super) fn ack(invite: &[u8], index: &mut Index, response: &Message<'_>) -> Option<Vec<u8>> {
+pub(in crate::core) fn ack(
+    invite: &[u8],
+    index: &mut Index,
+    response: &Message<'_>,
+) -> Option<Vec<u8>> {
     let invite = Message::parse(invite, index).ok()?;
     // The To of the response has the tag of who refused.
     derived(&invite, b"ACK", value(response, Kind::To))
 }
 
 /// The CANCEL of `invite`. None if that is no request.
-pub(super) fn cancel(invite: &[u8], index: &mut Index) -> Option<Vec<u8>> {
+pub(in crate::core) fn cancel(invite: &[u8], index: &mut Index) -> Option<Vec<u8>> {
     let invite = Message::parse(invite, index).ok()?;
     derived(&invite, b"CANCEL", None)
 }

@@ -1,0 +1,62 @@
+//! What the daemon is told: copies of INVITEs that were steered.
+//!
+//! Each is written into the ring at once, and nobody is woken for it: the daemon looks into the ring in its own time,
+//! which is short beside the time that a PBX has for its answer.
+
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
+use aya_ebpf::programs::XdpContext;
+use sip_ebpf::tables::{Event, event};
+
+use super::asm;
+use super::frame::IP_UDP;
+use super::maps::{EVENT_COUNTS, EVENTS};
+use super::scratch::{Scratch, TEXT};
+
+/// The longest message that a short record has room for: that of most INVITEs.
+const SHORT: u32 = 1024 - 8 - HEAD;
+
+/// Length of the head.
+const HEAD: u32 = size_of::<Event>() as u32;
+
+/// Tells the daemon of an INVITE that is about to be sent on: the packet is still as it came in. If the ring is full, it
+/// is counted and the call goes on.
+#[inline(always)]
+pub(super) fn invite(ctx: &XdpContext, s: &Scratch) {
+    let put = if s.frame.len <= SHORT {
+        record::<SHORT, { (SHORT + HEAD) as usize }>(ctx, s)
+    } else {
+        record::<TEXT, { (TEXT + HEAD) as usize }>(ctx, s)
+    };
+    if let Some(counter) = EVENT_COUNTS.get_ptr_mut(if put { event::PUT } else { event::FULL }) {
+        // SAFETY: this CPU's own counter.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// A record with room for `ROOM` bytes of message; `SIZE` is that and the head. False if there is no room in the ring.
+#[inline(always)]
+fn record<const ROOM: u32, const SIZE: usize>(ctx: &XdpContext, s: &Scratch) -> bool {
+    let len = asm::mask::<4095>(s.frame.len);
+    if len == 0 || len > ROOM {
+        return false;
+    }
+    let Some(mut place) = EVENTS.reserve_bytes(SIZE, 0) else { return false };
+    let head = place.as_mut_ptr().cast::<Event>();
+    // SAFETY: `SIZE` bytes are reserved: the head, and `ROOM` of which `len` are written.
+    let loaded = unsafe {
+        (&raw mut (*head).kind).write(event::INVITE);
+        (&raw mut (*head).len).write(len);
+        (&raw mut (*head).src).write(s.packet.src);
+        (&raw mut (*head).dst).write(s.packet.dst);
+        (&raw mut (*head).slot).write(s.plan.slot);
+        (&raw mut (*head).pad).write(0);
+        bpf_xdp_load_bytes(ctx.ctx, s.frame.l2 + IP_UDP, head.add(1).cast(), len) == 0
+    };
+    if loaded {
+        place.submit(BPF_RB_NO_WAKEUP as u64);
+    } else {
+        place.discard(BPF_RB_NO_WAKEUP as u64);
+    }
+    loaded
+}

@@ -1,0 +1,94 @@
+//! Calls that were steered without memory, and that their PBX does not take: from now on they are carried with it.
+
+use super::*;
+
+/// What is known of a call that is taken over.
+#[derive(Debug)]
+pub struct Taken {
+    /// How its INVITE came.
+    pub flow: Flow,
+    /// Slot of the PBX that does not take it.
+    pub slot: Option<u32>,
+    /// Whether its caller has cancelled it meanwhile.
+    pub cancelled: bool,
+    /// What the PBX said, as it is for the caller.
+    pub refused: Option<Vec<u8>>,
+}
+
+impl Stateful {
+    /// Places a call anew, whose INVITE this is, with all PBXs but the one that does not take it.
+    pub fn take_over(
+        &mut self,
+        now: Instant,
+        dispatcher: &mut Dispatcher,
+        invite: &Message<'_>,
+        taken: Taken,
+    ) {
+        let Taken { flow, slot, cancelled, refused } = taken;
+        match self.transactions.handle_request(now, invite, flow) {
+            RequestFate::New { id, request, .. } if !cancelled => {
+                self.counts.failed_over += 1;
+                let refused = refused.map(Into::into);
+                self.dispatch(now, invite, id, request, flow, (slot, refused));
+            }
+            RequestFate::New { id, .. } => {
+                let record = self.record(now, invite, flow, None);
+                self.note(record, |accounting, record| accounting.handle_cancelled(record));
+                self.answer(now, invite, id, flow, &Response::new(487, "Request Terminated"));
+                self.failed(now, record, 487);
+            }
+            RequestFate::Full => {
+                self.counts.full += 1;
+                self.answer_stateless(invite, flow, &self.unavailable());
+            }
+            RequestFate::Ack(_) | RequestFate::Absorbed | RequestFate::Malformed(_) => {}
+        }
+        self.carry_out(now);
+        self.see_to_calls(now, dispatcher, Some(invite));
+    }
+
+    /// A request of a call that was taken over: who may have sent it has been asked before.
+    pub fn handle_taken(
+        &mut self,
+        now: Instant,
+        dispatcher: &mut Dispatcher,
+        message: &Message<'_>,
+        flow: Flow,
+    ) {
+        match self.transactions.handle_request(now, message, flow) {
+            RequestFate::New { id, cancels, .. } if message.method() == Method::Cancel => {
+                self.cancel(now, message, id, flow, cancels);
+            }
+            RequestFate::New { id, request, .. } => {
+                self.dispatch(now, message, id, request, flow, (None, None));
+            }
+            RequestFate::Ack(_) => {}
+            RequestFate::Absorbed => self.counts.absorbed += 1,
+            RequestFate::Full => {
+                self.counts.full += 1;
+                self.answer_stateless(message, flow, &self.unavailable());
+            }
+            RequestFate::Malformed(error) => {
+                self.answer_stateless(message, flow, &Response::from(error));
+            }
+        }
+        self.carry_out(now);
+        self.see_to_calls(now, dispatcher, Some(message));
+    }
+
+    fn dispatch(
+        &mut self,
+        now: Instant,
+        invite: &Message<'_>,
+        id: ServerId,
+        request: Arc<[u8]>,
+        flow: Flow,
+        (slot, refused): (Option<u32>, Option<Arc<[u8]>>),
+    ) {
+        let record = self.record(now, invite, flow, None);
+        let mut call = Call::new(id, flow, Some(request), self.hash(invite), record);
+        call.was_at(slot, refused);
+        let key = self.calls.insert(call);
+        self.unplaced.push_back(key);
+    }
+}
