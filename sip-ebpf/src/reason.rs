@@ -59,6 +59,8 @@ reasons! {
 
     /// The source is in a denied network.
     Denied = "denied", Drop;
+    /// The source is banned.
+    Banned = "banned", Drop;
     /// A datagram of ours that holds nothing, or only NUL, CR or LF that asks for no answer.
     EmptyDatagram = "empty_datagram", Drop;
 

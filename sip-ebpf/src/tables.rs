@@ -23,7 +23,7 @@ use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
 /// layout.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
 pub const MAX_PBX: u32 = 64;
@@ -31,8 +31,14 @@ pub const MAX_PBX: u32 = 64;
 /// How many of our addresses there can be.
 pub const MAX_LOCALS: u32 = 64;
 
+/// How many networks of the configuration `SOURCES` holds.
+pub const MAX_NETWORKS: u32 = 65_536;
+
+/// How many bans it holds beside them.
+pub const MAX_BANS: u32 = 16_384;
+
 /// How many networks `SOURCES` holds.
-pub const MAX_SOURCES: u32 = 65_536;
+pub const MAX_SOURCES: u32 = MAX_NETWORKS + MAX_BANS;
 
 /// Buckets of the call table unless configured: eight calls each, 64 bytes each.
 pub const DEFAULT_CALL_BUCKETS: u32 = 16_384;
@@ -72,7 +78,7 @@ pub mod flag {
     pub const KEEPALIVES: u32 = 1;
     /// Steer INVITEs and carry calls.
     pub const STEER: u32 = 1 << 1;
-    /// `SOURCES` has at least one denied network, so every packet of ours is looked up.
+    /// `SOURCES` may have denied or banned networks, so every packet of ours is looked up.
     pub const DENY: u32 = 1 << 2;
 }
 
@@ -82,6 +88,10 @@ pub mod source {
     pub const DENIED: u32 = 1;
     /// INVITEs from here are steered without a question.
     pub const TRUSTED: u32 = 1 << 1;
+    /// Packets from here are dropped for a time.
+    pub const BANNED: u32 = 1 << 2;
+    /// Nobody here is banned unless an operator says so.
+    pub const EXEMPT: u32 = 1 << 3;
 }
 
 /// What the program must know besides the tables. All zero means: not configured, all goes up.

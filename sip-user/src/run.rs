@@ -4,6 +4,7 @@
 //! on, so nothing is locked on the way of a message. The first one, on the main thread, is also the node: it has the
 //! kernel half, probes PBXs and answers people.
 
+mod bans;
 mod calls;
 mod crew;
 mod keeper;
@@ -34,6 +35,7 @@ use crate::config::{Config, Key, LogFormat};
 use crate::control::http;
 use crate::control::server::{self, Server};
 use crate::control::status::Course;
+use crate::core::bans::Bans;
 use crate::core::call_table::CallTable;
 use crate::core::dispatcher::Dispatcher;
 use crate::core::owner::{self, MAX_WORKERS};
@@ -243,6 +245,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
             write_failures: 0,
         },
         tables_behind: false,
+        bans: Bans::new(first.config.gate.bans.clone()),
         revision: first.dispatcher.revision(),
         still: false,
     }));
@@ -269,7 +272,12 @@ async fn reload_on(mut hangup: Signal, node: Node) {
 // ---- Small things --------------------------------------------------------------------------------
 
 fn policy(config: &Config) -> Policy {
-    Policy { sources: Sources::new(&config.trust), no_destination: config.sip.no_destination }
+    let believed = if config.registrar.is_some() { &config.auth.trusted[..] } else { &[] };
+    Policy {
+        sources: Sources::new(&config.trust).with_exempt(config.gate.exempt.iter().chain(believed)),
+        no_destination: config.sip.no_destination,
+        scanners: config.gate.sought(),
+    }
 }
 
 /// Keys that differ and that a running daemon cannot change.

@@ -1,11 +1,12 @@
 //! One packet at a time through the kernel program: at least one fixture for every way out.
 
+use ipnet::Ipv4Net;
 use sip_ebpf::Reason;
 use sip_ebpf::cookie::{self, Cookie};
 use sip_ebpf::header::Span;
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{PbxState, flag};
+use sip_ebpf::tables::{PbxState, flag, source};
 use sipline_tests::fixtures::frame::{DOT1AD, DOT1Q};
 use sipline_tests::fixtures::subject::at;
 use sipline_tests::fixtures::world::{
@@ -190,6 +191,14 @@ fn fixtures() -> Vec<Fixture> {
     });
     add("denied source", Reason::Denied, |s| s.run(&Frame::new(DENIED, PROXY, options("1"))));
     add("denied source with lying lengths", Reason::Denied, |s| s.run(&Frame::new(DENIED, PROXY, options("1")).with(|f| f.udp_len = Some(7))));
+    add("banned address in a trusted network", Reason::Banned, |s| {
+        s.change(|w| w.sources.push((Ipv4Net::from(*PHONE.ip()), source::BANNED)));
+        s.send(PHONE, invite("1"))
+    });
+    add("banned address in a denied network", Reason::Banned, |s| {
+        s.change(|w| w.sources.push((Ipv4Net::from(*DENIED.ip()), source::BANNED | source::DENIED)));
+        s.run(&Frame::new(DENIED, PROXY, options("1")))
+    });
     add("denied source while nobody is", Reason::OptionsAnswered, |s| {
         s.change(|w| w.flags = Some(flag::KEEPALIVES | flag::STEER));
         s.run(&Frame::new(DENIED, PROXY, options("1")))

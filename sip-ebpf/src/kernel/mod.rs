@@ -96,8 +96,9 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     let Some(kernel) = Kernel::new(config, scratch, s.packet.src) else {
         return Err(Reason::NotConfigured);
     };
-    if config.flags & flag::DENY != 0 && kernel.source() & source::DENIED != 0 {
-        return Err(Reason::Denied);
+    let refused = kernel.source() & (source::DENIED | source::BANNED);
+    if config.flags & flag::DENY != 0 && refused != 0 {
+        return Err(if refused & source::BANNED != 0 { Reason::Banned } else { Reason::Denied });
     }
     if s.frame.len == u32::MAX {
         return Err(Reason::BadLength);

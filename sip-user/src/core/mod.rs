@@ -3,6 +3,7 @@
 pub mod accounting;
 pub mod admission;
 pub mod authenticator;
+pub mod bans;
 pub mod call_table;
 pub mod canonical;
 pub mod clock;

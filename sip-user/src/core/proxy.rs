@@ -22,6 +22,7 @@ use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, source};
 use sip_ebpf::text::literal;
 use sip_ebpf::{Reason, insert};
 
+use super::bans;
 use super::call_table::CallTable;
 use super::canonical::{self, Canonical, Fault};
 use super::cookie::Cookie;
@@ -43,6 +44,8 @@ pub use super::view::KernelCalls;
 
 /// How long a caller waits before the next try when no PBX takes calls, in seconds.
 const RETRY_AFTER: u32 = 5;
+/// Scanners that are kept until somebody takes them; others of the same moment send more.
+const MAX_SCANNERS: usize = 64;
 /// What a phone may send us.
 const ALLOW: &str = "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS\r\n";
 /// The same with a registrar.
@@ -80,6 +83,17 @@ pub struct Policy {
     pub sources: Sources,
     /// What a caller gets when no PBX takes calls.
     pub no_destination: NoDestination,
+    /// Parts of the User-Agent by which scanners are known, in small letters.
+    pub scanners: Vec<String>,
+}
+
+/// Somebody has called himself as scanners do: evidence for [`super::bans::Bans::scanner`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Scanner {
+    /// The source.
+    pub from: IpAddr,
+    /// His User-Agent.
+    pub agent: Box<str>,
 }
 
 /// See the module.
@@ -101,6 +115,8 @@ pub struct Proxy {
     worker: Worker,
     /// What is for other workers, by their numbers.
     parcels: Vec<Parcel>,
+    /// Scanners that were seen.
+    scanners: Vec<Scanner>,
     /// Working memory, kept between messages.
     index: Option<Box<Index>>,
     text: Vec<u8>,
@@ -156,6 +172,7 @@ impl Proxy {
             placed: vec![0; MAX_PBX as usize],
             worker: Worker::ALONE,
             parcels: Vec::new(),
+            scanners: Vec::new(),
             index: None,
             text: Vec::new(),
             front: Vec::new(),
@@ -175,9 +192,23 @@ impl Proxy {
         (!parcel.is_empty()).then(|| std::mem::take(parcel))
     }
 
-    /// Takes over what a reload may change.
+    /// Takes over what a reload may change. Who is banned stays so.
     pub fn set_policy(&mut self, policy: Policy) {
-        self.policy = policy;
+        let sources = policy.sources.with_bans_of(&self.policy.sources);
+        self.policy = Policy { sources, ..policy };
+    }
+
+    /// Does what [`super::bans::Bans`] wants.
+    pub fn handle_ban(&mut self, command: bans::Command) {
+        match command {
+            bans::Command::Ban(net) => self.policy.sources.ban(net),
+            bans::Command::Lift(net) => self.policy.sources.lift(net),
+        }
+    }
+
+    /// Scanners that were seen since this was last asked.
+    pub fn take_scanners(&mut self) -> Vec<Scanner> {
+        std::mem::take(&mut self.scanners)
     }
 
     /// What the configuration said last.
@@ -238,7 +269,11 @@ impl Proxy {
     ) {
         let Datagram { local, from, bytes } = datagram;
         self.counters.event(Event::Received);
-        if self.policy.sources.lookup(from.ip()) & source::DENIED != 0 {
+        let bits = self.policy.sources.lookup(from.ip());
+        if bits & source::BANNED != 0 {
+            return self.counters.reason(Reason::Banned);
+        }
+        if bits & source::DENIED != 0 {
             return self.counters.reason(Reason::Denied);
         }
         if self.keepalive(datagram, out) {
@@ -578,6 +613,9 @@ impl Proxy {
     ) {
         let in_dialog = !decision.plan.to_tag.is_empty();
         let from_pbx = dispatcher.slot_at(arrival.from);
+        if from_pbx.is_none() && self.is_scanner(arrival, message) {
+            return self.counters.event(Event::ScannerDropped);
+        }
         let refusal = match decision.reason {
             reason if self.needs_memory(message, reason, in_dialog) => {
                 let owner = self.worker.of_request(message, from_pbx.is_some());
@@ -632,6 +670,26 @@ impl Proxy {
             _ => Refusal::new(400, "Bad Header"),
         };
         self.answer(arrival, message, &refusal, out);
+    }
+
+    /// Whether a request that nobody is trusted for is a scanner's. Those that the shared decision lets pass are none: they
+    /// are in calls of ours, or ask how we are, which all may know; so it is the same whoever decides.
+    fn is_scanner(&mut self, arrival: &Arrival<'_>, message: &Message<'_>) -> bool {
+        let Policy { scanners, sources, .. } = &self.policy;
+        let from = arrival.from.ip();
+        if scanners.is_empty() || arrival.passed || sources.is_exempt(from) {
+            return false;
+        }
+        let mut others = message.headers_of(Kind::Other);
+        let agent = others.find(|header| header.name.eq_ignore_ascii_case(b"User-Agent"));
+        let Some(agent) = agent else { return false };
+        let agent = String::from_utf8_lossy(agent.value);
+        let small = agent.to_ascii_lowercase();
+        let found = scanners.iter().any(|scanner| small.contains(scanner.as_str()));
+        if found && self.scanners.len() < MAX_SCANNERS {
+            self.scanners.push(Scanner { from, agent: agent.into() });
+        }
+        found
     }
 
     /// Whether a request is one for [`Stateful`]: what starts something and is to be authenticated, or is for one of
@@ -1497,6 +1555,51 @@ mod tests {
         w.silence("198.51.100.7:5060", &invite());
         assert_eq!(w.hear("198.51.100.7:5060", 0, b"\r\n\r\n"), []);
         assert_eq!(w.proxy.counters().of_reason(Reason::Denied), 2);
+    }
+
+    #[test]
+    fn who_is_banned_hears_nothing_until_it_ends() {
+        let mut w = world();
+        let net = "10.10.1.2/32".parse().unwrap();
+        w.proxy.handle_ban(bans::Command::Ban(net));
+        w.silence(PHONE, &invite());
+        assert_eq!(w.hear(PHONE, 0, b"\r\n\r\n"), []);
+        assert_eq!((w.reason(Reason::Banned), w.reason(Reason::Denied)), (2, 0));
+        // A new configuration knows nothing of bans, and ends none.
+        let policy = world().proxy.policy().clone();
+        w.proxy.set_policy(policy);
+        w.silence(PHONE, &invite());
+        w.proxy.handle_ban(bans::Command::Lift(net));
+        assert_eq!(w.say(PHONE, &invite()).0, PBX2);
+    }
+
+    #[test]
+    fn scanners_are_noticed_and_hear_nothing() {
+        let mut w = world();
+        let scan = |text: String| text.replace("CSeq:", "user-agent: My Friendly-Scanner\r\nCSeq:");
+        let from = |text: String| text.replace("10.10.1.2:5062", STRANGER);
+        w.silence(STRANGER, &scan(from(invite())));
+        let options = from(request("OPTIONS", "sip:100@10.10.0.1", "<sip:100@10.10.0.1>", ""));
+        w.silence(STRANGER, &scan(options));
+        let seen = Scanner {
+            from: STRANGER.parse::<SocketAddr>().unwrap().ip(),
+            agent: "My Friendly-Scanner".into(),
+        };
+        assert_eq!(w.proxy.take_scanners(), [seen.clone(), seen]);
+        assert_eq!(w.event(Event::ScannerDropped), 2);
+        // How we are may be asked by all, as in the kernel; who is trusted is nothing else; others are named otherwise.
+        let options = from(request("OPTIONS", "sip:10.10.0.1", "<sip:10.10.0.1>", ""));
+        assert_eq!(w.status(STRANGER, &scan(options)), "SIP/2.0 200 OK");
+        assert_eq!(w.say(PHONE, &scan(invite())).0, PBX2);
+        let phone = from(invite())
+            .replace("CSeq:", "User-Agent: Phone\r\nX-Not: friendly-scanner\r\nCSeq:");
+        assert_eq!(w.status(STRANGER, &phone), "SIP/2.0 403 Not relaying");
+        assert_eq!(w.proxy.take_scanners(), []);
+        // They are bounded.
+        for _ in 0..2 * MAX_SCANNERS {
+            w.silence(STRANGER, &scan(from(invite())));
+        }
+        assert_eq!(w.proxy.take_scanners().len(), MAX_SCANNERS);
     }
 
     #[test]

@@ -54,8 +54,11 @@ impl Daemon {
     fn on(us: &str, pbxs: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> Self {
         let now = Instant::now();
         let locals: Vec<SocketAddr> = vec![us.parse().unwrap()];
-        let policy =
-            Policy { sources: Sources::default(), no_destination: NoDestination::default() };
+        let policy = Policy {
+            sources: Sources::default(),
+            no_destination: NoDestination::default(),
+            scanners: Vec::new(),
+        };
         let mut proxy = Proxy::new([7, 9], &locals, 64, policy, now);
         let mut settings = Settings {
             domains: Domains::new(["example.com"], &locals),
@@ -127,7 +130,7 @@ impl Daemon {
                     stateful.handle_secrets(*now, ticket, Ok(secrets));
                 }
                 Command::Cdr(cdr) => self.cdrs.push(*cdr),
-                Command::Save(_) | Command::Remove(_) => {}
+                Command::Save(_) | Command::Remove(_) | Command::Guessed { .. } => {}
             }
         }
         for (to, bytes) in sent {

@@ -16,7 +16,7 @@ mod register;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,11 @@ pub enum Command {
     Remove(Box<Key>),
     /// Store the record of a call, which is over.
     Cdr(Box<Cdr>),
+    /// Somebody has given a wrong password: evidence for [`super::bans::Bans::wrong_digest`].
+    Guessed {
+        /// The source.
+        from: IpAddr,
+    },
 }
 
 /// What has happened, in numbers.
@@ -464,6 +469,10 @@ impl Stateful {
             }
             Verdict::Passed => self.forward(now, message, id, bytes, flow),
             Verdict::Refused(response) => self.answer(now, message, id, flow, &response),
+            Verdict::Guessed(response) => {
+                self.commands.push_back(Command::Guessed { from: flow.peer.ip() });
+                self.answer(now, message, id, flow, &response);
+            }
             Verdict::Parked => {}
         }
     }

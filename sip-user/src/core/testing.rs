@@ -47,7 +47,11 @@ impl World {
         let now = Instant::now();
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
         let trust = Trust { networks: nets(setup.trusted), deny: nets(setup.denied) };
-        let policy = Policy { sources: Sources::new(&trust), no_destination: setup.no_destination };
+        let policy = Policy {
+            sources: Sources::new(&trust),
+            no_destination: setup.no_destination,
+            scanners: vec!["friendly-scanner".into()],
+        };
         let locals: Vec<_> = setup.locals.iter().map(|local| local.parse().unwrap()).collect();
         let rules = Probe { accept: Accept::default(), ..Probe::default() };
         let mut dispatcher = Dispatcher::new(&locals, rules.clone());

@@ -148,6 +148,10 @@ impl Fastpath for Linux {
         self.tables.set_locals(locals)
     }
 
+    fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()> {
+        self.tables.set_source(network, bits)
+    }
+
     fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()> {
         self.tables.set_sources(sources)
     }

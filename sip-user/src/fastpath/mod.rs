@@ -78,6 +78,9 @@ pub trait Fastpath {
     /// The whole set of networks with their [`sip_ebpf::tables::source`] bits.
     fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()>;
 
+    /// One of these networks; with zero bits it is gone.
+    fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()>;
+
     /// One slot of `PBXS`, and `PBX_BY_ADDR` with it (also when the slot changes its address or becomes
     /// [`sip_ebpf::tables::PbxState::Unused`]).
     fn set_pbx(&mut self, slot: u32, pbx: Pbx) -> Result<()>;

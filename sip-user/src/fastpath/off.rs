@@ -40,6 +40,10 @@ impl Fastpath for Off {
         Ok(())
     }
 
+    fn set_source(&mut self, _network: Ipv4Net, _bits: u32) -> Result<()> {
+        Ok(())
+    }
+
     fn set_sources(&mut self, _sources: &[(Ipv4Net, u32)]) -> Result<()> {
         Ok(())
     }

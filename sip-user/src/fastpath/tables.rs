@@ -158,6 +158,20 @@ impl Tables {
         self.next_generation()
     }
 
+    /// Writes one network of `SOURCES`; without bits it is gone.
+    pub fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()> {
+        let (len, addr) = prefix(network);
+        let key = Key::new(len, addr);
+        if bits == 0 {
+            gone(self.sources.remove(&key)).context("cannot remove a network from SOURCES")?;
+        } else {
+            self.sources.insert(&key, bits, 0).with_context(|| {
+                format!("cannot write SOURCES, which holds {MAX_SOURCES} networks")
+            })?;
+        }
+        self.next_generation()
+    }
+
     /// Writes one slot of `PBXS`, and `PBX_BY_ADDR` with it.
     pub fn set_pbx(&mut self, slot: u32, pbx: Pbx) -> Result<()> {
         self.stale.remove(&slot);

@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use tokio::sync::Notify;
 
+use super::bans::Suspicion;
 use super::keeper::{Answer, Keeper};
 use super::node::Head;
 use super::peers::{Mail, Peers};
@@ -172,6 +173,10 @@ impl Worker {
                 self.dispatcher.handle_evidence(Instant::now(), evidence);
                 self.carry_out();
             }
+            Mail::Suspicion(suspicion) => {
+                self.suspect(suspicion);
+                self.carry_out();
+            }
         }
     }
 
@@ -194,6 +199,9 @@ impl Worker {
         }
         let now = Instant::now();
         self.dispatcher.handle_timeout(now);
+        if let Some(head) = &mut self.head {
+            head.bans.handle_timeout(now);
+        }
         if let Some(stateful) = self.proxy.stateful_mut() {
             stateful.handle_timeout(now);
         }
@@ -208,7 +216,8 @@ impl Worker {
 
     fn next_timeout(&self) -> Option<Instant> {
         let stateful = self.proxy.stateful().and_then(|stateful| stateful.poll_timeout());
-        [self.dispatcher.poll_timeout(), stateful].into_iter().flatten().min()
+        let bans = self.head.as_ref().and_then(|head| head.bans.poll_timeout());
+        [self.dispatcher.poll_timeout(), stateful, bans].into_iter().flatten().min()
     }
 
     /// Does what the core wants and sends what waits, until neither is left.
@@ -237,6 +246,7 @@ impl Worker {
             // A PBX that there is no way to is news for the dispatcher.
             self.send();
         }
+        self.watch_gate();
         if !self.peers.me().is_alone() {
             self.pass_on();
         }
@@ -312,6 +322,7 @@ impl Worker {
             }
             (StatefulCommand::Save(row), Some(keeper)) => keeper.save(row),
             (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(key),
+            (StatefulCommand::Guessed { from }, _) => self.suspect(Suspicion::wrong_digest(from)),
             (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(cdr),
             // The configuration gives both or neither.
             (StatefulCommand::Cdr(cdr), None) => {
@@ -392,6 +403,7 @@ impl Worker {
                 ..self.config.sip.clone()
             },
             trust: config.trust,
+            gate: config.gate,
             pbx: config.pbx,
             probe: config.probe,
             dispatch: config.dispatch,
@@ -405,6 +417,7 @@ impl Worker {
             ..self.config.clone()
         };
         self.proxy.set_policy(policy(&self.config));
+        self.reload_bans();
         let settings = stateful::settings(&self.config, self.peers.me());
         let accounting = stateful::accounting(&self.config, self.peers.me());
         if let (Some(stateful), Some(settings)) = (self.proxy.stateful_mut(), settings) {

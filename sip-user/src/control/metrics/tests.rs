@@ -4,7 +4,8 @@ use std::time::{Instant, SystemTime};
 use super::*;
 use crate::config::{AdminState, NoDestination, PbxConfig, PbxLimits, Probe, Trust};
 use crate::control::protocol::{Backend, SocketStats, XdpStats};
-use crate::control::status::{Course, Tally};
+use crate::control::status::{Banned, Course, Tally};
+use crate::core::bans::Bans;
 use crate::core::counters::Counters;
 use crate::core::dispatcher::{Dispatcher, Unreachable};
 use crate::core::proxy::{Policy, Proxy};
@@ -170,6 +171,7 @@ fn status() -> Status {
             store: store::Counters { written_cdrs: 5, connected: true, ..Default::default() },
             ..Memory::default()
         }),
+        bans: Banned { now: [1, 2, 3], made: [4, 5, 6] },
     }
 }
 
@@ -221,6 +223,8 @@ fn the_text_is_sound_and_says_what_is() {
     assert_eq!(round_trip.samples.len(), 1, "pbx2 has not answered yet");
     assert_eq!(round_trip.at(&[("pbx", "pbx1")]), 0.0015);
     assert_eq!(all["sipline_pbx_probe_failures"].at(&[("pbx", "pbx2")]), 4.0);
+    assert_eq!(all["sipline_bans"].at(&[("reason", "wrong_digests")]), 2.0);
+    assert_eq!(all["sipline_bans_made_total"].at(&[("reason", "scanner")]), 6.0);
     let address = [("address", "[2001:db8::1]:5060")];
     assert_eq!(all["sipline_socket_drops_total"].at(&address), 3.0);
     assert_eq!(all["sipline_socket_receive_buffer_bytes"].at(&address), 4096.0);
@@ -278,6 +282,7 @@ struct World {
     proxy: Proxy,
     fastpath: Off,
     course: Course,
+    bans: Bans,
 }
 
 impl World {
@@ -285,8 +290,11 @@ impl World {
         let now = Instant::now();
         let locals = ["192.0.2.1:5060".parse().unwrap()];
         let trust = Trust::default();
-        let policy =
-            Policy { sources: Sources::new(&trust), no_destination: NoDestination::default() };
+        let policy = Policy {
+            sources: Sources::new(&trust),
+            no_destination: NoDestination::default(),
+            scanners: Vec::new(),
+        };
         let mut dispatcher = Dispatcher::new(&locals, Probe::default());
         let pbxs: Vec<_> = (11..)
             .zip(pbxs)
@@ -304,6 +312,7 @@ impl World {
             proxy: Proxy::new([7, 9], &locals, 64, policy, now),
             fastpath: Off::new("in a test"),
             course: status().course,
+            bans: Bans::default(),
         }
     }
 
@@ -312,6 +321,7 @@ impl World {
             asked,
             &mut Parts {
                 dispatcher: &self.dispatcher,
+                bans: &self.bans,
                 tally: Tally::of(&self.proxy, &[]).unwrap(),
                 fastpath: &mut self.fastpath,
                 store: None,
@@ -367,6 +377,7 @@ fn the_page_has_the_type_of_its_text() {
     let mut world = World::new(&["pbx1"]);
     let mut parts = Parts {
         dispatcher: &world.dispatcher,
+        bans: &world.bans,
         tally: Tally::of(&world.proxy, &[]).unwrap(),
         fastpath: &mut world.fastpath,
         store: None,
