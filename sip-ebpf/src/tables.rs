@@ -9,6 +9,8 @@
 //! | `HEARTBEAT` | array of 1 | 0 | `u64`: CLOCK_MONOTONIC ns until which the daemon vouches for itself | daemon |
 //! | `LOCALS` | hash | [`Endpoint`] | [`Local`] | daemon |
 //! | `SOURCES` | LPM trie | prefix length, IPv4 address | `u32` of [`source`] bits | daemon |
+//! | `REGISTERED` | hash | IPv4 address | `u32`: one | daemon |
+//! | `DEBTS` | array of [`DEBT_BUCKETS`] | bucket | [`DebtBucket`] | kernel |
 //! | `PBXS` | array of [`MAX_PBX`] | slot | [`Pbx`] | daemon |
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
 //! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
@@ -19,6 +21,7 @@
 //! | `SCRATCH`, `HOPS`, `KNOWN` | per-CPU arrays | | working memory | kernel |
 //! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
 
+use crate::gate::Rules;
 use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
@@ -80,6 +83,8 @@ pub mod flag {
     pub const STEER: u32 = 1 << 1;
     /// `SOURCES` may have denied or banned networks, so every packet of ours is looked up.
     pub const DENY: u32 = 1 << 2;
+    /// Ask how much each source has sent.
+    pub const GATE: u32 = 1 << 3;
 }
 
 /// What a network in `SOURCES` may do.
@@ -104,11 +109,13 @@ pub struct Config {
     pub flags: u32,
     /// Buckets of `CALLS` minus one; buckets are a power of two.
     pub calls_mask: u32,
-    /// Changes after each change of `LOCALS`, `SOURCES` or `PBX_BY_ADDR`: what a CPU has read from
+    /// Changes after each change of `LOCALS`, `SOURCES`, `REGISTERED` or `PBX_BY_ADDR`: what a CPU has read from
     /// them is good for as long as this stays the same. Never zero once configured.
     pub generation: u32,
     /// Keys of every hash and signature; equal on all nodes of a cluster.
     pub keys: Keys,
+    /// What one source may send, where [`flag::GATE`] says so.
+    pub gate: Rules,
 }
 
 /// What a PBX is being used for. The number is what the tables hold.
@@ -187,7 +194,7 @@ pub const MAX_VLANS: u32 = 1_024;
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{CallBucket, Config, Endpoint, Local, Pbx, Schedule, VlanPort};
+    use super::{CallBucket, Config, DebtBucket, Endpoint, Local, Pbx, Schedule, VlanPort};
 
     // SAFETY: `repr(C)` integers without padding or invalid values.
     unsafe impl aya::Pod for VlanPort {}
@@ -203,6 +210,25 @@ mod user {
     unsafe impl aya::Pod for Local {}
     // SAFETY: as above.
     unsafe impl aya::Pod for CallBucket {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for DebtBucket {}
+}
+
+/// Sources in one bucket: two words that one load gets, and few enough for the verifier to look at all ways through.
+pub const SOURCES_PER_BUCKET: usize = 2;
+
+/// Buckets of `DEBTS`, a power of two: a MiB, and 131,072 sources.
+pub const DEBT_BUCKETS: u32 = 65_536;
+
+/// How many sources `REGISTERED` holds.
+pub const MAX_REGISTERED: u32 = 65_536;
+
+/// One bucket of what sources owe; see [`crate::gate`] for the words.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C, align(16))]
+pub struct DebtBucket {
+    /// One word a source; zero is free.
+    pub words: [u64; SOURCES_PER_BUCKET],
 }
 
 /// Calls in one bucket: one cache line.

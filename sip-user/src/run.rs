@@ -38,6 +38,7 @@ use crate::control::status::Course;
 use crate::core::bans::Bans;
 use crate::core::call_table::CallTable;
 use crate::core::dispatcher::Dispatcher;
+use crate::core::gate::Debts;
 use crate::core::owner::{self, MAX_WORKERS};
 use crate::core::proxy::{Policy, Proxy};
 use crate::core::sources::Sources;
@@ -213,6 +214,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
     dispatcher.set_call_rules(config.dispatch);
     dispatcher.reload(now, &config.pbx, config.probe.clone()).context("PBXs")?;
     let calls = CallTable::new(config.xdp.call_buckets);
+    let debts = Debts::default();
     let me = group.first().map_or(owner::Worker::ALONE, |(peers, _)| peers.me());
     let mut kept = stateful::start_store(&config, &seed, me)?.map(Vec::into_iter);
     let mut starts = Vec::new();
@@ -221,6 +223,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
         // It has the call table of all.
         let mut proxy = Proxy::new(key.0, &config.sip.listen, 1, policy(&config), now);
         proxy.set_worker(peers.me(), calls.clone());
+        proxy.gate_mut().share(debts.clone());
         let dispatcher = dispatcher.follower();
         let (config, kernel) = (config.clone(), kernel.clone());
         let parts = Parts { config, proxy, dispatcher, sockets, kernel, peers, keeper };
@@ -277,6 +280,7 @@ fn policy(config: &Config) -> Policy {
         sources: Sources::new(&config.trust).with_exempt(config.gate.exempt.iter().chain(believed)),
         no_destination: config.sip.no_destination,
         scanners: config.gate.sought(),
+        rates: config.gate.rates(),
     }
 }
 

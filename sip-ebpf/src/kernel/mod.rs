@@ -110,11 +110,12 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
         return Err(Reason::EmptyDatagram);
     }
     let t = text::load(ctx, scratch)?;
+    kernel.admit(t.word(0))?;
     if s.frame.len <= 4 {
         return keepalive(ctx, scratch, t, config, &kernel);
     }
-    if scan(t, &mut s.index).is_err() {
-        return Err(Reason::Malformed);
+    if let Err(error) = scan(t, &mut s.index) {
+        return Err(error.reason());
     }
     sip(ctx, scratch, t, config, &kernel)
 }
@@ -144,7 +145,7 @@ fn keepalive(
     }
     // Only NUL, CR and LF: a keepalive that wants no answer. The zeros behind the text count too.
     let other = (0..4).any(|i| !matches!((word >> (8 * i)) as u8, 0 | b'\r' | b'\n'));
-    Err(if other { Reason::Malformed } else { Reason::EmptyDatagram })
+    Err(if other { Reason::Junk } else { Reason::EmptyDatagram })
 }
 
 #[inline(always)]

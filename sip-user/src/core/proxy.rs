@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use sip_ebpf::cookie;
 use sip_ebpf::edit::{self, Front, Sink};
+use sip_ebpf::gate;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
@@ -30,6 +31,7 @@ use super::counters::{Counters, Event};
 use super::decision::Decision;
 use super::dispatcher::Dispatcher;
 use super::family::Family;
+use super::gate::Gate;
 use super::ipv6;
 use super::owner::{Parcel, Passed, Worker};
 use super::probe::Token;
@@ -85,6 +87,8 @@ pub struct Policy {
     pub no_destination: NoDestination,
     /// Parts of the User-Agent by which scanners are known, in small letters.
     pub scanners: Vec<String>,
+    /// What one source may send; `None`: nothing is asked.
+    pub rates: Option<gate::Rules>,
 }
 
 /// Somebody has called himself as scanners do: evidence for [`super::bans::Bans::scanner`].
@@ -117,6 +121,7 @@ pub struct Proxy {
     parcels: Vec<Parcel>,
     /// Scanners that were seen.
     scanners: Vec<Scanner>,
+    gate: Gate,
     /// Working memory, kept between messages.
     index: Option<Box<Index>>,
     text: Vec<u8>,
@@ -158,6 +163,8 @@ impl Proxy {
             }
             SocketAddr::V6(v6) => Line::V6(ipv6::Line::new(*v6)),
         });
+        let mut gate = Gate::default();
+        gate.set_rules(policy.rates);
         // As messages name them: without zones.
         let named = locals.iter().map(|local| SocketAddr::new(local.ip(), local.port()));
         Self {
@@ -173,6 +180,7 @@ impl Proxy {
             worker: Worker::ALONE,
             parcels: Vec::new(),
             scanners: Vec::new(),
+            gate,
             index: None,
             text: Vec::new(),
             front: Vec::new(),
@@ -195,7 +203,18 @@ impl Proxy {
     /// Takes over what a reload may change. Who is banned stays so.
     pub fn set_policy(&mut self, policy: Policy) {
         let sources = policy.sources.with_bans_of(&self.policy.sources);
+        self.gate.set_rules(policy.rates);
         self.policy = Policy { sources, ..policy };
+    }
+
+    /// Who is registered, and who owes what.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// As [`Proxy::gate`].
+    pub fn gate_mut(&mut self) -> &mut Gate {
+        &mut self.gate
     }
 
     /// Does what [`super::bans::Bans`] wants.
@@ -276,6 +295,15 @@ impl Proxy {
         if bits & source::DENIED != 0 {
             return self.counters.reason(Reason::Denied);
         }
+        if bytes.is_empty() {
+            return self.counters.reason(Reason::EmptyDatagram);
+        }
+        if bits & (source::TRUSTED | source::EXEMPT) == 0
+            && dispatcher.slot_at(from).is_none()
+            && let Err(reason) = self.gate.take(self.clock(now), from.ip(), bytes)
+        {
+            return self.counters.reason(reason);
+        }
         if self.keepalive(datagram, out) {
             return;
         }
@@ -321,10 +349,13 @@ impl Proxy {
             return true;
         }
         let silent = bytes.iter().all(|byte| matches!(byte, 0 | b'\r' | b'\n'));
-        if silent {
-            self.counters.reason(Reason::EmptyDatagram);
-        }
-        silent
+        self.counters.reason(if silent { Reason::EmptyDatagram } else { Reason::Junk });
+        true
+    }
+
+    /// Nanoseconds of the clock that all workers share.
+    fn clock(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// One message: decided, or written anew and then decided.
@@ -337,7 +368,7 @@ impl Proxy {
         out: &mut Vec<Transmit>,
     ) {
         if let Err(error) = scan(bytes, index) {
-            self.counters.reason(Reason::Malformed);
+            self.counters.reason(error.reason());
             return self.malformed(arrival, bytes, index, error, out);
         }
         let mut decision = Decision::default();
@@ -370,7 +401,7 @@ impl Proxy {
     ) {
         *decision = Decision::default();
         let Some(line) = self.lines.get(arrival.local) else { return };
-        let clock = arrival.now.saturating_duration_since(self.start).as_nanos();
+        let clock = self.clock(arrival.now);
         let view = View {
             keys: &self.keys,
             from: arrival.from,
@@ -378,7 +409,7 @@ impl Proxy {
             dispatcher: RefCell::new(&mut *dispatcher),
             calls: &self.calls,
             kernel: arrival.kernel,
-            clock: u64::try_from(clock).unwrap_or(u64::MAX),
+            clock,
         };
         let (packet, local) = match (line, endpoint(arrival.from)) {
             (Line::V4(dst, local), Some(src)) => (Packet { src, dst: *dst }, local),
@@ -977,7 +1008,9 @@ impl Proxy {
         let mut readable = match error {
             // Another version has the headers that an answer copies all the same (21.5.6).
             scan::Error::Version => as_our_version(bytes),
-            scan::Error::StartLine | scan::Error::TooLong => None,
+            // Counted as what it is.
+            scan::Error::StartLine => return,
+            scan::Error::TooLong => None,
             // Up to the line that is wrong.
             _ => index.lines().last().map(|line| {
                 let mut head = bytes.get(..line.end as usize).unwrap_or_default().to_vec();
@@ -1603,6 +1636,44 @@ mod tests {
     }
 
     #[test]
+    fn strangers_send_only_so_much() {
+        let mut w = world();
+        let (stranger, registered) = (gate::Rate::new(10, 4), gate::Rate::new(100, 100));
+        let rates = Some(gate::Rules { stranger, registered });
+        let policy = Policy { rates, ..w.proxy.policy().clone() };
+        w.proxy.set_policy(policy);
+        let options = |from: &str| {
+            request("OPTIONS", "sip:10.10.0.1", "<sip:10.10.0.1>", "")
+                .replace("10.10.1.2:5062", from)
+        };
+        let served = |w: &mut World, from: &str, text: &str| {
+            (0..200).filter(|_| !w.hear(from, 0, text.as_bytes()).is_empty()).count()
+        };
+        // It is the address that counts, whatever is sent.
+        assert_eq!(served(&mut w, STRANGER, &options(STRANGER)), 4);
+        assert_eq!(served(&mut w, "203.0.113.5:9", "\r\n\r\n"), 0);
+        assert_eq!(w.reason(Reason::RateStranger), 396);
+        w.now += Duration::from_millis(199);
+        assert_eq!(served(&mut w, "203.0.113.5:9", "\r\n\r\n"), 2);
+        // Nobody asks PBXs and who is trusted.
+        for from in [PBX1, PHONE] {
+            assert_eq!(served(&mut w, from, &options(from)), 200);
+        }
+        assert_eq!(w.hear(STRANGER, 0, b""), []);
+        assert_eq!(w.reason(Reason::EmptyDatagram), 1);
+        // Somebody registers from there, and his time is over.
+        let from = STRANGER.parse::<SocketAddr>().unwrap().ip();
+        let until = w.now + Duration::from_secs(60);
+        w.proxy.gate_mut().registered.learn(from.into(), until);
+        w.now += Duration::from_secs(30);
+        assert_eq!(served(&mut w, STRANGER, &options(STRANGER)), 100);
+        assert_eq!(w.reason(Reason::RateRegistered), 100);
+        w.now = until;
+        w.proxy.gate_mut().registered.handle_timeout(until);
+        assert_eq!(served(&mut w, STRANGER, &options(STRANGER)), 4);
+    }
+
+    #[test]
     fn every_refusal_has_its_words() {
         let mut w = world();
         let mut refused = |old: &str, new: &str, status: &str| {
@@ -1901,8 +1972,10 @@ mod tests {
             assert_eq!(w.hear(PHONE, 0, silent), []);
         }
         assert_eq!(w.proxy.counters().of_reason(Reason::EmptyDatagram), 5);
-        assert_eq!(w.hear(PHONE, 0, b"abc"), []);
-        assert_eq!(w.event(Event::DroppedMalformed), 1);
+        for junk in [&b"abc"[..], b"GET / HTTP/1.1\r\n\r\n"] {
+            assert_eq!(w.hear(PHONE, 0, junk), []);
+        }
+        assert_eq!((w.reason(Reason::Junk), w.event(Event::DroppedMalformed)), (2, 0));
     }
 
     // ---- Responses -----------------------------------------------------------------------------

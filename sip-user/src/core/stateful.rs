@@ -92,6 +92,13 @@ pub enum Command {
         /// The source.
         from: IpAddr,
     },
+    /// Somebody who had to prove who he is has registered: news for [`super::registered::Registered`].
+    Learned {
+        /// The source.
+        from: IpAddr,
+        /// When the contacts end that he has registered.
+        until: Instant,
+    },
 }
 
 /// What has happened, in numbers.
@@ -300,7 +307,13 @@ impl Stateful {
         let (mut taken, mut refused, mut changes) = (0, Vec::new(), Vec::new());
         for row in rows {
             match self.registrar.restore(now, row, &mut changes) {
-                Ok(()) => taken += 1,
+                Ok(()) => {
+                    taken += 1;
+                    if let Some(received) = row.received {
+                        let (from, until) = (received.ip(), row.expires);
+                        self.commands.push_back(Command::Learned { from, until });
+                    }
+                }
                 Err(why) => refused.push((row.key.clone(), why)),
             }
         }

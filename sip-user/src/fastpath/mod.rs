@@ -5,12 +5,14 @@
 //! stands in where there is no XDP: it takes everything and does nothing.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use sip_ebpf::gate;
 use sip_ebpf::tables::{CallBucket, Endpoint, Local, Pbx, Schedule};
 
 use crate::config::{Xdp, XdpMode};
@@ -80,6 +82,15 @@ pub trait Fastpath {
 
     /// One of these networks; with zero bits it is gone.
     fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()>;
+
+    /// What one source may send. It counts with the next [`Fastpath::set_config`].
+    fn set_rates(&mut self, rates: gate::Rules) -> Result<()>;
+
+    /// The whole set of addresses that somebody has registered from.
+    fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()>;
+
+    /// Some of them that have come (`true`) or gone.
+    fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()>;
 
     /// One slot of `PBXS`, and `PBX_BY_ADDR` with it (also when the slot changes its address or becomes
     /// [`sip_ebpf::tables::PbxState::Unused`]).

@@ -1,6 +1,7 @@
 //! The kernel's tables, written as [`sip_ebpf::tables`] says.
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,21 +11,24 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::Ipv4Net;
+use sip_ebpf::gate;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
-    CallBucket, Config, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx,
-    PbxState, Schedule, VlanPort,
+    CallBucket, Config, DEBT_BUCKETS, DebtBucket, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX,
+    MAX_SOURCES, MAX_VLANS, Pbx, PbxState, Schedule, VlanPort,
 };
 
 use super::CallBuckets;
 
 /// The maps that outlive a daemon when they are pinned.
-pub const KEPT: [&str; 12] = [
+pub const KEPT: [&str; 14] = [
     "CONFIG",
     "HEARTBEAT",
     "LOCALS",
     "SOURCES",
+    "REGISTERED",
+    "DEBTS",
     "PBXS",
     "PBX_BY_ADDR",
     "SCHEDULE",
@@ -43,6 +47,8 @@ pub struct Tables {
     heartbeat: Array<MapData, u64>,
     locals: HashMap<MapData, Endpoint, Local>,
     sources: LpmTrie<MapData, u32, u32>,
+    registered: HashMap<MapData, u32, u32>,
+    debts: Array<MapData, DebtBucket>,
     pbxs: Array<MapData, Pbx>,
     by_addr: HashMap<MapData, Endpoint, u32>,
     schedule: Array<MapData, Schedule>,
@@ -78,6 +84,8 @@ impl Tables {
             heartbeat: take(ebpf, "HEARTBEAT")?,
             locals: take(ebpf, "LOCALS")?,
             sources: take(ebpf, "SOURCES")?,
+            registered: take(ebpf, "REGISTERED")?,
+            debts: take(ebpf, "DEBTS")?,
             pbxs: take(ebpf, "PBXS")?,
             by_addr: take(ebpf, "PBX_BY_ADDR")?,
             schedule: take(ebpf, "SCHEDULE")?,
@@ -156,6 +164,47 @@ impl Tables {
             }
         }
         self.next_generation()
+    }
+
+    /// What one source may send; written with the next [`Tables::set_config`].
+    pub fn set_rates(&mut self, rates: gate::Rules) {
+        self.current.gate = rates;
+    }
+
+    /// Makes `addresses` the whole of `REGISTERED`.
+    pub fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()> {
+        let new: HashSet<u32> =
+            addresses.iter().map(|at| u32::from_ne_bytes(at.octets())).collect();
+        let old: Vec<u32> =
+            self.registered.keys().collect::<Result<_, _>>().context("cannot read REGISTERED")?;
+        for key in old.iter().filter(|key| !new.contains(key)) {
+            gone(self.registered.remove(key)).context("cannot remove one from REGISTERED")?;
+        }
+        for key in new {
+            self.registered.insert(key, 1, 0).context("cannot write REGISTERED")?;
+        }
+        self.next_generation()
+    }
+
+    /// Writes those that have come, and removes the others.
+    pub fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()> {
+        for (address, there) in changes {
+            let key = u32::from_ne_bytes(address.octets());
+            if *there {
+                self.registered.insert(key, 1, 0).context("cannot write REGISTERED")?;
+            } else {
+                gone(self.registered.remove(&key)).context("cannot remove one from REGISTERED")?;
+            }
+        }
+        self.next_generation()
+    }
+
+    /// Empties `DEBTS`, for tests that need a certain past.
+    pub fn forget_debts(&mut self) -> Result<()> {
+        for index in 0..DEBT_BUCKETS {
+            self.debts.set(index, DebtBucket::default(), 0).context("cannot write DEBTS")?;
+        }
+        Ok(())
     }
 
     /// Writes one network of `SOURCES`; without bits it is gone.

@@ -1,6 +1,7 @@
 //! Bans: every worker brings evidence to the first one, which decides; all carry it out, and the kernel too.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
@@ -10,9 +11,13 @@ use super::worker::Worker;
 use crate::control::protocol::{self, Outcome, Response};
 use crate::control::status::unix;
 use crate::core::bans::{self, Ban, Command};
+use crate::core::registered::Source;
 
 /// How many bans of one moment have a line each in the log: sources can be forged.
 const TOLD_AT_ONCE: usize = 8;
+
+/// How many sources one worker tells the others of at a time; more are told of with their next REGISTER.
+const MAX_LEARNED: usize = 65_536;
 
 /// What somebody has done.
 #[derive(Debug)]
@@ -45,9 +50,44 @@ impl Worker {
         }
     }
 
-    /// PBXs, trusted and exempt networks: nobody there is banned but by hand.
+    /// Somebody has registered from there: he is no stranger any more.
+    pub(super) fn learn(&mut self, from: IpAddr, until: Instant) {
+        let source = Source::from(from);
+        self.proxy.gate_mut().registered.learn(source, until);
+        if !self.peers.me().is_alone() && self.learned.len() < MAX_LEARNED {
+            self.learned.insert(source, until);
+        }
+    }
+
+    /// With each beat of the heart, and not with each REGISTER: others and the kernel hear who has registered.
+    pub(super) fn tell_learned(&mut self) {
+        if !self.learned.is_empty() {
+            let learned: Arc<[_]> = self.learned.drain().collect();
+            for other in self.peers.others() {
+                let learned = learned.clone();
+                self.peers.order(other, move |worker| {
+                    let registered = &mut worker.proxy.gate_mut().registered;
+                    learned.iter().for_each(|(source, until)| registered.learn(*source, *until));
+                });
+            }
+        }
+        let registered = &mut self.proxy.gate_mut().registered;
+        registered.handle_timeout(Instant::now());
+        let changes = registered.take_changes();
+        if let Some(head) = &mut self.head
+            && !changes.is_empty()
+        {
+            let written = head.fastpath.change_registered(&changes);
+            head.check_write("REGISTERED", written);
+        }
+    }
+
+    /// PBXs, trusted and exempt networks, and sources that somebody has registered from: nobody there is banned but by
+    /// hand. One phone with an old password is no reason to ban an office.
     fn is_exempt(&self, address: IpAddr) -> bool {
-        self.proxy.policy().sources.is_exempt(address) || self.is_pbx(|pbx| pbx == address)
+        self.proxy.gate().registered.has(address)
+            || self.proxy.policy().sources.is_exempt(address)
+            || self.is_pbx(|pbx| pbx == address)
     }
 
     fn is_pbx(&self, is: impl Fn(IpAddr) -> bool) -> bool {

@@ -100,14 +100,19 @@ impl Worker {
         }
         head.fastpath.set_schedule(self.dispatcher.schedule())?;
         head.fastpath.set_sources(&sources.ipv4())?;
+        head.fastpath.set_registered(&self.proxy.gate().registered.ipv4())?;
         head.fastpath.set_locals(&self.proxy.locals())?;
-        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY)
+        let rates = self.proxy.policy().rates;
+        head.fastpath.set_rates(rates.unwrap_or_default())?;
+        let gate = if rates.is_some() { flag::GATE } else { 0 };
+        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY | gate)
     }
 
     /// This worker is alive. The first one vouches for the daemon while all are; before that, it makes good what could
     /// not be written.
     pub(super) fn beat(&mut self) {
         self.peers.beat();
+        self.tell_learned();
         let written = match &self.head {
             Some(head) if head.tables_behind => Some(self.write_tables()),
             Some(_) => None,

@@ -3,6 +3,7 @@
 //! Tasks of its thread borrow it for one batch of datagrams, one timer or one order, and never across a wait, so
 //! nothing is locked and nothing is seen half done.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
@@ -22,6 +23,7 @@ use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Dispatcher, Snapshot, Unreachable};
 use crate::core::owner::Parcel;
 use crate::core::proxy::{Datagram, KernelCalls, Proxy, Transmit};
+use crate::core::registered::Source;
 use crate::core::registrar::Row;
 use crate::core::stateful::Command as StatefulCommand;
 use crate::fastpath::CallBuckets;
@@ -43,6 +45,8 @@ pub(super) struct Worker {
     out: Vec<Transmit>,
     kernel: Kernel,
     pub(super) peers: Peers,
+    /// Sources that have registered, and that the others do not know of yet.
+    pub(super) learned: HashMap<Source, Instant>,
     /// What the stateful half needs of the world, if it is configured.
     pub(super) keeper: Option<Keeper>,
     /// Of the first one: what there is one of.
@@ -81,6 +85,7 @@ impl Worker {
             batch: Batch::default(),
             out: Vec::new(),
             peers,
+            learned: HashMap::new(),
             keeper,
             head: None,
             wake: Rc::default(),
@@ -199,6 +204,7 @@ impl Worker {
         }
         let now = Instant::now();
         self.dispatcher.handle_timeout(now);
+        self.proxy.gate_mut().registered.handle_timeout(now);
         if let Some(head) = &mut self.head {
             head.bans.handle_timeout(now);
         }
@@ -322,6 +328,7 @@ impl Worker {
             }
             (StatefulCommand::Save(row), Some(keeper)) => keeper.save(row),
             (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(key),
+            (StatefulCommand::Learned { from, until }, _) => self.learn(from, until),
             (StatefulCommand::Guessed { from }, _) => self.suspect(Suspicion::wrong_digest(from)),
             (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(cdr),
             // The configuration gives both or neither.

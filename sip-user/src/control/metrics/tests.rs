@@ -294,6 +294,7 @@ impl World {
             sources: Sources::new(&trust),
             no_destination: NoDestination::default(),
             scanners: Vec::new(),
+            rates: None,
         };
         let mut dispatcher = Dispatcher::new(&locals, Probe::default());
         let pbxs: Vec<_> = (11..)

@@ -23,6 +23,7 @@ struct World {
     /// What the store has to write, in order.
     written: Vec<Written>,
     guessed: Vec<std::net::IpAddr>,
+    learned: Vec<(std::net::IpAddr, Instant)>,
     requests: u32,
 }
 
@@ -72,6 +73,7 @@ impl World {
             fetches: Vec::new(),
             written: Vec::new(),
             guessed: Vec::new(),
+            learned: Vec::new(),
             requests: 0,
         };
         world.follow();
@@ -94,6 +96,7 @@ impl World {
                 Command::Remove(key) => self.written.push(Written::Removed(*key)),
                 Command::Cdr(_) => {}
                 Command::Guessed { from } => self.guessed.push(from),
+                Command::Learned { from, until } => self.learned.push((from, until)),
             }
         }
     }
@@ -338,6 +341,7 @@ fn wrong_passwords_and_unknown_users() {
     w.tell(Ok(None));
     assert_eq!(status(&w.one(PHONE)), "SIP/2.0 401 Unauthorized");
     assert_eq!((w.sent.len(), w.written.len(), w.guessed.len()), (0, 0, 1));
+    assert_eq!(w.learned, []);
     assert_eq!(w.stateful.registrar().bindings(), 0);
 }
 
