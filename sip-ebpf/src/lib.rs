@@ -8,6 +8,7 @@
 pub mod calls;
 pub mod cookie;
 pub mod edit;
+pub mod gate;
 pub mod hash;
 pub mod header;
 pub mod insert;

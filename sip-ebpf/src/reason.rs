@@ -59,6 +59,14 @@ reasons! {
 
     /// The source is in a denied network.
     Denied = "denied", Drop;
+    /// The source is banned.
+    Banned = "banned", Drop;
+    /// A stranger has sent more than strangers may.
+    RateStranger = "rate_stranger", Drop;
+    /// A source that somebody has registered from has sent more than such sources may.
+    RateRegistered = "rate_registered", Drop;
+    /// No SIP at all: the first line is neither a request line nor a status line.
+    Junk = "junk", Drop;
     /// A datagram of ours that holds nothing, or only NUL, CR or LF that asks for no answer.
     EmptyDatagram = "empty_datagram", Drop;
 

@@ -6,6 +6,7 @@
 //! no track of that, so its states do not multiply.
 
 use self::names::{Name, known};
+use crate::Reason;
 use crate::repeat::{repeat, repeat_few, step};
 use crate::text::{HIGHS, LOWER, Text, below, equal, first, head, literal};
 
@@ -41,6 +42,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// What becomes of the datagram: without a start line it is dropped, since nobody could answer it; all else is looked
+    /// at again by the daemon.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::StartLine => Reason::Junk,
+            _ => Reason::Malformed,
+        }
+    }
+
     /// In words, as a reason phrase can say it.
     pub const fn text(self) -> &'static str {
         match self {

@@ -9,6 +9,8 @@
 //! | `HEARTBEAT` | array of 1 | 0 | `u64`: CLOCK_MONOTONIC ns until which the daemon vouches for itself | daemon |
 //! | `LOCALS` | hash | [`Endpoint`] | [`Local`] | daemon |
 //! | `SOURCES` | LPM trie | prefix length, IPv4 address | `u32` of [`source`] bits | daemon |
+//! | `REGISTERED` | hash | IPv4 address | `u32`: one | daemon |
+//! | `DEBTS` | array of [`DEBT_BUCKETS`] | bucket | [`DebtBucket`] | kernel |
 //! | `PBXS` | array of [`MAX_PBX`] | slot | [`Pbx`] | daemon |
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
 //! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
@@ -21,6 +23,7 @@
 //! | `SCRATCH`, `HOPS`, `KNOWN` | per-CPU arrays | | working memory | kernel |
 //! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
 
+use crate::gate::Rules;
 use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
@@ -33,8 +36,14 @@ pub const MAX_PBX: u32 = 64;
 /// How many of our addresses there can be.
 pub const MAX_LOCALS: u32 = 64;
 
+/// How many networks of the configuration `SOURCES` holds.
+pub const MAX_NETWORKS: u32 = 65_536;
+
+/// How many bans it holds beside them.
+pub const MAX_BANS: u32 = 16_384;
+
 /// How many networks `SOURCES` holds.
-pub const MAX_SOURCES: u32 = 65_536;
+pub const MAX_SOURCES: u32 = MAX_NETWORKS + MAX_BANS;
 
 /// Buckets of the call table unless configured: eight calls each, 64 bytes each. So it fits into a CPU's own cache,
 /// where four times as many cost a new call about a fifth more time.
@@ -75,8 +84,10 @@ pub mod flag {
     pub const KEEPALIVES: u32 = 1;
     /// Steer INVITEs and carry calls.
     pub const STEER: u32 = 1 << 1;
-    /// `SOURCES` has at least one denied network, so every packet of ours is looked up.
+    /// `SOURCES` may have denied or banned networks, so every packet of ours is looked up.
     pub const DENY: u32 = 1 << 2;
+    /// Ask how much each source has sent.
+    pub const GATE: u32 = 1 << 3;
     /// Copy INVITEs that are steered into `EVENTS`, and send up what refuses them for a reason of its own (5xx): the
     /// daemon places such calls anew.
     pub const SHADOW: u32 = 1 << 8;
@@ -139,6 +150,10 @@ pub mod source {
     pub const DENIED: u32 = 1;
     /// INVITEs from here are steered without a question.
     pub const TRUSTED: u32 = 1 << 1;
+    /// Packets from here are dropped for a time.
+    pub const BANNED: u32 = 1 << 2;
+    /// Nobody here is banned unless an operator says so.
+    pub const EXEMPT: u32 = 1 << 3;
 }
 
 /// What the program must know besides the tables. All zero means: not configured, all goes up.
@@ -151,11 +166,13 @@ pub struct Config {
     pub flags: u32,
     /// Buckets of `CALLS` minus one; buckets are a power of two.
     pub calls_mask: u32,
-    /// Changes after each change of `LOCALS`, `SOURCES` or `PBX_BY_ADDR`: what a CPU has read from
+    /// Changes after each change of `LOCALS`, `SOURCES`, `REGISTERED` or `PBX_BY_ADDR`: what a CPU has read from
     /// them is good for as long as this stays the same. Never zero once configured.
     pub generation: u32,
     /// Keys of every hash and signature; equal on all nodes of a cluster.
     pub keys: Keys,
+    /// What one source may send, where [`flag::GATE`] says so.
+    pub gate: Rules,
 }
 
 /// What a PBX is being used for. The number is what the tables hold.
@@ -234,7 +251,7 @@ pub const MAX_VLANS: u32 = 1_024;
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{CallBucket, Config, Endpoint, Local, Pbx, Schedule, VlanPort};
+    use super::{CallBucket, Config, DebtBucket, Endpoint, Local, Pbx, Schedule, VlanPort};
 
     // SAFETY: `repr(C)` integers without padding or invalid values.
     unsafe impl aya::Pod for VlanPort {}
@@ -250,6 +267,25 @@ mod user {
     unsafe impl aya::Pod for Local {}
     // SAFETY: as above.
     unsafe impl aya::Pod for CallBucket {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for DebtBucket {}
+}
+
+/// Sources in one bucket: two words that one load gets, and few enough for the verifier to look at all ways through.
+pub const SOURCES_PER_BUCKET: usize = 2;
+
+/// Buckets of `DEBTS`, a power of two: a MiB, and 131,072 sources.
+pub const DEBT_BUCKETS: u32 = 65_536;
+
+/// How many sources `REGISTERED` holds.
+pub const MAX_REGISTERED: u32 = 65_536;
+
+/// One bucket of what sources owe; see [`crate::gate`] for the words.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C, align(16))]
+pub struct DebtBucket {
+    /// One word a source; zero is free.
+    pub words: [u64; SOURCES_PER_BUCKET],
 }
 
 /// Calls in one bucket: one cache line.

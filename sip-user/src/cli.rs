@@ -8,12 +8,14 @@ mod cdr;
 mod users;
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::config::{
@@ -25,6 +27,9 @@ use crate::store::Settings;
 use crate::{fastpath, import, run};
 use cdr::Records;
 use users::Users;
+
+/// The longest ban that has an end, in seconds: ten years.
+const LONGEST_BAN: u64 = 3650 * 86_400;
 
 /// SIP proxy and load balancer with an XDP fast path.
 #[derive(Debug, Parser)]
@@ -67,6 +72,11 @@ enum Verb {
     Calls {
         #[command(subcommand)]
         order: Option<Calls>,
+    },
+    /// Show or change who is banned.
+    Bans {
+        #[command(subcommand)]
+        order: Option<Bans>,
     },
     /// Show records of calls that are over, from the store itself: the daemon need not run.
     Cdr(Records),
@@ -143,6 +153,34 @@ enum Calls {
 }
 
 #[derive(Debug, Subcommand)]
+enum Bans {
+    /// Show them (the default).
+    List {
+        /// How many at most.
+        #[arg(long, default_value_t = SHOWN)]
+        limit: usize,
+    },
+    /// Hear nothing of a network, until the daemon ends.
+    Add {
+        /// A network or an address, as 198.51.100.0/24, 203.0.113.5 or 2001:db8::/64.
+        #[arg(value_parser = network)]
+        network: IpNet,
+        /// Only for so long, as 30m, 12h or 7d.
+        #[arg(long = "for", value_name = "TIME", value_parser = period)]
+        period: Option<Duration>,
+        /// Why, for others who look at it.
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// End a ban.
+    Remove {
+        /// The network, as `list` shows it.
+        #[arg(value_parser = network)]
+        network: IpNet,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Backends {
     /// Show them (the default).
     List,
@@ -201,6 +239,7 @@ pub fn main() -> ExitCode {
         }
         Verb::Registrations { order } => ask(&cli.socket, &registrations(order), json),
         Verb::Calls { order } => ask(&cli.socket, &calls(order), json),
+        Verb::Bans { order } => ask(&cli.socket, &bans(order), json),
         Verb::Cdr(records) => cdr::main(records, json),
         Verb::Stats => ask(&cli.socket, &Request::Stats, json),
         Verb::Reload => ask(&cli.socket, &Request::Reload, json),
@@ -359,6 +398,40 @@ fn calls(order: Option<Calls>) -> Request {
         Some(Calls::List { limit }) => Request::Calls { id: None, limit },
         Some(Calls::Show { id }) => Request::Calls { id: Some(id), limit: SHOWN },
     }
+}
+
+fn bans(order: Option<Bans>) -> Request {
+    match order {
+        None => Request::Bans { limit: SHOWN },
+        Some(Bans::List { limit }) => Request::Bans { limit },
+        Some(Bans::Add { network, period, note }) => {
+            Request::Ban { network, seconds: period.map(|period| period.as_secs()), note }
+        }
+        Some(Bans::Remove { network }) => Request::Unban { network },
+    }
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let one = text.parse::<IpAddr>().map(IpNet::from).ok();
+    let net = one.or_else(|| text.parse().ok());
+    net.ok_or_else(|| "write 198.51.100.0/24, 2001:db8::/64 or one address".to_owned())
+}
+
+/// A time in seconds, minutes, hours or days.
+fn period(text: &str) -> Result<Duration, String> {
+    let bad = || "write a whole number and s, m, h or d, as 30m".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
+    let each = match &text[digits..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(bad()),
+    };
+    let seconds = number.checked_mul(each).filter(|seconds| (1..=LONGEST_BAN).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(|| "from 1s to 3650d".to_owned())
 }
 
 fn ask(socket: &Path, request: &Request, json: bool) -> Result<bool> {
@@ -542,6 +615,11 @@ mod tests {
             "calls",
             "calls list --limit 5 --json",
             "calls show 1700000000.1-00c0ffee",
+            "bans",
+            "bans list --limit 5 --json",
+            "bans add 203.0.113.5",
+            "bans add 2001:db8::/64 --for 12h --note rude",
+            "bans remove 198.51.100.0/24",
             "cdr --config x",
             "cdr --from 2h --to 2026-01-31 --src 101 --dst 200 --limit 5 --csv",
             "cdr --json",
@@ -561,6 +639,9 @@ mod tests {
             "backends add a 1.2.3.4:5 --weight 17",
             "import kamailio-dispatcher",
             "import x",
+            "bans add 203.0.113.5 --for 0s",
+            "bans add 203.0.113.5 --for 12",
+            "bans add somebody",
             "cdr --from yesterday",
             "cdr --csv --json",
             "walk",

@@ -3,6 +3,7 @@
 //! What leaves this module is valid: [`Config`] has no strings left to parse. `sipline.example.toml`
 //! shows every key with its default.
 
+mod gate;
 mod registrar;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
-use sip_ebpf::tables::{DEFAULT_CALL_BUCKETS, MAX_LOCALS, MAX_PBX, MAX_SOURCES};
+use sip_ebpf::tables::{DEFAULT_CALL_BUCKETS, MAX_LOCALS, MAX_NETWORKS, MAX_PBX};
 use toml::Spanned;
 
 use crate::core::accounting;
@@ -22,6 +23,8 @@ use crate::core::digest::Secret;
 use crate::core::family::{ByFamily, Family};
 use crate::core::owner::MAX_WORKERS;
 use crate::core::stateful::PbxCredentials;
+pub use gate::Gate;
+use gate::RawGate;
 pub use registrar::{Auth, Registrar, Store};
 use registrar::{RawAuth, RawRegistrar, RawStore};
 
@@ -48,6 +51,8 @@ pub struct Config {
     pub sip: Sip,
     /// Who may do what, by network.
     pub trust: Trust,
+    /// What nobody may do.
+    pub gate: Gate,
     /// The PBXs, in the order of the file.
     pub pbx: Vec<PbxConfig>,
     /// By the id of a PBX: what answers its challenges to our REGISTERs.
@@ -542,6 +547,8 @@ struct RawFile {
     #[serde(default)]
     trust: RawTrust,
     #[serde(default)]
+    gate: RawGate,
+    #[serde(default)]
     pbx: Vec<RawPbx>,
     #[serde(default)]
     probe: RawProbe,
@@ -829,6 +836,7 @@ impl RawFile {
             store,
             pbx_credentials: check_credentials(&self.pbx, problems),
             trust: self.trust.check(problems),
+            gate: self.gate.check(problems),
             pbx,
             probe: self.probe.check(problems),
             dispatch: self.dispatch.check(problems),
@@ -963,8 +971,8 @@ impl RawTrust {
                 };
                 problems.at(item, reason);
             }
-            if seen.len() == MAX_SOURCES as usize + 1 {
-                problems.at(item, format!("more than {MAX_SOURCES} networks"));
+            if seen.len() == MAX_NETWORKS as usize + 1 {
+                problems.at(item, format!("more than {MAX_NETWORKS} networks"));
             }
         }
         trust

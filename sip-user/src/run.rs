@@ -4,6 +4,7 @@
 //! on, so nothing is locked on the way of a message. The first one, on the main thread, is also the node: it has the
 //! kernel half, probes PBXs and answers people.
 
+mod bans;
 mod calls;
 mod crew;
 mod keeper;
@@ -34,8 +35,10 @@ use crate::config::{Config, Key, LogFormat};
 use crate::control::http;
 use crate::control::server::{self, Server};
 use crate::control::status::Course;
+use crate::core::bans::Bans;
 use crate::core::call_table::CallTable;
 use crate::core::dispatcher::Dispatcher;
+use crate::core::gate::Debts;
 use crate::core::owner::{self, MAX_WORKERS};
 use crate::core::proxy::{Policy, Proxy};
 use crate::core::sources::Sources;
@@ -212,6 +215,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
     dispatcher.set_call_rules(config.dispatch);
     dispatcher.reload(now, &config.pbx, config.probe.clone()).context("PBXs")?;
     let calls = CallTable::new(config.xdp.call_buckets);
+    let debts = Debts::default();
     let me = group.first().map_or(owner::Worker::ALONE, |(peers, _)| peers.me());
     let mut kept = stateful::start_store(&config, &seed, me)?.map(Vec::into_iter);
     let mut starts = Vec::new();
@@ -220,6 +224,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
         // It has the call table of all.
         let mut proxy = Proxy::new(key.0, &config.sip.listen, 1, policy(&config), now);
         proxy.set_worker(peers.me(), calls.clone());
+        proxy.gate_mut().share(debts.clone());
         let dispatcher = dispatcher.follower();
         let (config, kernel) = (config.clone(), kernel.clone());
         let parts = Parts { config, proxy, dispatcher, sockets, kernel, peers, keeper };
@@ -245,6 +250,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
             write_failures: 0,
         },
         tables_behind: false,
+        bans: Bans::new(first.config.gate.bans.clone()),
         revision: first.dispatcher.revision(),
         still: false,
     }));
@@ -271,9 +277,12 @@ async fn reload_on(mut hangup: Signal, node: Node) {
 // ---- Small things --------------------------------------------------------------------------------
 
 fn policy(config: &Config) -> Policy {
+    let believed = if config.registrar.is_some() { &config.auth.trusted[..] } else { &[] };
     Policy {
-        sources: Sources::new(&config.trust),
+        sources: Sources::new(&config.trust).with_exempt(config.gate.exempt.iter().chain(believed)),
         no_destination: config.sip.no_destination,
+        scanners: config.gate.sought(),
+        rates: config.gate.rates(),
         shadow: config.dispatch.shadow.then_some(config.dispatch.answer_timeout),
     }
 }

@@ -1,17 +1,18 @@
 //! One packet at a time through the kernel program: at least one fixture for every way out.
 
+use ipnet::Ipv4Net;
 use sip_ebpf::Reason;
 use sip_ebpf::cookie::{self, Cookie};
 use sip_ebpf::header::Span;
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{PbxState, flag};
+use sip_ebpf::tables::{PbxState, flag, source};
 use sip_user::fastpath::object::Build;
 use sipline_tests::fixtures::frame::{self, DOT1AD, DOT1Q};
 use sipline_tests::fixtures::subject::at;
 use sipline_tests::fixtures::world::{
     DENIED, ELSEWHERE_PBX, LOST_PBX, NARROW_PBX, PBX1, PBX2, PHONE, PROXY, QINQ_PHONE, STRANGER,
-    VLAN_PHONE, endpoint, pbx,
+    VLAN_PHONE, World, endpoint, pbx,
 };
 use sipline_tests::fixtures::{Checksum, Frame, Message, Outcome, Pair, Subject, each_build, net};
 
@@ -231,6 +232,69 @@ fn fixtures() -> Vec<Fixture> {
     });
     add("denied source", Reason::Denied, |s| s.run(&Frame::new(DENIED, PROXY, options("1"))));
     add("denied source with lying lengths", Reason::Denied, |s| s.run(&Frame::new(DENIED, PROXY, options("1")).with(|f| f.udp_len = Some(7))));
+    add("banned address in a trusted network", Reason::Banned, |s| {
+        s.change(|w| w.sources.push((Ipv4Net::from(*PHONE.ip()), source::BANNED)));
+        s.run(&Frame::new(PHONE, PROXY, invite("1")))
+    });
+    add("banned address in a denied network", Reason::Banned, |s| {
+        s.change(|w| w.sources.push((Ipv4Net::from(*DENIED.ip()), source::BANNED | source::DENIED)));
+        s.run(&Frame::new(DENIED, PROXY, options("1")))
+    });
+    add("stranger who has sent his burst", Reason::RateStranger, |s| {
+        s.change(World::watch);
+        let options = || Frame::new(STRANGER, PROXY, options("1"));
+        for _ in 0..3 {
+            assert_eq!(s.run(&options()).reason, Reason::OptionsAnswered);
+        }
+        s.run(&options())
+    });
+    add("stranger who has sent too many keepalives and nonsense", Reason::RateStranger, |s| {
+        s.change(World::watch);
+        assert_eq!(s.run(&Frame::new(STRANGER, PROXY, "\r\n\r\n")).reason, Reason::CrlfAnswered);
+        assert_eq!(s.run(&Frame::new(STRANGER, PROXY, "OPTIONS x SIP/2.0")).reason.way(), Way::Up);
+        assert_eq!(s.run(&Frame::new(STRANGER, PROXY, invite("1"))).reason, Reason::Untrusted);
+        s.run(&Frame::new(STRANGER, PROXY, "\r\n\r\n"))
+    });
+    add("registered source that has sent its burst", Reason::RateRegistered, |s| {
+        s.change(|w| {
+            w.watch();
+            w.registered.push(*STRANGER.ip());
+        });
+        for _ in 0..15 {
+            assert_eq!(s.run(&Frame::new(STRANGER, PROXY, invite("1"))).reason, Reason::Untrusted);
+        }
+        s.run(&Frame::new(STRANGER, PROXY, invite("1")))
+    });
+    add("response beside a flood", Reason::NotOurResponse, |s| {
+        s.change(World::watch);
+        for _ in 0..3 {
+            assert_eq!(s.run(&Frame::new(STRANGER, PROXY, invite("1"))).reason, Reason::Untrusted);
+        }
+        assert_eq!(s.run(&Frame::new(STRANGER, PROXY, invite("1"))).reason, Reason::RateStranger);
+        let answer = "SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 192.0.2.1;branch=z9hG4bK1\r\nFrom: <sip:a@b>;tag=1\r\n\
+                      To: <sip:a@b>;tag=2\r\nCall-ID: 1\r\nCSeq: 1 INVITE\r\n\r\n";
+        s.run(&Frame::new(STRANGER, PROXY, answer))
+    });
+    add("phone in an exempt network", Reason::OptionsAnswered, |s| {
+        s.change(|w| {
+            w.watch();
+            w.sources.push((Ipv4Net::from(*STRANGER.ip()), source::EXEMPT));
+        });
+        for _ in 0..20 {
+            s.run(&Frame::new(STRANGER, PROXY, options("1")));
+        }
+        s.run(&Frame::new(STRANGER, PROXY, options("1")))
+    });
+    add("trusted phone and PBX are not asked", Reason::OptionsAnswered, |s| {
+        s.change(World::watch);
+        for from in [PHONE, PBX1] {
+            for _ in 0..20 {
+                let outcome = s.run(&Frame::new(from, PROXY, options("1")));
+                assert_eq!(outcome.reason, Reason::OptionsAnswered);
+            }
+        }
+        s.send(PHONE, options("1"))
+    });
     add("denied source while nobody is", Reason::OptionsAnswered, |s| {
         s.change(|w| w.flags = Some(flag::KEEPALIVES | flag::STEER));
         s.run(&Frame::new(DENIED, PROXY, options("1")))
@@ -242,7 +306,7 @@ fn fixtures() -> Vec<Fixture> {
     add("one NUL", Reason::EmptyDatagram, |s| s.send(PHONE, [0]));
     add("four NULs", Reason::EmptyDatagram, |s| s.send(PHONE, [0; 4]));
     add("one CRLF", Reason::EmptyDatagram, |s| s.send(PHONE, "\r\n"));
-    add("four letters", Reason::Malformed, |s| s.send(PHONE, "ping"));
+    add("four letters", Reason::Junk, |s| s.send(PHONE, "ping"));
     add("CRLF CRLF", Reason::CrlfAnswered, |s| s.send(PHONE, "\r\n\r\n"));
     add("CRLF CRLF, padded to 60", Reason::CrlfAnswered, |s| {
         let outcome = s.run(&Frame::new(PHONE, PROXY, "\r\n\r\n").with(|f| f.pad_to = 60));
@@ -332,6 +396,7 @@ fn fixtures() -> Vec<Fixture> {
     add("OPTIONS whose Vias do not stand together", Reason::OddVia, |s| s.send(PHONE, options("1").line("Via: SIP/2.0/UDP 1.2.3.4;branch=z9hG4bK9")));
 
     // What the scanner refuses or reports.
+    add("HTTP", Reason::Junk, |s| s.send(PHONE, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
     add("no SIP", Reason::Malformed, |s| s.send(PHONE, "hello, is this on?"));
     add("SIP 3.0", Reason::Malformed, |s| s.send(PHONE, options("1").start("OPTIONS sip:10.10.0.1:5060 SIP/3.0")));
     add("a lone LF", Reason::Malformed, |s| s.send(PHONE, options("1").line("X: a\nY: b")));

@@ -150,6 +150,7 @@ fn sipline(lab: &Lab, database: &Database, setting: Setting) -> Result<Command> 
     let dir = lab.dir().display();
     let mut text = format!(
         "[sip]\nlisten = [\"{PROXY}:{PORT}\"]\nkey = \"000102030405060708090a0b0c0d0e0f\"\n\
+         [gate]\nexempt = [\"10.10.1.0/24\"]\n\
          [probe]\ninterval = \"15s\"\n\
          [xdp]\nmode = \"off\"\ninterfaces = {INTERFACES:?}\npin = \"\"\n\
          [control]\nsocket = \"{dir}/control.sock\"\n\

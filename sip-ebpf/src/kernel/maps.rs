@@ -6,8 +6,9 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
-    CallBucket, Config, DEFAULT_CALL_BUCKETS, EVENTS_SIZE, Endpoint, Event, Local, MAX_LOCALS,
-    MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx, Schedule, VlanPort,
+    CallBucket, Config, DEBT_BUCKETS, DEFAULT_CALL_BUCKETS, DebtBucket, EVENTS_SIZE, Endpoint,
+    Event, Local, MAX_LOCALS, MAX_PBX, MAX_REGISTERED, MAX_SOURCES, MAX_VLANS, Pbx, Schedule,
+    VlanPort,
 };
 
 use super::hop::{HOPS_LEN, Hop};
@@ -25,6 +26,12 @@ pub(super) static LOCALS: HashMap<Endpoint, Local, { MAX_LOCALS as usize }> = Ha
 
 #[btf_map]
 pub(super) static SOURCES: LpmTrie<u32, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(super) static REGISTERED: HashMap<u32, u32, { MAX_REGISTERED as usize }> = HashMap::new();
+
+#[btf_map]
+pub(super) static DEBTS: Array<DebtBucket, { DEBT_BUCKETS as usize }> = Array::new();
 
 #[btf_map]
 pub(super) static PBXS: Array<Pbx, { MAX_PBX as usize }> = Array::new();

@@ -20,7 +20,7 @@ use sip_ebpf::Reason;
 use sip_ebpf::edit::{self, FRONT, Front, Sink, hops};
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::{Tables, route};
-use sip_ebpf::scan::{Method, scan};
+use sip_ebpf::scan::{self, Method, scan};
 use sip_ebpf::tables::{Config, LAYOUT, flag, source};
 use sip_ebpf::text::{Text, literal};
 
@@ -45,6 +45,10 @@ fn sipline(ctx: XdpContext) -> u32 {
             (reason, if matches!(reason.way(), Way::Drop) { XDP_DROP } else { XDP_PASS })
         }
     };
+    let (reason, action) = match is_junk(scratch, reason) {
+        true => (Reason::Junk, XDP_DROP),
+        false => (reason, action),
+    };
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own counter.
         unsafe { *counter += 1 };
@@ -53,6 +57,18 @@ fn sipline(ctx: XdpContext) -> u32 {
         aya_log_ebpf::debug!(&ctx, "action {} for reason {}", action, reason as u32);
     }
     action
+}
+
+/// What the scan refuses is junk if it has no start line. Asked of the memory and at the end, where all ways are one: the
+/// verifier would follow each error of the scan by itself.
+#[inline(always)]
+fn is_junk(scratch: *mut Scratch, reason: Reason) -> bool {
+    if scratch::fresh(scratch, reason as u32) != Reason::Malformed as u32 {
+        return false;
+    }
+    // SAFETY: a field of the entry of this CPU. The scan has just set it, for nothing else is malformed.
+    let error = unsafe { (&raw const (*scratch).index.error).read_volatile() };
+    error == scan::Error::StartLine as u32
 }
 
 /// Only the scan: for tests, which compare what it leaves in `SCRATCH` with the host's, and for
@@ -97,8 +113,9 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     let Some(kernel) = Kernel::new(config, scratch, s.packet.src) else {
         return Err(Reason::NotConfigured);
     };
-    if config.flags & flag::DENY != 0 && kernel.source() & source::DENIED != 0 {
-        return Err(Reason::Denied);
+    let refused = kernel.source() & (source::DENIED | source::BANNED);
+    if config.flags & flag::DENY != 0 && refused != 0 {
+        return Err(if refused & source::BANNED != 0 { Reason::Banned } else { Reason::Denied });
     }
     if s.frame.len == u32::MAX {
         return Err(Reason::BadLength);
@@ -110,6 +127,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
         return Err(Reason::EmptyDatagram);
     }
     let t = text::load(ctx, scratch)?;
+    kernel.admit(t.word(0))?;
     if s.frame.len <= 4 {
         return keepalive(ctx, scratch, t, config, &kernel);
     }
@@ -144,7 +162,7 @@ fn keepalive(
     }
     // Only NUL, CR and LF: a keepalive that wants no answer. The zeros behind the text count too.
     let other = (0..4).any(|i| !matches!((word >> (8 * i)) as u8, 0 | b'\r' | b'\n'));
-    Err(if other { Reason::Malformed } else { Reason::EmptyDatagram })
+    Err(if other { Reason::Junk } else { Reason::EmptyDatagram })
 }
 
 #[inline(always)]

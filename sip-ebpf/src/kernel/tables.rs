@@ -1,15 +1,21 @@
 //! The tables as [`sip_ebpf::route`] asks for them.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
+use sip_ebpf::Reason;
 use sip_ebpf::calls::{self, Call};
 use sip_ebpf::cookie::Cookie;
 use sip_ebpf::edit::{self, Sink};
+use sip_ebpf::gate::{self, Standing};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{Config, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, flag, source};
+use sip_ebpf::tables::{
+    Config, DEBT_BUCKETS, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, flag, source,
+};
 
 use super::asm;
-use super::maps::{CALLS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, SCHEDULE, SOURCES, TURN};
+use super::maps::{
+    CALLS, DEBTS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, REGISTERED, SCHEDULE, SOURCES, TURN,
+};
 use super::scratch::{Out, Scratch};
 use super::send;
 
@@ -49,6 +55,21 @@ impl<'a> Kernel<'a> {
         unsafe { (*self.from).source }
     }
 
+    /// Whether a datagram of the sender is let in; `text` are its first bytes.
+    #[inline(always)]
+    pub(super) fn admit(&self, text: u64) -> Result<(), Reason> {
+        // SAFETY: as above.
+        let standing = unsafe { (*self.from).standing };
+        if standing == Standing::Exempt as u32 || self.config.flags & flag::GATE == 0 {
+            return Ok(());
+        }
+        match take(self.config, self.from, self.now(), text) {
+            0 => Ok(()),
+            _ if standing == Standing::Registered as u32 => Err(Reason::RateRegistered),
+            _ => Err(Reason::RateStranger),
+        }
+    }
+
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
@@ -70,12 +91,40 @@ fn known(endpoint: Endpoint, generation: u32) -> Option<*mut Known> {
         // SAFETY: copied at once.
         known.slot = unsafe { PBX_BY_ADDR.get(endpoint) }.map_or(0, |slot| *slot + 1);
         known.source = SOURCES.get(&Key::new(32, endpoint.addr)).copied().unwrap_or(0);
+        known.standing = standing(known, endpoint.addr) as u32;
         known.endpoint = endpoint;
         known.generation = generation;
         known.received_len = 0;
         known.address_digits = Cookie::address_digits(endpoint);
     }
     Some(entry)
+}
+
+/// Lets a datagram in: zero, else it is dropped. A call, unlike most here: its code would push others out of the reach of
+/// a jump, and the verifier sees no more of it than a number.
+#[inline(never)]
+fn take(config: &Config, from: *const Known, now: u64, text: u64) -> u32 {
+    // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+    let (source, standing) = unsafe { ((*from).endpoint.addr, (*from).standing) };
+    let Some(bucket) = DEBTS.get_ptr_mut(gate::bucket(source, DEBT_BUCKETS - 1)) else { return 0 };
+    let registered = standing == Standing::Registered as u32;
+    // SAFETY: words of 64 bits are written whole; another CPU's write at the same time may win, and then one datagram was
+    // for nothing.
+    let words = unsafe { &mut (*bucket).words };
+    gate::take(words, source, now, &config.gate, registered, text).is_err() as u32
+}
+
+/// Who sends from an address, of which the rest is known.
+#[inline(always)]
+fn standing(known: &Known, address: u32) -> Standing {
+    if known.slot != 0 || known.source & (source::TRUSTED | source::EXEMPT) != 0 {
+        Standing::Exempt
+    // SAFETY: only whether it is there.
+    } else if unsafe { REGISTERED.get(address) }.is_some() {
+        Standing::Registered
+    } else {
+        Standing::Stranger
+    }
 }
 
 /// What the tables say of an address and port, as a CPU last read them.
@@ -92,8 +141,8 @@ pub(super) struct Known {
     port_len: u32,
     /// How long `received` is; zero while neither has been made.
     received_len: u32,
-    /// Always zero.
-    pad: u32,
+    /// A [`Standing`].
+    standing: u32,
     /// `=port`, for an `rport`.
     port: u64,
     /// `;received=address`

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::protocol::{Backend, Calls, Outcome, RegistrarStats, Registrations, Stats};
+use super::protocol::{Backend, Bans, Calls, Outcome, RegistrarStats, Registrations, Stats};
 
 /// The outcome as text that ends with a new line.
 pub fn outcome(outcome: &Outcome) -> String {
@@ -19,6 +19,7 @@ pub fn outcome(outcome: &Outcome) -> String {
         Outcome::Stats(all) => stats(all),
         Outcome::Registrations(list) => registrations(list),
         Outcome::Calls(list) => calls(list),
+        Outcome::Bans(list) => bans(list),
         Outcome::Forgotten(user) => format!("{} is looked up anew\n", user.forgotten),
     }
 }
@@ -111,6 +112,24 @@ fn calls(list: &Calls) -> String {
     text
 }
 
+fn bans(list: &Bans) -> String {
+    let mut rows = vec![row(["NETWORK", "REASON", "ENDS IN", "NOTE"])];
+    for ban in &list.bans {
+        let whole = ban.network.prefix_len() == ban.network.max_prefix_len();
+        let network = match whole {
+            true => ban.network.addr().to_string(),
+            false => ban.network.to_string(),
+        };
+        let ends = ban.expires_in.map_or("-".to_owned(), |s| age(s.saturating_mul(1000)));
+        rows.push(row([&network, &ban.reason, &ends, &ban.note]));
+    }
+    let mut text = table(&rows);
+    if list.bans.len() < list.total {
+        let _ = writeln!(text, "{} of {}: --limit shows more", list.bans.len(), list.total);
+    }
+    text
+}
+
 fn registrar(all: &RegistrarStats) -> String {
     let store = match all.connected {
         true => all.store.clone(),
@@ -161,6 +180,11 @@ fn stats(all: &Stats) -> String {
         }
     }
     text += &table(&rows);
+    let banned: Vec<_> = all.bans.iter().filter(|(_, count)| **count > 0).collect();
+    if !banned.is_empty() {
+        let counts = banned.iter().map(|(reason, count)| format!("{count} {reason}"));
+        let _ = writeln!(text, "bans so far: {}", counts.collect::<Vec<_>>().join(", "));
+    }
     if let Some(all) = &all.registrar {
         text.push('\n');
         text += &registrar(all);
@@ -210,7 +234,7 @@ fn age(milliseconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::AdminState;
-    use crate::control::protocol::{Backends, CallInProgress, Leg, Registration};
+    use crate::control::protocol::{Backends, Ban, CallInProgress, Leg, Registration};
 
     #[test]
     fn a_table_lines_up() {
@@ -302,6 +326,31 @@ ID                     FROM  TO   STATE    FOR  CALLER          PBX   CALLEE  CA
 1 of 2: --limit shows more
 ";
         assert_eq!(outcome(&Outcome::Calls(Calls { calls: vec![one], total: 2 })), want);
+    }
+
+    #[test]
+    fn who_is_banned() {
+        let ban = Ban {
+            network: "203.0.113.5/32".parse().unwrap(),
+            reason: "scanner".into(),
+            note: "friendly-scanner".into(),
+            since: 0,
+            expires_in: Some(3600),
+        };
+        let hand = Ban {
+            network: "2001:db8::/32".parse().unwrap(),
+            reason: "hand".into(),
+            note: String::new(),
+            expires_in: None,
+            ..ban.clone()
+        };
+        let want = "\
+NETWORK        REASON   ENDS IN  NOTE
+203.0.113.5    scanner  60 min   friendly-scanner
+2001:db8::/32  hand     -
+2 of 3: --limit shows more
+";
+        assert_eq!(outcome(&Outcome::Bans(Bans { bans: vec![ban, hand], total: 3 })), want);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use sip_ebpf::tables::PbxState;
 
 use super::http::{Page, plain, typed};
 use super::status::{Memory, Parts, STATES, Status, state_name, unix};
+use crate::core::bans::Why;
 use crate::core::counters::Event;
 use crate::fastpath::Mode;
 
@@ -103,6 +104,7 @@ impl Collector for Status {
         self.daemon_half(&mut out)?;
         self.pbxs(&mut out)?;
         self.sockets(&mut out)?;
+        self.bans(&mut out)?;
         match &self.memory {
             Some(memory) => memory.encode(&mut out),
             None => Ok(()),
@@ -261,6 +263,19 @@ impl Status {
                 let time = Duration::from_micros(pbx.round_trip_us?);
                 Some(([("pbx", &pbx.id[..])], time.as_secs_f64()))
             }),
+        )
+    }
+
+    fn bans(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        out.gauge(
+            "sipline_bans",
+            "Networks that are banned, by why",
+            Why::ALL.iter().zip(self.bans.now).map(|(why, n)| ([("reason", why.name())], count(n))),
+        )?;
+        out.counter(
+            "sipline_bans_made",
+            "Bans that were made, by why",
+            Why::ALL.iter().zip(self.bans.made).map(|(why, n)| ([("reason", why.name())], n)),
         )
     }
 

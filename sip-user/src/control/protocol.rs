@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AdminState, Problem};
@@ -86,6 +87,28 @@ pub enum Request {
         #[serde(default = "some")]
         limit: usize,
     },
+    /// Who is banned.
+    Bans {
+        /// How many at most.
+        #[serde(default = "some")]
+        limit: usize,
+    },
+    /// Nothing of a network is heard.
+    Ban {
+        /// A network, or one address.
+        network: IpNet,
+        /// For how long, in seconds; if it is missing, until the daemon ends.
+        #[serde(default)]
+        seconds: Option<u64>,
+        /// For people.
+        #[serde(default)]
+        note: String,
+    },
+    /// A ban ends.
+    Unban {
+        /// The network, as it is listed.
+        network: IpNet,
+    },
     /// A user has been changed in the store: what is known of his password counts no more.
     Forget {
         /// `user@domain`
@@ -154,6 +177,8 @@ pub enum Outcome {
     Forgotten(Forgotten),
     /// Of `calls`.
     Calls(Calls),
+    /// Of everything about bans: all of them as they are now.
+    Bans(Bans),
     /// Of everything about PBXs: all of them as they are now.
     Backends(Backends),
 }
@@ -229,6 +254,30 @@ pub struct Calls {
     pub calls: Vec<CallInProgress>,
     /// How many there are in all.
     pub total: usize,
+}
+
+/// Who is banned.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Bans {
+    /// Those that were made last come first.
+    pub bans: Vec<Ban>,
+    /// How many there are in all.
+    pub total: usize,
+}
+
+/// One ban.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Ban {
+    /// Nothing of it is heard.
+    pub network: IpNet,
+    /// `hand`, `wrong_digests` or `scanner`.
+    pub reason: String,
+    /// More about the reason.
+    pub note: String,
+    /// When it was made: seconds of Unix time.
+    pub since: u64,
+    /// For how much longer, in seconds; if it is missing, until the daemon ends.
+    pub expires_in: Option<u64>,
 }
 
 /// One call.
@@ -341,6 +390,9 @@ pub struct Stats {
     /// The registrar, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registrar: Option<RegistrarStats>,
+    /// How many bans were made, by reason.
+    #[serde(default)]
+    pub bans: BTreeMap<String, u64>,
     /// The PBXs.
     pub backends: Vec<Backend>,
     /// Our addresses.

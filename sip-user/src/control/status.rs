@@ -10,6 +10,7 @@ use sip_ebpf::reason::{Reason, Way};
 use sip_ebpf::tables::PbxState;
 
 use super::protocol::{Backend, RegistrarStats, Share, SocketStats, Stats, XdpStats};
+use crate::core::bans::{Bans, Why};
 use crate::core::counters::{Counters, Event};
 use crate::core::dispatcher::{Dispatcher, Origin};
 use crate::core::proxy::Proxy;
@@ -38,6 +39,8 @@ pub struct Course {
 pub struct Parts<'a> {
     /// The PBXs.
     pub dispatcher: &'a Dispatcher,
+    /// Who is banned.
+    pub bans: &'a Bans,
     /// Counters of the kernel.
     pub fastpath: &'a mut dyn Fastpath,
     /// The numbers of all workers.
@@ -116,6 +119,7 @@ impl Parts<'_> {
             backends,
             sockets,
             memory: memory.map(|memory| Memory { store: self.store.unwrap_or_default(), ..memory }),
+            bans: Banned::of(self.bans),
         })
     }
 }
@@ -199,6 +203,24 @@ pub struct Status {
     pub sockets: Vec<SocketStats>,
     /// What needs memory, if it is configured.
     pub memory: Option<Memory>,
+    /// Bans in numbers.
+    pub bans: Banned,
+}
+
+/// Bans in numbers.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Banned {
+    /// How many there are, by why they were made.
+    pub now: [usize; Why::ALL.len()],
+    /// How many were made.
+    pub made: [u64; Why::ALL.len()],
+}
+
+impl Banned {
+    fn of(bans: &Bans) -> Self {
+        let count = |why| bans.list().filter(|(_, ban)| ban.why == why).count();
+        Self { now: Why::ALL.map(count), made: Why::ALL.map(|why| bans.made(why)) }
+    }
 }
 
 /// How the stateful half is at one moment.
@@ -357,6 +379,10 @@ impl Status {
             kernel,
             daemon: self.daemon.named(),
             registrar: None,
+            bans: Why::ALL
+                .iter()
+                .map(|why| (why.name().to_owned(), self.bans.made[*why as usize]))
+                .collect(),
             backends: self.backends,
             sockets: self.sockets,
         }

@@ -162,6 +162,8 @@ pub enum Verdict {
     Passed,
     /// It is refused.
     Refused(Response),
+    /// It is refused because its password is wrong, or there is no such user.
+    Guessed(Response),
     /// It waits: it comes back as [`Command::Resume`].
     Parked,
 }
@@ -337,6 +339,7 @@ impl Authenticator {
             {
                 self.park(now, who, parked)
             }
+            Err(why @ Refusal::WrongResponse) => Verdict::Guessed(self.refuse(now, subject, why)),
             Err(why) => Verdict::Refused(self.refuse(now, subject, why)),
         }
     }

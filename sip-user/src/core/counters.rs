@@ -51,6 +51,8 @@ events! {
     PassedOnDropped = "passed_on_dropped";
     /// A message that is wrong and cannot be answered.
     DroppedMalformed = "dropped_malformed";
+    /// A request of somebody who calls himself as scanners do (`gate.scanners`): not answered.
+    ScannerDropped = "scanner_dropped";
     /// An ACK that belongs to nothing we know (RFC 3261 16.11: it ends here).
     AckAbsorbed = "ack_absorbed";
     /// A response that is not ours, or has no way on.

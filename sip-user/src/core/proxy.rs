@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use sip_ebpf::cookie;
 use sip_ebpf::edit::{self, Front, Sink};
+use sip_ebpf::gate;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
@@ -24,6 +25,7 @@ use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, source};
 use sip_ebpf::text::literal;
 use sip_ebpf::{Reason, insert};
 
+use super::bans;
 use super::call_table::CallTable;
 use super::canonical::{self, Canonical, Fault};
 use super::cookie::Cookie;
@@ -31,6 +33,7 @@ use super::counters::{Counters, Event};
 use super::decision::Decision;
 use super::dispatcher::Dispatcher;
 use super::family::Family;
+use super::gate::Gate;
 use super::ipv6;
 use super::owner::{Parcel, Passed, Worker};
 use super::probe::Token;
@@ -46,6 +49,8 @@ pub use super::view::KernelCalls;
 
 /// How long a caller waits before the next try when no PBX takes calls, in seconds.
 const RETRY_AFTER: u32 = 5;
+/// Scanners that are kept until somebody takes them; others of the same moment send more.
+const MAX_SCANNERS: usize = 64;
 /// What a phone may send us.
 const ALLOW: &str = "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS\r\n";
 /// The same with a registrar.
@@ -86,6 +91,19 @@ pub struct Policy {
     /// How long a PBX may take for its first response to an INVITE that is steered, before another one is tried.
     /// `None`: no net under these.
     pub shadow: Option<Duration>,
+    /// Parts of the User-Agent by which scanners are known, in small letters.
+    pub scanners: Vec<String>,
+    /// What one source may send; `None`: nothing is asked.
+    pub rates: Option<gate::Rules>,
+}
+
+/// Somebody has called himself as scanners do: evidence for [`super::bans::Bans::scanner`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Scanner {
+    /// The source.
+    pub from: IpAddr,
+    /// His User-Agent.
+    pub agent: Box<str>,
 }
 
 /// See the module.
@@ -111,6 +129,9 @@ pub struct Proxy {
     worker: Worker,
     /// What is for other workers, by their numbers.
     parcels: Vec<Parcel>,
+    /// Scanners that were seen.
+    scanners: Vec<Scanner>,
+    gate: Gate,
     /// Working memory, kept between messages.
     index: Option<Box<Index>>,
     text: Vec<u8>,
@@ -152,6 +173,8 @@ impl Proxy {
             }
             SocketAddr::V6(v6) => Line::V6(ipv6::Line::new(*v6)),
         });
+        let mut gate = Gate::default();
+        gate.set_rules(policy.rates);
         // As messages name them: without zones.
         let named = locals.iter().map(|local| SocketAddr::new(local.ip(), local.port()));
         Self {
@@ -168,6 +191,8 @@ impl Proxy {
             placed: vec![0; MAX_PBX as usize],
             worker: Worker::ALONE,
             parcels: Vec::new(),
+            scanners: Vec::new(),
+            gate,
             index: None,
             text: Vec::new(),
             front: Vec::new(),
@@ -187,9 +212,34 @@ impl Proxy {
         (!parcel.is_empty()).then(|| std::mem::take(parcel))
     }
 
-    /// Takes over what a reload may change.
+    /// Takes over what a reload may change. Who is banned stays so.
     pub fn set_policy(&mut self, policy: Policy) {
-        self.policy = policy;
+        let sources = policy.sources.with_bans_of(&self.policy.sources);
+        self.gate.set_rules(policy.rates);
+        self.policy = Policy { sources, ..policy };
+    }
+
+    /// Who is registered, and who owes what.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// As [`Proxy::gate`].
+    pub fn gate_mut(&mut self) -> &mut Gate {
+        &mut self.gate
+    }
+
+    /// Does what [`super::bans::Bans`] wants.
+    pub fn handle_ban(&mut self, command: bans::Command) {
+        match command {
+            bans::Command::Ban(net) => self.policy.sources.ban(net),
+            bans::Command::Lift(net) => self.policy.sources.lift(net),
+        }
+    }
+
+    /// Scanners that were seen since this was last asked.
+    pub fn take_scanners(&mut self) -> Vec<Scanner> {
+        std::mem::take(&mut self.scanners)
     }
 
     /// What the configuration said last.
@@ -261,8 +311,21 @@ impl Proxy {
     ) {
         let Datagram { local, from, bytes } = datagram;
         self.counters.event(Event::Received);
-        if self.policy.sources.lookup(from.ip()) & source::DENIED != 0 {
+        let bits = self.policy.sources.lookup(from.ip());
+        if bits & source::BANNED != 0 {
+            return self.counters.reason(Reason::Banned);
+        }
+        if bits & source::DENIED != 0 {
             return self.counters.reason(Reason::Denied);
+        }
+        if bytes.is_empty() {
+            return self.counters.reason(Reason::EmptyDatagram);
+        }
+        if bits & (source::TRUSTED | source::EXEMPT) == 0
+            && dispatcher.slot_at(from).is_none()
+            && let Err(reason) = self.gate.take(self.clock(now), from.ip(), bytes)
+        {
+            return self.counters.reason(reason);
         }
         if self.keepalive(datagram, out) {
             return;
@@ -315,10 +378,8 @@ impl Proxy {
             return true;
         }
         let silent = bytes.iter().all(|byte| matches!(byte, 0 | b'\r' | b'\n'));
-        if silent {
-            self.counters.reason(Reason::EmptyDatagram);
-        }
-        silent
+        self.counters.reason(if silent { Reason::EmptyDatagram } else { Reason::Junk });
+        true
     }
 
     /// One message: decided, or written anew and then decided.
@@ -331,7 +392,7 @@ impl Proxy {
         out: &mut Vec<Transmit>,
     ) {
         if let Err(error) = scan(bytes, index) {
-            self.counters.reason(Reason::Malformed);
+            self.counters.reason(error.reason());
             return self.malformed(arrival, bytes, index, error, out);
         }
         let mut decision = Decision::default();
@@ -364,6 +425,7 @@ impl Proxy {
     ) {
         *decision = Decision::default();
         let Some(line) = self.lines.get(arrival.local) else { return };
+        let clock = self.clock(arrival.now);
         let view = View {
             keys: &self.keys,
             from: arrival.from,
@@ -371,7 +433,7 @@ impl Proxy {
             dispatcher: RefCell::new(&mut *dispatcher),
             calls: &self.calls,
             kernel: arrival.kernel,
-            clock: self.clock(arrival.now),
+            clock,
             guarded: self.patience().is_some(),
         };
         let (packet, local) = match (line, endpoint(arrival.from)) {
@@ -391,7 +453,7 @@ impl Proxy {
         }
     }
 
-    /// The clock of the call table, in nanoseconds.
+    /// The clock that all workers share, of the call table and of the gate, in nanoseconds.
     fn clock(&self, now: Instant) -> u64 {
         let passed = now.saturating_duration_since(self.start).as_nanos();
         u64::try_from(passed).unwrap_or(u64::MAX)
@@ -624,6 +686,9 @@ impl Proxy {
     ) {
         let in_dialog = !decision.plan.to_tag.is_empty();
         let from_pbx = dispatcher.slot_at(arrival.from);
+        if from_pbx.is_none() && self.is_scanner(arrival, message) {
+            return self.counters.event(Event::ScannerDropped);
+        }
         let refusal = match decision.reason {
             reason if self.needs_memory(message, reason, in_dialog) => {
                 let owner = self.worker.of_request(message, from_pbx.is_some());
@@ -682,6 +747,26 @@ impl Proxy {
             _ => Refusal::new(400, "Bad Header"),
         };
         self.answer(arrival, message, &refusal, out);
+    }
+
+    /// Whether a request that nobody is trusted for is a scanner's. Those that the shared decision lets pass are none: they
+    /// are in calls of ours, or ask how we are, which all may know; so it is the same whoever decides.
+    fn is_scanner(&mut self, arrival: &Arrival<'_>, message: &Message<'_>) -> bool {
+        let Policy { scanners, sources, .. } = &self.policy;
+        let from = arrival.from.ip();
+        if scanners.is_empty() || arrival.passed || sources.is_exempt(from) {
+            return false;
+        }
+        let mut others = message.headers_of(Kind::Other);
+        let agent = others.find(|header| header.name.eq_ignore_ascii_case(b"User-Agent"));
+        let Some(agent) = agent else { return false };
+        let agent = String::from_utf8_lossy(agent.value);
+        let small = agent.to_ascii_lowercase();
+        let found = scanners.iter().any(|scanner| small.contains(scanner.as_str()));
+        if found && self.scanners.len() < MAX_SCANNERS {
+            self.scanners.push(Scanner { from, agent: agent.into() });
+        }
+        found
     }
 
     /// Whether a request is one for [`Stateful`]: what starts something and is to be authenticated, or is for one of
@@ -971,7 +1056,9 @@ impl Proxy {
         let mut readable = match error {
             // Another version has the headers that an answer copies all the same (21.5.6).
             scan::Error::Version => as_our_version(bytes),
-            scan::Error::StartLine | scan::Error::TooLong => None,
+            // Counted as what it is.
+            scan::Error::StartLine => return,
+            scan::Error::TooLong => None,
             // Up to the line that is wrong.
             _ => index.lines().last().map(|line| {
                 let mut head = bytes.get(..line.end as usize).unwrap_or_default().to_vec();
@@ -1552,6 +1639,89 @@ mod tests {
     }
 
     #[test]
+    fn who_is_banned_hears_nothing_until_it_ends() {
+        let mut w = world();
+        let net = "10.10.1.2/32".parse().unwrap();
+        w.proxy.handle_ban(bans::Command::Ban(net));
+        w.silence(PHONE, &invite());
+        assert_eq!(w.hear(PHONE, 0, b"\r\n\r\n"), []);
+        assert_eq!((w.reason(Reason::Banned), w.reason(Reason::Denied)), (2, 0));
+        // A new configuration knows nothing of bans, and ends none.
+        let policy = world().proxy.policy().clone();
+        w.proxy.set_policy(policy);
+        w.silence(PHONE, &invite());
+        w.proxy.handle_ban(bans::Command::Lift(net));
+        assert_eq!(w.say(PHONE, &invite()).0, PBX2);
+    }
+
+    #[test]
+    fn scanners_are_noticed_and_hear_nothing() {
+        let mut w = world();
+        let scan = |text: String| text.replace("CSeq:", "user-agent: My Friendly-Scanner\r\nCSeq:");
+        let from = |text: String| text.replace("10.10.1.2:5062", STRANGER);
+        w.silence(STRANGER, &scan(from(invite())));
+        let options = from(request("OPTIONS", "sip:100@10.10.0.1", "<sip:100@10.10.0.1>", ""));
+        w.silence(STRANGER, &scan(options));
+        let seen = Scanner {
+            from: STRANGER.parse::<SocketAddr>().unwrap().ip(),
+            agent: "My Friendly-Scanner".into(),
+        };
+        assert_eq!(w.proxy.take_scanners(), [seen.clone(), seen]);
+        assert_eq!(w.event(Event::ScannerDropped), 2);
+        // How we are may be asked by all, as in the kernel; who is trusted is nothing else; others are named otherwise.
+        let options = from(request("OPTIONS", "sip:10.10.0.1", "<sip:10.10.0.1>", ""));
+        assert_eq!(w.status(STRANGER, &scan(options)), "SIP/2.0 200 OK");
+        assert_eq!(w.say(PHONE, &scan(invite())).0, PBX2);
+        let phone = from(invite())
+            .replace("CSeq:", "User-Agent: Phone\r\nX-Not: friendly-scanner\r\nCSeq:");
+        assert_eq!(w.status(STRANGER, &phone), "SIP/2.0 403 Not relaying");
+        assert_eq!(w.proxy.take_scanners(), []);
+        // They are bounded.
+        for _ in 0..2 * MAX_SCANNERS {
+            w.silence(STRANGER, &scan(from(invite())));
+        }
+        assert_eq!(w.proxy.take_scanners().len(), MAX_SCANNERS);
+    }
+
+    #[test]
+    fn strangers_send_only_so_much() {
+        let mut w = world();
+        let (stranger, registered) = (gate::Rate::new(10, 4), gate::Rate::new(100, 100));
+        let rates = Some(gate::Rules { stranger, registered });
+        let policy = Policy { rates, ..w.proxy.policy().clone() };
+        w.proxy.set_policy(policy);
+        let options = |from: &str| {
+            request("OPTIONS", "sip:10.10.0.1", "<sip:10.10.0.1>", "")
+                .replace("10.10.1.2:5062", from)
+        };
+        let served = |w: &mut World, from: &str, text: &str| {
+            (0..200).filter(|_| !w.hear(from, 0, text.as_bytes()).is_empty()).count()
+        };
+        // It is the address that counts, whatever is sent.
+        assert_eq!(served(&mut w, STRANGER, &options(STRANGER)), 4);
+        assert_eq!(served(&mut w, "203.0.113.5:9", "\r\n\r\n"), 0);
+        assert_eq!(w.reason(Reason::RateStranger), 396);
+        w.now += Duration::from_millis(199);
+        assert_eq!(served(&mut w, "203.0.113.5:9", "\r\n\r\n"), 2);
+        // Nobody asks PBXs and who is trusted.
+        for from in [PBX1, PHONE] {
+            assert_eq!(served(&mut w, from, &options(from)), 200);
+        }
+        assert_eq!(w.hear(STRANGER, 0, b""), []);
+        assert_eq!(w.reason(Reason::EmptyDatagram), 1);
+        // Somebody registers from there, and his time is over.
+        let from = STRANGER.parse::<SocketAddr>().unwrap().ip();
+        let until = w.now + Duration::from_secs(60);
+        w.proxy.gate_mut().registered.learn(from.into(), until);
+        w.now += Duration::from_secs(30);
+        assert_eq!(served(&mut w, STRANGER, &options(STRANGER)), 100);
+        assert_eq!(w.reason(Reason::RateRegistered), 100);
+        w.now = until;
+        w.proxy.gate_mut().registered.handle_timeout(until);
+        assert_eq!(served(&mut w, STRANGER, &options(STRANGER)), 4);
+    }
+
+    #[test]
     fn every_refusal_has_its_words() {
         let mut w = world();
         let mut refused = |old: &str, new: &str, status: &str| {
@@ -1852,8 +2022,10 @@ mod tests {
             assert_eq!(w.hear(PHONE, 0, silent), []);
         }
         assert_eq!(w.proxy.counters().of_reason(Reason::EmptyDatagram), 5);
-        assert_eq!(w.hear(PHONE, 0, b"abc"), []);
-        assert_eq!(w.event(Event::DroppedMalformed), 1);
+        for junk in [&b"abc"[..], b"GET / HTTP/1.1\r\n\r\n"] {
+            assert_eq!(w.hear(PHONE, 0, junk), []);
+        }
+        assert_eq!((w.reason(Reason::Junk), w.event(Event::DroppedMalformed)), (2, 0));
     }
 
     // ---- Responses -----------------------------------------------------------------------------

@@ -58,6 +58,8 @@ impl Daemon {
             sources: Sources::default(),
             no_destination: NoDestination::default(),
             shadow: None,
+            scanners: Vec::new(),
+            rates: None,
         };
         let mut proxy = Proxy::new([7, 9], &locals, 64, policy, now);
         let mut settings = Settings {
@@ -131,7 +133,10 @@ impl Daemon {
                     stateful.handle_secrets(*now, ticket, Ok(secrets));
                 }
                 Command::Cdr(cdr) => self.cdrs.push(*cdr),
-                Command::Save(_) | Command::Remove(_) => {}
+                Command::Save(_)
+                | Command::Remove(_)
+                | Command::Guessed { .. }
+                | Command::Learned { .. } => {}
             }
         }
         for (to, bytes) in sent {

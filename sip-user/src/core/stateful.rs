@@ -17,7 +17,7 @@ mod register;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,18 @@ pub enum Command {
     Remove(Box<Key>),
     /// Store the record of a call, which is over.
     Cdr(Box<Cdr>),
+    /// Somebody has given a wrong password: evidence for [`super::bans::Bans::wrong_digest`].
+    Guessed {
+        /// The source.
+        from: IpAddr,
+    },
+    /// Somebody who had to prove who he is has registered: news for [`super::registered::Registered`].
+    Learned {
+        /// The source.
+        from: IpAddr,
+        /// When the contacts end that he has registered.
+        until: Instant,
+    },
 }
 
 /// What has happened, in numbers.
@@ -301,7 +313,13 @@ impl Stateful {
         let (mut taken, mut refused, mut changes) = (0, Vec::new(), Vec::new());
         for row in rows {
             match self.registrar.restore(now, row, &mut changes) {
-                Ok(()) => taken += 1,
+                Ok(()) => {
+                    taken += 1;
+                    if let Some(received) = row.received {
+                        let (from, until) = (received.ip(), row.expires);
+                        self.commands.push_back(Command::Learned { from, until });
+                    }
+                }
                 Err(why) => refused.push((row.key.clone(), why)),
             }
         }
@@ -478,6 +496,10 @@ impl Stateful {
             }
             Verdict::Passed => self.forward(now, message, id, bytes, flow),
             Verdict::Refused(response) => self.answer(now, message, id, flow, &response),
+            Verdict::Guessed(response) => {
+                self.commands.push_back(Command::Guessed { from: flow.peer.ip() });
+                self.answer(now, message, id, flow, &response);
+            }
             Verdict::Parked => {}
         }
     }

@@ -56,6 +56,8 @@ impl World {
             sources: Sources::new(&trust),
             no_destination: setup.no_destination,
             shadow: None,
+            scanners: vec!["friendly-scanner".into()],
+            rates: None,
         };
         let locals: Vec<_> = setup.locals.iter().map(|local| local.parse().unwrap()).collect();
         let rules = Probe { accept: Accept::default(), ..Probe::default() };

@@ -1,6 +1,7 @@
 //! The kernel half: the program loaded, attached to each interface, pinned, and adopted again.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode as Flags, loaded_programs};
 use aya_log::EbpfLogger;
 use ipnet::Ipv4Net;
+use sip_ebpf::gate;
 use sip_ebpf::tables::{Endpoint, Local, Pbx, Schedule};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -146,6 +148,23 @@ impl Fastpath for Linux {
 
     fn set_locals(&mut self, locals: &[(Endpoint, Local)]) -> Result<()> {
         self.tables.set_locals(locals)
+    }
+
+    fn set_rates(&mut self, rates: gate::Rules) -> Result<()> {
+        self.tables.set_rates(rates);
+        Ok(())
+    }
+
+    fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()> {
+        self.tables.set_registered(addresses)
+    }
+
+    fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()> {
+        self.tables.change_registered(changes)
+    }
+
+    fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()> {
+        self.tables.set_source(network, bits)
     }
 
     fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()> {

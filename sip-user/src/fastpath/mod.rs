@@ -5,6 +5,7 @@
 //! stands in where there is no XDP: it takes everything and does nothing.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use sip_ebpf::gate;
 use sip_ebpf::tables::{CALLS_PER_BUCKET, Endpoint, Local, Pbx, Schedule};
 
 use crate::config::{Xdp, XdpMode};
@@ -81,6 +83,18 @@ pub trait Fastpath {
 
     /// The whole set of networks with their [`sip_ebpf::tables::source`] bits.
     fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()>;
+
+    /// One of these networks; with zero bits it is gone.
+    fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()>;
+
+    /// What one source may send. It counts with the next [`Fastpath::set_config`].
+    fn set_rates(&mut self, rates: gate::Rules) -> Result<()>;
+
+    /// The whole set of addresses that somebody has registered from.
+    fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()>;
+
+    /// Some of them that have come (`true`) or gone.
+    fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()>;
 
     /// One slot of `PBXS`, and `PBX_BY_ADDR` with it (also when the slot changes its address or becomes
     /// [`sip_ebpf::tables::PbxState::Unused`]).

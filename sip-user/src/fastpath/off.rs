@@ -1,10 +1,12 @@
 //! No kernel half: everything is taken and nothing is done, so that the daemon has one code path.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
+use sip_ebpf::gate;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, Pbx, Schedule};
 
@@ -37,6 +39,22 @@ impl Fastpath for Off {
     }
 
     fn set_locals(&mut self, _locals: &[(Endpoint, Local)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_rates(&mut self, _rates: gate::Rules) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_registered(&mut self, _addresses: &[Ipv4Addr]) -> Result<()> {
+        Ok(())
+    }
+
+    fn change_registered(&mut self, _changes: &[(Ipv4Addr, bool)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_source(&mut self, _network: Ipv4Net, _bits: u32) -> Result<()> {
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The kernel's tables, written as [`sip_ebpf::tables`] says.
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,22 +11,25 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::Ipv4Net;
+use sip_ebpf::gate;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
-    CallBucket, Config, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX, MAX_SOURCES, MAX_VLANS, Pbx,
-    PbxState, Schedule, VlanPort, event,
+    CallBucket, Config, DEBT_BUCKETS, DebtBucket, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX,
+    MAX_SOURCES, MAX_VLANS, Pbx, PbxState, Schedule, VlanPort, event,
 };
 
 use super::events::Calls;
 use super::{CallBuckets, Events};
 
 /// The maps that outlive a daemon when they are pinned.
-pub const KEPT: [&str; 13] = [
+pub const KEPT: [&str; 15] = [
     "CONFIG",
     "HEARTBEAT",
     "LOCALS",
     "SOURCES",
+    "REGISTERED",
+    "DEBTS",
     "PBXS",
     "PBX_BY_ADDR",
     "SCHEDULE",
@@ -45,6 +49,8 @@ pub struct Tables {
     heartbeat: Array<MapData, u64>,
     locals: HashMap<MapData, Endpoint, Local>,
     sources: LpmTrie<MapData, u32, u32>,
+    registered: HashMap<MapData, u32, u32>,
+    debts: Array<MapData, DebtBucket>,
     pbxs: Array<MapData, Pbx>,
     by_addr: HashMap<MapData, Endpoint, u32>,
     schedule: Array<MapData, Schedule>,
@@ -82,6 +88,8 @@ impl Tables {
             heartbeat: take(ebpf, "HEARTBEAT")?,
             locals: take(ebpf, "LOCALS")?,
             sources: take(ebpf, "SOURCES")?,
+            registered: take(ebpf, "REGISTERED")?,
+            debts: take(ebpf, "DEBTS")?,
             pbxs: take(ebpf, "PBXS")?,
             by_addr: take(ebpf, "PBX_BY_ADDR")?,
             schedule: take(ebpf, "SCHEDULE")?,
@@ -160,6 +168,61 @@ impl Tables {
             if !keys.contains(&(key.prefix_len(), key.data())) {
                 gone(self.sources.remove(&key)).context("cannot remove a network from SOURCES")?;
             }
+        }
+        self.next_generation()
+    }
+
+    /// What one source may send; written with the next [`Tables::set_config`].
+    pub fn set_rates(&mut self, rates: gate::Rules) {
+        self.current.gate = rates;
+    }
+
+    /// Makes `addresses` the whole of `REGISTERED`.
+    pub fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()> {
+        let new: HashSet<u32> =
+            addresses.iter().map(|at| u32::from_ne_bytes(at.octets())).collect();
+        let old: Vec<u32> =
+            self.registered.keys().collect::<Result<_, _>>().context("cannot read REGISTERED")?;
+        for key in old.iter().filter(|key| !new.contains(key)) {
+            gone(self.registered.remove(key)).context("cannot remove one from REGISTERED")?;
+        }
+        for key in new {
+            self.registered.insert(key, 1, 0).context("cannot write REGISTERED")?;
+        }
+        self.next_generation()
+    }
+
+    /// Writes those that have come, and removes the others.
+    pub fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()> {
+        for (address, there) in changes {
+            let key = u32::from_ne_bytes(address.octets());
+            if *there {
+                self.registered.insert(key, 1, 0).context("cannot write REGISTERED")?;
+            } else {
+                gone(self.registered.remove(&key)).context("cannot remove one from REGISTERED")?;
+            }
+        }
+        self.next_generation()
+    }
+
+    /// Empties `DEBTS`, for tests that need a certain past.
+    pub fn forget_debts(&mut self) -> Result<()> {
+        for index in 0..DEBT_BUCKETS {
+            self.debts.set(index, DebtBucket::default(), 0).context("cannot write DEBTS")?;
+        }
+        Ok(())
+    }
+
+    /// Writes one network of `SOURCES`; without bits it is gone.
+    pub fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()> {
+        let (len, addr) = prefix(network);
+        let key = Key::new(len, addr);
+        if bits == 0 {
+            gone(self.sources.remove(&key)).context("cannot remove a network from SOURCES")?;
+        } else {
+            self.sources.insert(&key, bits, 0).with_context(|| {
+                format!("cannot write SOURCES, which holds {MAX_SOURCES} networks")
+            })?;
         }
         self.next_generation()
     }

@@ -17,6 +17,7 @@ use crate::control::http::Page;
 use crate::control::metrics;
 use crate::control::protocol::{Backends, Failure, Outcome, Reloaded, Request, Response};
 use crate::control::status::{Course, Memory, Parts, Status, Tally, state_name};
+use crate::core::bans::Bans;
 use crate::core::dispatcher::{Command, Refusal};
 use crate::fastpath::Fastpath;
 
@@ -30,6 +31,8 @@ pub(super) struct Head {
     pub(super) course: Course,
     /// Whether the kernel's tables may differ from what is decided here.
     pub(super) tables_behind: bool,
+    /// Who is not heard for a time.
+    pub(super) bans: Bans,
     /// Of the dispatcher, as the others have it.
     pub(super) revision: u64,
     /// A worker stands still.
@@ -53,7 +56,7 @@ impl Head {
         }
     }
 
-    fn check_write(&mut self, table: &str, written: Result<()>) {
+    pub(super) fn check_write(&mut self, table: &str, written: Result<()>) {
         if let Err(error) = written {
             tracing::error!(
                 table,
@@ -97,16 +100,20 @@ impl Worker {
         }
         head.fastpath.set_schedule(self.dispatcher.schedule())?;
         head.fastpath.set_sources(&sources.ipv4())?;
+        head.fastpath.set_registered(&self.proxy.gate().registered.ipv4())?;
         head.fastpath.set_locals(&self.proxy.locals())?;
-        let deny = if sources.denies() { flag::DENY } else { 0 };
+        let rates = self.proxy.policy().rates;
+        head.fastpath.set_rates(rates.unwrap_or_default())?;
+        let gate = if rates.is_some() { flag::GATE } else { 0 };
         let shadow = if self.proxy.patience().is_some() { flag::SHADOW } else { 0 };
-        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | deny | shadow)
+        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY | gate | shadow)
     }
 
     /// This worker is alive. The first one vouches for the daemon while all are; before that, it makes good what could
     /// not be written.
     pub(super) fn beat(&mut self) {
         self.peers.beat();
+        self.tell_learned();
         let written = match &self.head {
             Some(head) if head.tables_behind => Some(self.write_tables()),
             Some(_) => None,
@@ -152,6 +159,7 @@ impl Worker {
         let head = self.head.as_mut()?;
         Some(Parts {
             dispatcher: &self.dispatcher,
+            bans: &head.bans,
             tally,
             fastpath: &mut *head.fastpath,
             store: self.keeper.as_ref().map(|keeper| keeper.counters()),
@@ -189,6 +197,9 @@ impl Node {
             Request::Unregister { user, contact } => self.unregister(user, contact).await,
             Request::Forget { user } => self.forget(user).await,
             Request::Calls { id, limit } => self.calls(id, limit).await,
+            Request::Bans { limit } => self.bans(limit),
+            Request::Ban { network, seconds, note } => self.ban(network, seconds, &note),
+            Request::Unban { network } => self.unban(network),
             request => self.order(request).await,
         };
         answered.unwrap_or_else(|failed| *failed)

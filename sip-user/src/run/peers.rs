@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::bans::Suspicion;
 use super::worker::Worker;
 use crate::core::dispatcher::{Evidence, Unreachable};
 use crate::core::owner::{self, Parcel};
@@ -34,13 +35,15 @@ pub(super) enum Mail {
     Unreachable(Arc<[(SocketAddr, Unreachable)]>),
     /// For the one who decides about PBXs.
     Evidence(Evidence),
+    /// For the same one, who decides about bans too.
+    Suspicion(Suspicion),
 }
 
 impl Mail {
     fn size(&self) -> usize {
         match self {
             Self::Parcel(parcel) => parcel.size(),
-            Self::Unreachable(_) | Self::Evidence(_) => size_of::<Self>(),
+            Self::Unreachable(_) | Self::Evidence(_) | Self::Suspicion(_) => size_of::<Self>(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Tasks of its thread borrow it for one batch of datagrams, one timer or one order, and never across a wait, so
 //! nothing is locked and nothing is seen half done.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use sip_ebpf::calls::Call;
 use sip_ebpf::tables::event;
 use tokio::sync::Notify;
 
+use super::bans::Suspicion;
 use super::keeper::{Answer, Keeper};
 use super::node::Head;
 use super::peers::{Mail, Peers};
@@ -24,6 +26,7 @@ use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Dispatcher, Snapshot, Unreachable};
 use crate::core::owner::Parcel;
 use crate::core::proxy::{Datagram, KernelCalls, Proxy, Transmit};
+use crate::core::registered::Source;
 use crate::core::registrar::Row;
 use crate::core::stateful::Command as StatefulCommand;
 use crate::fastpath::{CallBuckets, Events};
@@ -48,6 +51,8 @@ pub(super) struct Worker {
     out: Vec<Transmit>,
     kernel: Kernel,
     pub(super) peers: Peers,
+    /// Sources that have registered, and that the others do not know of yet.
+    pub(super) learned: HashMap<Source, Instant>,
     /// What the stateful half needs of the world, if it is configured.
     pub(super) keeper: Option<Keeper>,
     /// Of the first one: what the kernel tells.
@@ -88,6 +93,7 @@ impl Worker {
             batch: Batch::default(),
             out: Vec::new(),
             peers,
+            learned: HashMap::new(),
             keeper,
             events: None,
             head: None,
@@ -181,6 +187,10 @@ impl Worker {
                 self.dispatcher.handle_evidence(Instant::now(), evidence);
                 self.carry_out();
             }
+            Mail::Suspicion(suspicion) => {
+                self.suspect(suspicion);
+                self.carry_out();
+            }
         }
     }
 
@@ -203,6 +213,10 @@ impl Worker {
         }
         let now = Instant::now();
         self.dispatcher.handle_timeout(now);
+        self.proxy.gate_mut().registered.handle_timeout(now);
+        if let Some(head) = &mut self.head {
+            head.bans.handle_timeout(now);
+        }
         if let Some(stateful) = self.proxy.stateful_mut() {
             stateful.handle_timeout(now);
         }
@@ -247,7 +261,8 @@ impl Worker {
     fn next_timeout(&self) -> Option<Instant> {
         let stateful = self.proxy.stateful().and_then(|stateful| stateful.poll_timeout());
         let steered = self.proxy.poll_timeout();
-        [self.dispatcher.poll_timeout(), stateful, steered].into_iter().flatten().min()
+        let bans = self.head.as_ref().and_then(|head| head.bans.poll_timeout());
+        [self.dispatcher.poll_timeout(), stateful, steered, bans].into_iter().flatten().min()
     }
 
     /// Does what the core wants and sends what waits, until neither is left.
@@ -274,6 +289,7 @@ impl Worker {
             // A PBX that there is no way to is news for the dispatcher.
             self.send();
         }
+        self.watch_gate();
         if !self.peers.me().is_alone() {
             self.pass_on();
         }
@@ -355,6 +371,8 @@ impl Worker {
             }
             (StatefulCommand::Save(row), Some(keeper)) => keeper.save(row),
             (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(key),
+            (StatefulCommand::Learned { from, until }, _) => self.learn(from, until),
+            (StatefulCommand::Guessed { from }, _) => self.suspect(Suspicion::wrong_digest(from)),
             (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(cdr),
             // The configuration gives both or neither.
             (StatefulCommand::Cdr(cdr), None) => {
@@ -435,6 +453,7 @@ impl Worker {
                 ..self.config.sip.clone()
             },
             trust: config.trust,
+            gate: config.gate,
             pbx: config.pbx,
             probe: config.probe,
             dispatch: config.dispatch,
@@ -448,6 +467,7 @@ impl Worker {
             ..self.config.clone()
         };
         self.proxy.set_policy(policy(&self.config));
+        self.reload_bans();
         let settings = stateful::settings(&self.config, self.peers.me());
         let accounting = stateful::accounting(&self.config, self.peers.me());
         if let (Some(stateful), Some(settings)) = (self.proxy.stateful_mut(), settings) {

@@ -84,6 +84,8 @@ pub struct Settings {
     pub no_destination: String,
     /// `[sip] workers`; none: as many as there are CPUs.
     pub workers: Option<usize>,
+    /// `[gate]`, as it stands in the file. It is off unless a test is about it: SIPp is many phones at one address.
+    pub gate: String,
     /// More sections, as they stand in the file.
     pub more: String,
 }
@@ -104,6 +106,7 @@ impl Settings {
             trusted: true,
             no_destination: "503".into(),
             workers: None,
+            gate: "enabled = false".into(),
             more: String::new(),
         }
     }
@@ -121,6 +124,9 @@ no_destination = "{no_destination}"
 {workers}
 [trust]
 networks = {trusted:?}
+
+[gate]
+{gate}
 
 [probe]
 interval = "{milliseconds}ms"
@@ -142,6 +148,7 @@ socket = "{socket}"
 level = "info"
 "#,
             no_destination = self.no_destination,
+            gate = self.gate,
             workers = match self.workers {
                 Some(workers) => format!("workers = {workers}\n"),
                 None => String::new(),

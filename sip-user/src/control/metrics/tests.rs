@@ -4,7 +4,8 @@ use std::time::{Instant, SystemTime};
 use super::*;
 use crate::config::{AdminState, NoDestination, PbxConfig, PbxLimits, Probe, Trust};
 use crate::control::protocol::{Backend, SocketStats, XdpStats};
-use crate::control::status::{Course, Tally};
+use crate::control::status::{Banned, Course, Tally};
+use crate::core::bans::Bans;
 use crate::core::counters::Counters;
 use crate::core::dispatcher::{Dispatcher, Unreachable};
 use crate::core::proxy::{Policy, Proxy};
@@ -171,6 +172,7 @@ fn status() -> Status {
             store: store::Counters { written_cdrs: 5, connected: true, ..Default::default() },
             ..Memory::default()
         }),
+        bans: Banned { now: [1, 2, 3], made: [4, 5, 6] },
     }
 }
 
@@ -222,6 +224,8 @@ fn the_text_is_sound_and_says_what_is() {
     assert_eq!(round_trip.samples.len(), 1, "pbx2 has not answered yet");
     assert_eq!(round_trip.at(&[("pbx", "pbx1")]), 0.0015);
     assert_eq!(all["sipline_pbx_probe_failures"].at(&[("pbx", "pbx2")]), 4.0);
+    assert_eq!(all["sipline_bans"].at(&[("reason", "wrong_digests")]), 2.0);
+    assert_eq!(all["sipline_bans_made_total"].at(&[("reason", "scanner")]), 6.0);
     let address = [("address", "[2001:db8::1]:5060")];
     assert_eq!(all["sipline_socket_drops_total"].at(&address), 3.0);
     assert_eq!(all["sipline_socket_receive_buffer_bytes"].at(&address), 4096.0);
@@ -279,6 +283,7 @@ struct World {
     proxy: Proxy,
     fastpath: Off,
     course: Course,
+    bans: Bans,
 }
 
 impl World {
@@ -290,6 +295,8 @@ impl World {
             sources: Sources::new(&trust),
             no_destination: NoDestination::default(),
             shadow: None,
+            scanners: Vec::new(),
+            rates: None,
         };
         let mut dispatcher = Dispatcher::new(&locals, Probe::default());
         let pbxs: Vec<_> = (11..)
@@ -308,6 +315,7 @@ impl World {
             proxy: Proxy::new([7, 9], &locals, 64, policy, now),
             fastpath: Off::new("in a test"),
             course: status().course,
+            bans: Bans::default(),
         }
     }
 
@@ -316,6 +324,7 @@ impl World {
             asked,
             &mut Parts {
                 dispatcher: &self.dispatcher,
+                bans: &self.bans,
                 tally: Tally::of(&self.proxy, &[]).unwrap(),
                 fastpath: &mut self.fastpath,
                 store: None,
@@ -371,6 +380,7 @@ fn the_page_has_the_type_of_its_text() {
     let mut world = World::new(&["pbx1"]);
     let mut parts = Parts {
         dispatcher: &world.dispatcher,
+        bans: &world.bans,
         tally: Tally::of(&world.proxy, &[]).unwrap(),
         fastpath: &mut world.fastpath,
         store: None,

@@ -77,7 +77,9 @@ impl World {
         match self.auth.decide(self.now, &message, &self.domains, &claim, parked) {
             Verdict::Passed => Fate::Passed,
             Verdict::Parked => Fate::Parked,
-            Verdict::Refused(refused) => Fate::Refused(refused.code, refused.headers),
+            Verdict::Refused(refused) | Verdict::Guessed(refused) => {
+                Fate::Refused(refused.code, refused.headers)
+            }
         }
     }
 

@@ -21,6 +21,15 @@ impl Stateful {
         let origin = registrar::Origin { from: flow.peer, local: flow.local };
         let response = self.registrar.handle(now, message, origin, &mut changes);
         self.counts.registered += u64::from(response.code == 200);
+        let saved = changes.iter().filter_map(|change| match change {
+            Change::Saved(row) => Some(row.expires),
+            Change::Removed(_) | Change::User { .. } => None,
+        });
+        if let Some(until) = saved.max()
+            && self.source(flow.peer) == Source::Other
+        {
+            self.commands.push_back(Command::Learned { from: flow.peer.ip(), until });
+        }
         self.apply(now, changes);
         self.answer(now, message, id, flow, &response);
     }

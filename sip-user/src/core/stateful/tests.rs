@@ -22,6 +22,8 @@ struct World {
     fetches: Vec<(authenticator::Ticket, String)>,
     /// What the store has to write, in order.
     written: Vec<Written>,
+    guessed: Vec<std::net::IpAddr>,
+    learned: Vec<(std::net::IpAddr, Instant)>,
     requests: u32,
 }
 
@@ -71,6 +73,8 @@ impl World {
             sent: Vec::new(),
             fetches: Vec::new(),
             written: Vec::new(),
+            guessed: Vec::new(),
+            learned: Vec::new(),
             requests: 0,
         };
         world.follow();
@@ -92,6 +96,8 @@ impl World {
                 Command::Save(row) => self.written.push(Written::Saved(*row)),
                 Command::Remove(key) => self.written.push(Written::Removed(*key)),
                 Command::Cdr(_) => {}
+                Command::Guessed { from } => self.guessed.push(from),
+                Command::Learned { from, until } => self.learned.push((from, until)),
             }
         }
     }
@@ -329,12 +335,14 @@ fn wrong_passwords_and_unknown_users() {
     assert_eq!(status(&refused), "SIP/2.0 401 Unauthorized");
     // Repeated, it is absorbed.
     assert_eq!(w.say(&wrong), [refused]);
+    assert_eq!(w.guessed, [PHONE.parse::<SocketAddr>().unwrap().ip()]);
     let mut w = World::new(settings());
     let unknown = w.register("guess", CONTACT);
     w.say(&unknown);
     w.tell(Ok(None));
     assert_eq!(status(&w.one(PHONE)), "SIP/2.0 401 Unauthorized");
-    assert_eq!((w.sent.len(), w.written.len()), (0, 0));
+    assert_eq!((w.sent.len(), w.written.len(), w.guessed.len()), (0, 0, 1));
+    assert_eq!(w.learned, []);
     assert_eq!(w.stateful.registrar().bindings(), 0);
 }
 
