@@ -24,11 +24,15 @@ struct Fixture {
 }
 
 /// Reasons without a fixture, and why.
-const WITHOUT: [(Reason, &str); 1] = [(
-    Reason::Headroom,
-    "TEST_RUN gives each frame 216 bytes of headroom and more than a kilobyte of tailroom, and \
+const WITHOUT: [(Reason, &str); 3] = [
+    (
+        Reason::Headroom,
+        "TEST_RUN gives each frame 216 bytes of headroom and more than a kilobyte of tailroom, and \
          the longest text that is put in is shorter",
-)];
+    ),
+    (Reason::TakenOver, "it needs a call that went before, and a daemon: kernel_shadow.rs"),
+    (Reason::SteeredFailed, "as above"),
+];
 
 #[test]
 fn every_fixture_leaves_as_it_should() {
