@@ -6,7 +6,7 @@
 //! them all.
 //!
 //! Everything is bounded: of more bans than [`MAX_BANS`] the automatic one that ends first makes room, and of more
-//! suspects than [`MAX_SUSPECTS`] the oldest is forgotten.
+//! suspects than `MAX_SUSPECTS` the oldest is forgotten.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
