@@ -433,13 +433,23 @@ impl Stateful {
         // Its own transaction is one of those that are counted when it is let in.
         let room = self.admission.room(admission::Kind::Other).saturating_sub(1);
         self.counts.ended_early += self.transactions.make_room(now, room);
+        if let Some((id, request)) = self.transact(now, message, flow) {
+            self.examine(now, message, claim, Parked { id, request, flow });
+        }
+    }
+
+    /// Gives a request to its transaction. What comes back starts something; all else has been seen to.
+    fn transact(
+        &mut self,
+        now: Instant,
+        message: &Message<'_>,
+        flow: Flow,
+    ) -> Option<(ServerId, Arc<[u8]>)> {
         match self.transactions.handle_request(now, message, flow) {
             RequestFate::New { id, cancels, .. } if message.method() == Method::Cancel => {
                 self.cancel(now, message, id, flow, cancels);
             }
-            RequestFate::New { id, request, .. } => {
-                self.examine(now, message, claim, Parked { id, request, flow });
-            }
+            RequestFate::New { id, request, .. } => return Some((id, request)),
             RequestFate::Ack(_) => {}
             RequestFate::Absorbed => self.counts.absorbed += 1,
             RequestFate::Full => {
@@ -450,6 +460,7 @@ impl Stateful {
                 self.answer_stateless(message, flow, &Response::from(error));
             }
         }
+        None
     }
 
     /// What the request has to prove, and what it says to that.

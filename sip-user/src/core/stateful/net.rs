@@ -55,22 +55,8 @@ impl Stateful {
         message: &Message<'_>,
         flow: Flow,
     ) {
-        match self.transactions.handle_request(now, message, flow) {
-            RequestFate::New { id, cancels, .. } if message.method() == Method::Cancel => {
-                self.cancel(now, message, id, flow, cancels);
-            }
-            RequestFate::New { id, request, .. } => {
-                self.dispatch(now, message, id, request, flow, (None, None));
-            }
-            RequestFate::Ack(_) => {}
-            RequestFate::Absorbed => self.counts.absorbed += 1,
-            RequestFate::Full => {
-                self.counts.full += 1;
-                self.answer_stateless(message, flow, &self.unavailable());
-            }
-            RequestFate::Malformed(error) => {
-                self.answer_stateless(message, flow, &Response::from(error));
-            }
+        if let Some((id, request)) = self.transact(now, message, flow) {
+            self.dispatch(now, message, id, request, flow, (None, None));
         }
         self.carry_out(now);
         self.see_to_calls(now, dispatcher, Some(message));
