@@ -12,35 +12,22 @@ use sipline_tests::fixtures::subject::{CALL_BUCKETS, at};
 use sipline_tests::fixtures::world::{KEY, PBX1, PBX2, PHONE, PROXY, endpoint, pbx};
 use sipline_tests::fixtures::{Frame, Message, Subject, each_build};
 
-/// Sends a message, which must leave for `reason`; gives who got it, and what.
-fn pass(
-    subject: &mut Subject,
-    from: SocketAddrV4,
-    message: &Message,
-    reason: Reason,
-) -> (SocketAddrV4, Message) {
-    let outcome = subject.send(from, message);
-    assert_eq!(outcome.reason, reason, "{}", message.start);
-    let read = outcome.read();
-    (read.dst, Message::read(&read.payload))
-}
-
 /// Sets a call up until the ACK; gives the PBX and the 200 as the phone has it.
 fn set_up(subject: &mut Subject, call: &str) -> (SocketAddrV4, Message) {
     let invite = Message::invite(PHONE, call);
-    let (pbx, at_pbx) = pass(subject, PHONE, &invite, Reason::InviteSteered);
+    let (pbx, at_pbx) = subject.pass(PHONE, &invite, Reason::InviteSteered);
     let via = at_pbx.value("Via");
     assert!(via.starts_with("SIP/2.0/UDP 10.10.0.1:5060;branch=z9hG4bKslk"), "{via}");
     let ringing = at_pbx.response("180 Ringing", "pbx");
-    assert_eq!(pass(subject, pbx, &ringing, Reason::ResponseForwarded).0, PHONE);
+    assert_eq!(subject.pass(pbx, &ringing, Reason::ResponseForwarded).0, PHONE);
     let ok = at_pbx
         .response("200 OK", "pbx")
         .with_body("v=0\r\n")
         .line(&format!("Contact: <sip:{pbx}>"));
-    let (to, ok) = pass(subject, pbx, &ok, Reason::ResponseForwarded);
+    let (to, ok) = subject.pass(pbx, &ok, Reason::ResponseForwarded);
     assert_eq!(to, PHONE);
     let ack = ok.next("ACK", PHONE, 1);
-    assert_eq!(pass(subject, PHONE, &ack, Reason::DialogToPbx).0, pbx);
+    assert_eq!(subject.pass(PHONE, &ack, Reason::DialogToPbx).0, pbx);
     (pbx, ok)
 }
 
@@ -49,11 +36,11 @@ fn a_call_that_the_phone_ends() {
     each_build(|subject| {
         let (pbx, ok) = set_up(subject, "phone-ends");
         let bye = ok.next("BYE", PHONE, 2);
-        let (to, at_pbx) = pass(subject, PHONE, &bye, Reason::DialogToPbx);
+        let (to, at_pbx) = subject.pass(PHONE, &bye, Reason::DialogToPbx);
         assert_eq!(to, pbx);
         assert!(at_pbx.values("Route").is_empty() && at_pbx.values("Record-Route").is_empty());
         let ok = at_pbx.response("200 OK", "");
-        let (to, ok) = pass(subject, pbx, &ok, Reason::ResponseForwarded);
+        let (to, ok) = subject.pass(pbx, &ok, Reason::ResponseForwarded);
         assert_eq!((to, ok.values("Via").len()), (PHONE, 1));
     });
 }
@@ -63,12 +50,12 @@ fn a_call_that_the_pbx_ends() {
     each_build(|subject| {
         let (pbx, ok) = set_up(subject, "pbx-ends");
         let bye = ok.next_back("BYE", pbx, 1);
-        let (to, at_phone) = pass(subject, pbx, &bye, Reason::DialogToPhone);
+        let (to, at_phone) = subject.pass(pbx, &bye, Reason::DialogToPhone);
         assert_eq!(to, PHONE);
         assert!(at_phone.values("Route").is_empty());
         // The answer comes from the phone and goes to the PBX.
         let ok = at_phone.response("200 OK", "");
-        let (to, ok) = pass(subject, PHONE, &ok, Reason::ResponseForwarded);
+        let (to, ok) = subject.pass(PHONE, &ok, Reason::ResponseForwarded);
         assert_eq!((to, ok.values("Via").len()), (pbx, 1));
     });
 }
@@ -79,13 +66,13 @@ fn a_call_from_behind_a_nat() {
     each_build(|subject| {
         let outside = at([10, 10, 1, 2], 40_001);
         let invite = Message::invite(at([192, 168, 7, 7], 5060), "nat");
-        let (pbx, at_pbx) = pass(subject, outside, &invite, Reason::InviteSteered);
+        let (pbx, at_pbx) = subject.pass(outside, &invite, Reason::InviteSteered);
         assert!(at_pbx.values("Via")[1].ends_with(";rport=40001;received=10.10.1.2"), "{at_pbx:?}");
         let ok = at_pbx.response("200 OK", "pbx");
-        let (to, ok) = pass(subject, pbx, &ok, Reason::ResponseForwarded);
+        let (to, ok) = subject.pass(pbx, &ok, Reason::ResponseForwarded);
         assert_eq!(to, outside);
         let bye = ok.next_back("BYE", pbx, 1);
-        assert_eq!(pass(subject, pbx, &bye, Reason::DialogToPhone).0, outside);
+        assert_eq!(subject.pass(pbx, &bye, Reason::DialogToPhone).0, outside);
     });
 }
 
@@ -98,7 +85,7 @@ fn a_dialog_outlives_the_call_table() {
             subject.tables().set_call_bucket(bucket, Default::default()).unwrap();
         }
         let bye = ok.next("BYE", PHONE, 2);
-        assert_eq!(pass(subject, PHONE, &bye, Reason::DialogToPbx).0, pbx);
+        assert_eq!(subject.pass(PHONE, &bye, Reason::DialogToPbx).0, pbx);
     });
 }
 
@@ -106,11 +93,11 @@ fn a_dialog_outlives_the_call_table() {
 fn retransmissions_follow_the_first_copy() {
     each_build(|subject| {
         let invite = Message::invite(PHONE, "again");
-        let (pbx, first) = pass(subject, PHONE, &invite, Reason::InviteSteered);
+        let (pbx, first) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         for n in 0..7 {
             let other = Message::invite(PHONE, &format!("other-{n}"));
-            pass(subject, PHONE, &other, Reason::InviteSteered);
-            let (again, copy) = pass(subject, PHONE, &invite, Reason::InviteRepeated);
+            subject.pass(PHONE, &other, Reason::InviteSteered);
+            let (again, copy) = subject.pass(PHONE, &invite, Reason::InviteRepeated);
             assert_eq!((again, &copy), (pbx, &first), "a retransmission is the same message");
         }
     });
@@ -120,15 +107,15 @@ fn retransmissions_follow_the_first_copy() {
 fn a_refused_call_and_its_ack() {
     each_build(|subject| {
         let invite = Message::invite(PHONE, "busy");
-        let (pbx, at_pbx) = pass(subject, PHONE, &invite, Reason::InviteSteered);
+        let (pbx, at_pbx) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         let busy = at_pbx.response("486 Busy Here", "busy");
-        let (to, busy) = pass(subject, pbx, &busy, Reason::ResponseForwarded);
+        let (to, busy) = subject.pass(pbx, &busy, Reason::ResponseForwarded);
         assert_eq!(to, PHONE);
         // 17.1.1.3: the INVITE's Via, the To of the response, no Route.
         let ack = Message::request("ACK", PHONE, "busy")
             .set("Via", &invite.value("Via"))
             .set("To", &busy.value("To"));
-        let (to, ack) = pass(subject, PHONE, &ack, Reason::AckSteered);
+        let (to, ack) = subject.pass(PHONE, &ack, Reason::AckSteered);
         assert_eq!((to, &ack.values("Via")[0]), (pbx, &at_pbx.values("Via")[0]));
     });
 }
@@ -137,13 +124,13 @@ fn a_refused_call_and_its_ack() {
 fn a_cancelled_call() {
     each_build(|subject| {
         let invite = Message::invite(PHONE, "cancelled");
-        let (pbx, at_pbx) = pass(subject, PHONE, &invite, Reason::InviteSteered);
+        let (pbx, at_pbx) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         let cancel =
             Message::request("CANCEL", PHONE, "cancelled").set("Via", &invite.value("Via"));
-        let (to, cancel) = pass(subject, PHONE, &cancel, Reason::CancelSteered);
+        let (to, cancel) = subject.pass(PHONE, &cancel, Reason::CancelSteered);
         assert_eq!((to, &cancel.values("Via")[0]), (pbx, &at_pbx.values("Via")[0]));
         let ok = cancel.response("200 OK", "pbx");
-        assert_eq!(pass(subject, pbx, &ok, Reason::ResponseForwarded).0, PHONE);
+        assert_eq!(subject.pass(pbx, &ok, Reason::ResponseForwarded).0, PHONE);
     });
 }
 
@@ -154,7 +141,7 @@ fn calls_go_round_by_the_schedule() {
         let mut got = Vec::new();
         for n in 0..40 {
             let invite = Message::invite(PHONE, &format!("round-{n}"));
-            got.push(pass(subject, PHONE, &invite, Reason::InviteSteered).0);
+            got.push(subject.pass(PHONE, &invite, Reason::InviteSteered).0);
         }
         for round in got.chunks(4) {
             assert_eq!(round, [PBX1, PBX2, PBX1, PBX1]);
@@ -169,7 +156,7 @@ fn calls_go_round_by_the_schedule() {
 fn only_new_calls_count_as_steered() {
     each_build(|subject| {
         set_up(subject, "counted");
-        pass(subject, PHONE, &Message::invite(PHONE, "counted"), Reason::InviteRepeated);
+        subject.pass(PHONE, &Message::invite(PHONE, "counted"), Reason::InviteRepeated);
         assert_eq!(subject.tables().steered().unwrap().iter().sum::<u64>(), 1);
     });
 }
@@ -179,16 +166,16 @@ fn only_new_calls_count_as_steered() {
 fn calls_of_a_dead_pbx_move() {
     each_build(|subject| {
         let invite = Message::invite(PHONE, "saved");
-        let (dead, _) = pass(subject, PHONE, &invite, Reason::InviteSteered);
+        let (dead, _) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         let (slot, other) = if dead == PBX1 { (0, PBX2) } else { (1, PBX1) };
         subject.set_state(slot, PbxState::Inactive);
         // The daemon may not have written the schedule yet: the program looks at the state itself.
-        let (now, _) = pass(subject, PHONE, &invite, Reason::InviteSteered);
+        let (now, _) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         assert_eq!(now, other);
-        let (still, _) = pass(subject, PHONE, &invite, Reason::InviteRepeated);
+        let (still, _) = subject.pass(PHONE, &invite, Reason::InviteRepeated);
         assert_eq!(still, other);
         let cancel = Message::request("CANCEL", PHONE, "saved").set("Via", &invite.value("Via"));
-        assert_eq!(pass(subject, PHONE, &cancel, Reason::CancelSteered).0, other);
+        assert_eq!(subject.pass(PHONE, &cancel, Reason::CancelSteered).0, other);
     });
 }
 
@@ -196,21 +183,21 @@ fn calls_of_a_dead_pbx_move() {
 fn a_draining_pbx_keeps_its_calls_and_gets_no_new_ones() {
     each_build(|subject| {
         let invite = Message::invite(PHONE, "kept");
-        let (pbx, at_pbx) = pass(subject, PHONE, &invite, Reason::InviteSteered);
+        let (pbx, at_pbx) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         let slot = usize::from(pbx == PBX2);
         subject.change(|world| {
             world.pbxs[slot].state = PbxState::Draining as u8;
             world.set_turns(&[1 - slot as u8]);
         });
-        assert_eq!(pass(subject, PHONE, &invite, Reason::InviteRepeated).0, pbx);
+        assert_eq!(subject.pass(PHONE, &invite, Reason::InviteRepeated).0, pbx);
         for n in 0..5 {
             let new = Message::invite(PHONE, &format!("new-{n}"));
-            assert_ne!(pass(subject, PHONE, &new, Reason::InviteSteered).0, pbx);
+            assert_ne!(subject.pass(PHONE, &new, Reason::InviteSteered).0, pbx);
         }
         let ok = at_pbx.response("200 OK", "pbx");
-        let (_, ok) = pass(subject, pbx, &ok, Reason::ResponseForwarded);
+        let (_, ok) = subject.pass(pbx, &ok, Reason::ResponseForwarded);
         let bye = ok.next("BYE", PHONE, 2);
-        assert_eq!(pass(subject, PHONE, &bye, Reason::DialogToPbx).0, pbx);
+        assert_eq!(subject.pass(PHONE, &bye, Reason::DialogToPbx).0, pbx);
     });
 }
 
@@ -220,7 +207,7 @@ fn a_draining_pbx_keeps_its_calls_and_gets_no_new_ones() {
 fn calls_are_forgotten_in_time() {
     each_build(|subject| {
         let invite = Message::invite(PHONE, "old");
-        pass(subject, PHONE, &invite, Reason::InviteSteered);
+        subject.pass(PHONE, &invite, Reason::InviteSteered);
         let mut seen = 0;
         for number in 0..CALL_BUCKETS {
             let mut bucket = subject.tables().call_bucket(number).unwrap();
@@ -246,7 +233,7 @@ fn calls_are_forgotten_in_time() {
 #[test]
 fn the_daemon_can_read_the_call_table() {
     each_build(|subject| {
-        let (pbx, _) = pass(subject, PHONE, &Message::invite(PHONE, "read"), Reason::InviteSteered);
+        let (pbx, _) = subject.pass(PHONE, &Message::invite(PHONE, "read"), Reason::InviteSteered);
         let text: &[u8] = b"read";
         let span = sip_ebpf::header::Span { at: 0, end: 4 };
         let (hash, _) = sip_ebpf::cookie::call(&Keys::new(KEY), text, span);
@@ -276,7 +263,7 @@ fn a_heartbeat_runs_out() {
         let after = subject.tables().counters().unwrap()[Reason::HeartbeatStale as usize];
         assert_eq!(after, before + 1);
         // Calls go on: the tables are good without a daemon.
-        pass(subject, PHONE, &Message::invite(PHONE, "beat"), Reason::InviteSteered);
+        subject.pass(PHONE, &Message::invite(PHONE, "beat"), Reason::InviteSteered);
     });
 }
 
@@ -309,7 +296,7 @@ fn tables_follow_their_changes() {
         assert_eq!(subject.send(PBX1, Message::invite(PBX1, "pbx")).reason, Reason::Untrusted);
         assert_eq!(subject.send(moved, Message::invite(moved, "pbx")).reason, Reason::FromPbx);
         subject.change(|world| world.set_turns(&[0]));
-        assert_eq!(pass(subject, PHONE, &invite("moved"), Reason::InviteSteered).0, moved);
+        assert_eq!(subject.pass(PHONE, &invite("moved"), Reason::InviteSteered).0, moved);
         // And goes.
         subject.set_state(0, PbxState::Unused);
         assert_eq!(subject.send(moved, Message::invite(moved, "pbx")).reason, Reason::Untrusted);

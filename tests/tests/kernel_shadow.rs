@@ -1,6 +1,5 @@
 //! What the kernel program tells of the calls that it steers, and what it leaves to the daemon.
 
-use std::net::SocketAddrV4;
 use std::sync::atomic::Ordering;
 
 use sip_ebpf::Reason;
@@ -23,18 +22,6 @@ fn all(events: &mut Events) -> Vec<(Event, Vec<u8>)> {
     let mut all = Vec::new();
     while events.next(|event, text| all.push((event, text.to_vec()))) {}
     all
-}
-
-fn sent(
-    subject: &mut Subject,
-    from: SocketAddrV4,
-    message: &Message,
-    reason: Reason,
-) -> (SocketAddrV4, Message) {
-    let outcome = subject.send(from, message);
-    assert_eq!(outcome.reason, reason, "{}", message.start);
-    let read = outcome.read();
-    (read.dst, Message::read(&read.payload))
 }
 
 /// What the table says of a call.
@@ -75,8 +62,8 @@ fn an_invite_is_copied_as_it_came() {
         let short = Message::invite(PHONE, "short");
         let long = Message::invite(PHONE, "long").line(&format!("Subject: {}", "x".repeat(300)));
         for invite in [&short, &long] {
-            let (pbx, _) = sent(subject, PHONE, invite, Reason::InviteSteered);
-            sent(subject, PHONE, invite, Reason::InviteRepeated);
+            let (pbx, _) = subject.pass(PHONE, invite, Reason::InviteSteered);
+            subject.pass(PHONE, invite, Reason::InviteRepeated);
             let told = all(&mut events);
             assert_eq!(told.len(), 2, "each copy");
             for (event, text) in told {
@@ -91,9 +78,9 @@ fn an_invite_is_copied_as_it_came() {
         // Nothing else is told, and nothing when nobody listens.
         subject.send(PHONE, Message::request("OPTIONS", PHONE, "o"));
         subject.change(|world| world.alive = false);
-        sent(subject, PHONE, &Message::invite(PHONE, "dead"), Reason::InviteSteered);
+        subject.pass(PHONE, &Message::invite(PHONE, "dead"), Reason::InviteSteered);
         subject.reset();
-        sent(subject, PHONE, &Message::invite(PHONE, "off"), Reason::InviteSteered);
+        subject.pass(PHONE, &Message::invite(PHONE, "off"), Reason::InviteSteered);
         assert_eq!(all(&mut events), []);
         assert_eq!(subject.tables().event_counts().unwrap(), [4, 0]);
     });
@@ -105,8 +92,7 @@ fn a_full_ring_is_counted_and_the_call_goes_on() {
         let mut events = guarded(subject);
         let most = EVENTS_SIZE / 1024;
         for n in 0..most + 10 {
-            sent(
-                subject,
+            subject.pass(
                 PHONE,
                 &Message::invite(PHONE, &format!("full-{n}")),
                 Reason::InviteSteered,
@@ -115,7 +101,7 @@ fn a_full_ring_is_counted_and_the_call_goes_on() {
         let [put, full] = subject.tables().event_counts().unwrap();
         assert_eq!((put + full, full >= 10), (most as u64 + 10, true));
         assert_eq!(all(&mut events).len() as u64, put);
-        sent(subject, PHONE, &Message::invite(PHONE, "room"), Reason::InviteSteered);
+        subject.pass(PHONE, &Message::invite(PHONE, "room"), Reason::InviteSteered);
         assert_eq!(all(&mut events).len(), 1);
     });
 }
@@ -125,16 +111,15 @@ fn how_far_a_call_is_stands_in_the_table() {
     each_build(|subject| {
         let _events = guarded(subject);
         let invite = Message::invite(PHONE, "far");
-        let (pbx, at_pbx) = sent(subject, PHONE, &invite, Reason::InviteSteered);
+        let (pbx, at_pbx) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         assert_eq!(state_of(subject, "far"), 0);
-        sent(subject, PHONE, &invite, Reason::InviteRepeated);
+        subject.pass(PHONE, &invite, Reason::InviteRepeated);
         assert_eq!(state_of(subject, "far"), 0);
-        sent(subject, pbx, &at_pbx.response("100 Trying", ""), Reason::ResponseForwarded);
+        subject.pass(pbx, &at_pbx.response("100 Trying", ""), Reason::ResponseForwarded);
         assert_eq!(state_of(subject, "far"), state::HEARD);
-        sent(subject, PHONE, &cancel(&invite, "far"), Reason::CancelSteered);
+        subject.pass(PHONE, &cancel(&invite, "far"), Reason::CancelSteered);
         assert_eq!(state_of(subject, "far"), state::HEARD | state::CANCELLED);
-        sent(
-            subject,
+        subject.pass(
             pbx,
             &at_pbx.response("487 Request Terminated", "x"),
             Reason::ResponseForwarded,
@@ -143,12 +128,12 @@ fn how_far_a_call_is_stands_in_the_table() {
         assert_eq!(state_of(subject, "far"), all);
         // Another transaction of the call begins.
         let again = invite.set("Via", "SIP/2.0/UDP 10.10.1.2:5061;branch=z9hG4bKsecond;rport");
-        assert_eq!(sent(subject, PHONE, &again, Reason::InviteRepeated).0, pbx);
+        assert_eq!(subject.pass(PHONE, &again, Reason::InviteRepeated).0, pbx);
         assert_eq!(state_of(subject, "far"), 0);
         // What is no answer to an INVITE says nothing of it.
         let ok = cancel(&Message::invite(PHONE, "far"), "far");
-        let (_, at_pbx) = sent(subject, PHONE, &ok, Reason::CancelSteered);
-        sent(subject, pbx, &at_pbx.response("200 OK", ""), Reason::ResponseForwarded);
+        let (_, at_pbx) = subject.pass(PHONE, &ok, Reason::CancelSteered);
+        subject.pass(pbx, &at_pbx.response("200 OK", ""), Reason::ResponseForwarded);
         assert_eq!(state_of(subject, "far"), state::CANCELLED);
     });
 }
@@ -158,20 +143,20 @@ fn a_pbx_that_cannot_is_the_daemons_business() {
     each_build(|subject| {
         let _events = guarded(subject);
         let (pbx, at_pbx) =
-            sent(subject, PHONE, &Message::invite(PHONE, "fails"), Reason::InviteSteered);
+            subject.pass(PHONE, &Message::invite(PHONE, "fails"), Reason::InviteSteered);
         for status in ["500 Server Internal Error", "503 Service Unavailable", "599 Odd"] {
             let failed = at_pbx.response(status, "pbx");
             assert_eq!(subject.send(pbx, &failed).reason, Reason::SteeredFailed);
         }
         assert_eq!(state_of(subject, "fails"), 0, "it is not decided yet");
         let busy = at_pbx.response("486 Busy Here", "pbx");
-        sent(subject, pbx, &busy, Reason::ResponseForwarded);
+        subject.pass(pbx, &busy, Reason::ResponseForwarded);
         // Nobody is there who would do better.
         let failed = at_pbx.response("503 Service Unavailable", "pbx");
         subject.change(|world| world.alive = false);
-        sent(subject, pbx, &failed, Reason::ResponseForwarded);
+        subject.pass(pbx, &failed, Reason::ResponseForwarded);
         subject.reset();
-        sent(subject, pbx, &failed, Reason::ResponseForwarded);
+        subject.pass(pbx, &failed, Reason::ResponseForwarded);
     });
 }
 
@@ -180,7 +165,7 @@ fn what_the_daemon_has_taken_over_is_the_daemons() {
     each_build(|subject| {
         let _events = guarded(subject);
         let invite = Message::invite(PHONE, "taken");
-        let (pbx, at_pbx) = sent(subject, PHONE, &invite, Reason::InviteSteered);
+        let (pbx, at_pbx) = subject.pass(PHONE, &invite, Reason::InviteSteered);
         take(subject, "taken");
         // The host's table must know too, or the fixtures compare with what it does not.
         subject.take("taken");
