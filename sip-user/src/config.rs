@@ -1107,7 +1107,7 @@ impl RawAccounting {
         let max_calls = problems.number(
             self.max_calls.as_ref(),
             "max_calls",
-            1..=MAX_LIMIT,
+            0..=MAX_LIMIT,
             default.max_calls as i64,
         );
         let day = Duration::from_secs(86_400);
@@ -1571,7 +1571,7 @@ mod tests {
         let text = format!("{MINIMAL}{}", dispatch("pause = \"5m\""));
         let config = Config::parse(Path::new("f.toml"), &text).unwrap();
         assert_eq!(config.dispatch.longest_pause, Duration::from_secs(300));
-        assert_error("[accounting]\nmax_calls = 0\n", "4:13", "from 1 to 1000000");
+        assert_error("[accounting]\nmax_calls = -1\n", "4:13", "from 0 to 1000000");
         assert_error("[accounting]\nlongest_call = \"1s\"\n", "4:16", "from \"60s\" to \"24h\"");
     }
 

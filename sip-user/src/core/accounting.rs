@@ -43,7 +43,7 @@ const CLOSED_AT_ONCE: usize = 1024;
 /// What the owner wants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rules {
-    /// Calls at a time.
+    /// Calls at a time; zero where no records are wanted.
     pub max_calls: usize,
     /// How long an answered call may last: one that is as old has lost its BYE.
     pub longest_call: Duration,
@@ -255,6 +255,9 @@ impl Accounting {
     /// An INVITE has come that starts a call. None if it is without a record: there is no room, or it is the
     /// same call again, that has come back to us by way of a proxy behind us (a spiral, 16.3 step 4).
     pub fn handle_invite(&mut self, now: Instant, invite: Invite<'_, '_>) -> Option<Token> {
+        if self.rules.max_calls == 0 && self.calls.is_empty() {
+            return None;
+        }
         let message = invite.message;
         let from_tag = message.from().ok().and_then(|from| from.tag());
         let key = self.key_of(message.call_id().unwrap_or_default(), from_tag);
@@ -279,7 +282,7 @@ impl Accounting {
             return Some(Token { slot, attempt });
         }
         if self.calls.len() >= self.rules.max_calls {
-            self.counts.unrecorded += 1;
+            self.counts.unrecorded += u64::from(self.rules.max_calls != 0);
             return None;
         }
         self.counts.calls += 1;

@@ -385,6 +385,22 @@ fn no_room() {
 }
 
 #[test]
+fn no_records_are_wanted() {
+    let mut world = World::new(Rules::default());
+    let open = world.call();
+    // Of a configuration that is reloaded: the call that has a record keeps it.
+    let none = Rules { max_calls: 0, ..Rules::default() };
+    world.accounting.reload(none);
+    assert_eq!(world.invite("c2", 1, None), None);
+    world.answered(open, "bob");
+    assert!(world.bye("c1", "ann", "bob"));
+    world.record();
+    assert_eq!(world.invite("c3", 1, None), None);
+    // Nothing is missed that nobody asked for.
+    assert_eq!(world.accounting.counts().unrecorded, 0);
+}
+
+#[test]
 fn times_before_the_clock_and_after_it_is_set() {
     let mut world = World::new(Rules::default());
     assert_eq!(world.accounting.unix(world.start - SECOND), START - 1_000_000);
