@@ -104,33 +104,35 @@ pub trait Text: Copy {
 }
 
 impl Text for &[u8] {
+    #[inline]
     fn len(self) -> u32 {
         // A datagram is at most 65,535 bytes; a longer slice is cut, never wrapped.
         u32::try_from(<[u8]>::len(self)).unwrap_or(u32::MAX)
     }
 
+    #[inline]
     fn word(self, at: u32) -> u64 {
-        let at = at as usize;
-        match self.get(at..at + 8) {
-            Some(eight) => {
-                let mut word = [0; 8];
-                word.copy_from_slice(eight);
-                u64::from_le_bytes(word)
-            }
-            None => {
-                let mut word = [0; 8];
-                let rest = self.get(at..).unwrap_or_default();
-                for (to, from) in word.iter_mut().zip(rest) {
-                    *to = *from;
-                }
-                u64::from_le_bytes(word)
-            }
+        match self.get(at as usize..).and_then(<[u8]>::first_chunk) {
+            Some(eight) => u64::from_le_bytes(*eight),
+            None => last_word(self, at),
         }
     }
 
+    #[inline]
     fn byte(self, at: u32) -> u8 {
         self.get(at as usize).copied().unwrap_or(0)
     }
+}
+
+/// The word at `at`, behind which the text has less than eight bytes: zeros are behind it.
+#[cold]
+fn last_word(text: &[u8], at: u32) -> u64 {
+    let mut word = [0; 8];
+    let rest = text.get(at as usize..).unwrap_or_default();
+    for (to, from) in word.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    u64::from_le_bytes(word)
 }
 
 /// One in each byte.
