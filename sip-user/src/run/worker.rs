@@ -34,7 +34,7 @@ use crate::io::coalesce::Coalescer;
 use crate::io::udp::{BATCH, Batch, Udp};
 
 /// Batches that one socket reads before others have their turn.
-const BATCHES_IN_A_ROW: usize = 8;
+const BATCHES_IN_A_ROW: usize = 16;
 
 /// Events of the kernel that are read before others have their turn.
 const EVENTS_AT_ONCE: usize = 256;
