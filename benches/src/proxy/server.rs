@@ -158,9 +158,9 @@ fn sipline(lab: &Lab, database: &Database, setting: Setting) -> Result<Command> 
     );
     if setting.challenge {
         let url = database.url(Some(OWN));
-        // Each registration is told to the PBXs at once, as Kamailio does it.
+        // Each registration is told to the PBXs at once, as Kamailio does it, and no records are kept.
         text.push_str(&format!(
-            "[registrar]\nfork_rate = 100000\njitter = 0\n[auth]\n\
+            "[accounting]\nmax_calls = 0\n[registrar]\nfork_rate = 100000\njitter = 0\n[auth]\n\
              [store]\nurl = \"{url}\"\ntable = {{ table = \"{DATABASE}.sipusers\", \
              username = \"username\", password = \"sippasswd\" }}\n"
         ));
