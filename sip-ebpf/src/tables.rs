@@ -6,7 +6,7 @@
 //! | map | kind | key | value | who writes |
 //! | --- | --- | --- | --- | --- |
 //! | `CONFIG` | array of 1 | 0 | [`Config`] | daemon |
-//! | `HEARTBEAT` | array of 1 | 0 | `u64`: CLOCK_MONOTONIC ns until which the daemon vouches for itself | daemon |
+//! | `HEARTBEAT` | array of 2 | [`beat::VOUCHED`], [`beat::OUTLIVED`] | `u64`: CLOCK_MONOTONIC ns | daemon |
 //! | `LOCALS` | hash | [`Endpoint`] | [`Local`] | daemon |
 //! | `SOURCES` | LPM trie | prefix length, IPv4 address | `u32` of [`source`] bits | daemon |
 //! | `REGISTERED` | hash | IPv4 address | `u32`: one | daemon |
@@ -28,7 +28,7 @@ use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
 /// layout.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
 pub const MAX_PBX: u32 = 64;
@@ -91,6 +91,14 @@ pub mod flag {
     /// Copy INVITEs that are steered into `EVENTS`, and send up what refuses them for a reason of its own (5xx): the
     /// daemon places such calls anew.
     pub const SHADOW: u32 = 1 << 8;
+}
+
+/// Keys in `HEARTBEAT`.
+pub mod beat {
+    /// Until when the daemon vouches for itself.
+    pub const VOUCHED: u32 = 0;
+    /// Until when new calls are placed should the daemon not come back; zero is for ever.
+    pub const OUTLIVED: u32 = 1;
 }
 
 /// What an [`Event`] is about.

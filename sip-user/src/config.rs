@@ -215,6 +215,8 @@ pub struct Xdp {
     pub pin: Option<PathBuf>,
     /// Whether the program stays attached when the daemon ends.
     pub keep: bool,
+    /// How long the program places new calls after the daemon's last heartbeat; zero is for ever.
+    pub outlive: Duration,
     /// Whether the program writes logs.
     pub log: bool,
     /// Which of the two builds is loaded.
@@ -230,6 +232,7 @@ impl Default for Xdp {
             interfaces: Vec::new(),
             pin: Some(PathBuf::from("/sys/fs/bpf/sipline")),
             keep: false,
+            outlive: Duration::from_secs(600),
             log: false,
             loops: Loops::Auto,
             call_buckets: DEFAULT_CALL_BUCKETS,
@@ -643,6 +646,7 @@ struct RawXdp {
     interfaces: Vec<Spanned<String>>,
     pin: Option<Spanned<PathBuf>>,
     keep: Option<Spanned<bool>>,
+    outlive: Option<Spanned<Period>>,
     #[serde(default)]
     log: bool,
     #[serde(default)]
@@ -1240,6 +1244,14 @@ impl RawXdp {
         {
             problems.at(keep, "keep needs pin: without a pin nothing can stay attached");
         }
+        // Zero is for ever. Below a second the next daemon would be late.
+        let outlive = match self.outlive {
+            Some(outlive) if outlive.get_ref().0.is_zero() => Duration::ZERO,
+            given => {
+                let range = Duration::from_secs(1)..=Duration::from_secs(86_400);
+                problems.period(given.as_ref(), "outlive", range, default.outlive)
+            }
+        };
         let most = i64::from(MAX_CALL_BUCKETS);
         let fallback = i64::from(default.call_buckets);
         let buckets =
@@ -1257,6 +1269,7 @@ impl RawXdp {
             interfaces: self.interfaces.into_iter().map(Spanned::into_inner).collect(),
             pin,
             keep: self.keep.is_some_and(Spanned::into_inner),
+            outlive,
             log: self.log,
             loops: self.loops,
             call_buckets: buckets,
@@ -1595,6 +1608,7 @@ mod tests {
         assert_error("[xdp]\ninterfaces = [\"a\", \"a\"]\n", "4:20", "listed twice");
         assert_error("[xdp]\npin = \"bpf\"\n", "4:7", "absolute");
         assert_error("[xdp]\nkeep = true\npin = \"\"\n", "4:8", "keep needs pin");
+        assert_error("[xdp]\noutlive = \"10ms\"\n", "4:11", "outlive goes from \"1s\"");
         assert_error("[xdp]\nloops = \"none\"\n", "4:9", "unknown variant `none`");
         assert_error("[xdp]\ncall_buckets = 1000\n", "4:16", "power of two, as 1024");
         assert_error("[xdp]\ncall_buckets = 0\n", "4:16", "from 1 to");

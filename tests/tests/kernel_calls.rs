@@ -267,6 +267,35 @@ fn a_heartbeat_runs_out() {
     });
 }
 
+/// For so long calls are placed without a daemon; those that are there already go on.
+#[test]
+fn new_calls_end_when_the_daemon_has_been_gone_for_long() {
+    each_build(|subject| {
+        let (pbx, ok) = set_up(subject, "outlived");
+        let invite = Message::invite(PHONE, "known");
+        let (known, _) = subject.pass(PHONE, &invite, Reason::InviteSteered);
+        subject.tables().set_outlive(Duration::from_millis(50));
+        subject.tables().heartbeat(Duration::from_secs(1)).unwrap();
+        sleep(Duration::from_millis(80));
+        let counted =
+            |subject: &mut Subject| subject.tables().counters().unwrap()[Reason::NoPbx as usize];
+        let before = counted(subject);
+        let late = Message::invite(PHONE, "late");
+        subject.run_alone("ph", &Frame::new(PHONE, PROXY, &late).bytes());
+        assert_eq!(counted(subject), before + 1);
+        // One whose INVITE comes again stays where it is, and so does all that is in a call.
+        assert_eq!(subject.pass(PHONE, &invite, Reason::InviteRepeated).0, known);
+        let bye = ok.next("BYE", PHONE, 2);
+        assert_eq!(subject.pass(PHONE, &bye, Reason::DialogToPbx).0, pbx);
+
+        // Zero is for ever; and one who withdraws what it vouched for changes nothing about calls.
+        subject.tables().set_outlive(Duration::ZERO);
+        subject.tables().heartbeat(Duration::from_secs(1)).unwrap();
+        subject.tables().heartbeat(Duration::ZERO).unwrap();
+        subject.pass(PHONE, &late, Reason::InviteSteered);
+    });
+}
+
 #[test]
 fn tables_follow_their_changes() {
     each_build(|subject| {

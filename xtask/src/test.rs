@@ -14,9 +14,12 @@ use crate::{
     setup,
 };
 
+/// Suites of `tests/tests` that go by their names alone.
+const SUITES: [&str; 1] = ["chaos"];
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Passed on to `cargo test`, such as `--package sip-ebpf` or a test's name
+    /// `chaos` for that suite alone, else passed on to `cargo test`, such as `--package sip-ebpf` or a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     cargo: Vec<String>,
 }
@@ -35,6 +38,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command.arg("test").env("SIPLINE_BIN", build::sipline());
     if args.cargo.is_empty() {
         command.args(["--workspace", "--no-fail-fast"]);
+    } else if let [first, rest @ ..] = &args.cargo[..]
+        && SUITES.contains(&first.as_str())
+    {
+        command.args(["--package", "sipline-tests", "--no-fail-fast", "--test", first]).args(rest);
     } else {
         command.args(&args.cargo);
     }

@@ -19,7 +19,7 @@ use super::tables::{KNOWN_LEN, Known};
 pub(super) static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map]
-pub(super) static HEARTBEAT: Array<u64, 1> = Array::new();
+pub(super) static HEARTBEAT: Array<u64, 2> = Array::new();
 
 #[btf_map]
 pub(super) static LOCALS: HashMap<Endpoint, Local, { MAX_LOCALS as usize }> = HashMap::new();

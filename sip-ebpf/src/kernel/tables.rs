@@ -9,7 +9,7 @@ use sip_ebpf::gate::{self, Standing};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{
-    Config, DEBT_BUCKETS, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, flag, source,
+    Config, DEBT_BUCKETS, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, beat, flag, source,
 };
 
 use super::asm;
@@ -213,7 +213,7 @@ impl Tables for Kernel<'_> {
 
     #[inline(always)]
     fn alive(&self) -> bool {
-        HEARTBEAT.get(0).is_some_and(|until| self.now() < *until)
+        HEARTBEAT.get(beat::VOUCHED).is_some_and(|until| self.now() < *until)
     }
 
     #[inline(always)]
@@ -245,6 +245,11 @@ impl Tables for Kernel<'_> {
 
     #[inline(always)]
     fn turn(&self) -> Option<u32> {
+        // Whose daemon has been gone for long no longer knows which PBXs live.
+        let until = *HEARTBEAT.get(beat::OUTLIVED)?;
+        if until != 0 && until <= self.now() {
+            return None;
+        }
         let schedule = SCHEDULE.get(0)?;
         let len = schedule.len as u64;
         if len == 0 || len > SCHEDULE_SLOTS as u64 {

@@ -101,7 +101,8 @@ impl Linux {
         }
         was_off |= switch_forwarding_on(pins.as_ref());
         let logs = if config.log { Some(read_logs(&mut ebpf)?) } else { None };
-        let tables = Tables::new(&mut ebpf, key, config.call_buckets)?;
+        let mut tables = Tables::new(&mut ebpf, key, config.call_buckets)?;
+        tables.set_outlive(config.outlive);
         let mut this = Self {
             tables,
             attachments,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use sip_ebpf::gate;
@@ -139,19 +139,30 @@ pub trait CallBuckets: Send + Sync {
 /// a task.
 pub fn open(config: &Xdp, key: [u64; 2]) -> Result<Box<dyn Fastpath>> {
     if config.mode == XdpMode::Off {
-        return Ok(Box::new(off::Off::new("off by configuration")));
+        return without(config, "off by configuration".into());
     }
     match linux::Linux::open(config, key) {
         Ok(linux) => Ok(Box::new(linux)),
         Err(error) if config.mode == XdpMode::Auto => {
             let why = format!("{error:#}");
             tracing::warn!(reason = why, "running without XDP");
-            Ok(Box::new(off::Off::new(why)))
+            without(config, why)
         }
         Err(error) => {
             Err(error.context(format!("xdp.mode is {}, and it cannot be had", config.mode)))
         }
     }
+}
+
+/// Goes on without, and sees to it that no program of an earlier daemon does: it would decide by tables that nobody
+/// writes any more. Without the privilege to look there is nothing to see, and nothing to remove.
+fn without(config: &Xdp, why: String) -> Result<Box<dyn Fastpath>> {
+    let gone =
+        detach(config).context("a program that an earlier daemon left attached stays there")?;
+    if !gone.is_empty() {
+        tracing::info!(interfaces = ?gone, "detached: an earlier daemon's program");
+    }
+    Ok(Box::new(off::Off::new(why)))
 }
 
 /// Removes what a daemon left pinned under `config.pin`: links first, so that the interfaces are as they

@@ -16,7 +16,7 @@ use sip_ebpf::hash::Keys;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
     CallBucket, Config, DEBT_BUCKETS, DebtBucket, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX,
-    MAX_SOURCES, MAX_VLANS, Pbx, PbxState, Schedule, VlanPort, event,
+    MAX_SOURCES, MAX_VLANS, Pbx, PbxState, Schedule, VlanPort, beat, event,
 };
 
 use super::events::Calls;
@@ -47,6 +47,8 @@ pub struct Tables {
     current: Config,
     config: Array<MapData, Config>,
     heartbeat: Array<MapData, u64>,
+    /// How long new calls are placed after the last heartbeat; zero is for ever.
+    outlive: Duration,
     locals: HashMap<MapData, Endpoint, Local>,
     sources: LpmTrie<MapData, u32, u32>,
     registered: HashMap<MapData, u32, u32>,
@@ -86,6 +88,7 @@ impl Tables {
             current,
             config,
             heartbeat: take(ebpf, "HEARTBEAT")?,
+            outlive: Duration::ZERO,
             locals: take(ebpf, "LOCALS")?,
             sources: take(ebpf, "SOURCES")?,
             registered: take(ebpf, "REGISTERED")?,
@@ -281,11 +284,23 @@ impl Tables {
         Ok(())
     }
 
-    /// Vouches for the daemon from now on for `vouch`; zero withdraws it.
+    /// How long new calls are placed after the last heartbeat, from the next one on; zero is for ever.
+    pub fn set_outlive(&mut self, outlive: Duration) {
+        self.outlive = outlive;
+    }
+
+    /// Vouches for the daemon from now on for `vouch`; zero withdraws it, and then calls go on for as long as the
+    /// heartbeat before it has said.
     pub fn heartbeat(&mut self, vouch: Duration) -> Result<()> {
-        let until =
-            if vouch.is_zero() { 0 } else { nanoseconds(monotonic().saturating_add(vouch)) };
-        self.heartbeat.set(0, until, 0).context("cannot write HEARTBEAT")
+        let until = |length: Duration| match length.is_zero() {
+            true => 0,
+            false => nanoseconds(monotonic().saturating_add(length)),
+        };
+        if !vouch.is_zero() {
+            let outlived = self.heartbeat.set(beat::OUTLIVED, until(self.outlive), 0);
+            outlived.context("cannot write HEARTBEAT")?;
+        }
+        self.heartbeat.set(beat::VOUCHED, until(vouch), 0).context("cannot write HEARTBEAT")
     }
 
     /// `COUNTERS` summed over CPUs; the index is `Reason as usize`.
