@@ -120,7 +120,7 @@ fn flood(args: &Args) -> Result<()> {
         rows: Vec::new(),
         threads,
     };
-    let time = Duration::from_secs(if args.quick { 3 } else { 8 });
+    let time = Duration::from_secs(if args.quick { 6 } else { 10 });
     let steps: &[f64] = match (args.steps.is_empty(), args.quick) {
         (false, _) => &args.steps,
         (true, true) => &QUICK,

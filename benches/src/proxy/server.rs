@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -99,6 +100,7 @@ impl Server {
             Proxy::Sipline => sipline(lab, database, setting)?,
             Proxy::Kamailio => kamailio(lab, database, setting, tuning)?,
         };
+        detached(lab)?;
         let log = lab.dir().join(format!("{proxy:?}.log"));
         // What it starts is where it is.
         machine::pin(0, PROXY_CPU)?;
@@ -143,6 +145,23 @@ impl Server {
     pub(super) fn memory(&self) -> Result<u64> {
         self.tree.memory()
     }
+}
+
+/// Takes away what a killed daemon has left in the kernel, where it would go on with the work of the next proxy.
+fn detached(lab: &Lab) -> Result<()> {
+    let pins = lab.pins();
+    if pins.exists() {
+        fs::remove_dir_all(&pins).with_context(|| format!("cannot empty {}", pins.display()))?;
+    }
+    // The kernel lets go of it a moment later.
+    for _ in 0..100 {
+        let links = lab.run(Place::Proxy, "ip", &["-o", "link", "show"])?;
+        if !links.contains("xdp") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    bail!("there is still an XDP program on the proxy's interfaces")
 }
 
 fn kamailio(lab: &Lab, database: &Database, setting: Setting, tuning: Tuning) -> Result<Command> {

@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Only at equal rates, not at each one's best
     #[arg(long)]
     no_best: bool,
+    /// Only this work
+    #[arg(long, value_name = "NAME")]
+    work: Option<Only>,
     /// Only this one; may be given more than once
     #[arg(long = "only", value_name = "NAME")]
     only: Vec<Contender>,
@@ -53,6 +56,13 @@ pub(crate) struct Args {
     /// Kamailio's processes that receive
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     children: u32,
+}
+
+/// One kind of work.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum Only {
+    Options,
+    Call,
 }
 
 const CONTENDERS: [Contender; 5] = [
@@ -119,6 +129,8 @@ struct Row {
     rate: f64,
     /// CPU time of an operation at that rate.
     us: f64,
+    /// The same less what reflectors take for as many packets at that rate of packets.
+    net_us: f64,
     /// What else ran on the proxy's CPU meanwhile, by operation: what the row would miss.
     other_us: f64,
     /// At that rate.
@@ -157,11 +169,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let awake = Awake::start(PROXY_CPU)?;
     let generator = Generator::new(&lab, USERS)?;
     machine::favour(0, 1)?;
+    let mut effort = Effort::new(args.quick);
+    if args.quick {
+        effort.step = Duration::from_secs(3);
+    }
     let mut bench = Bench {
         lab,
         database,
         generator,
-        effort: Effort::new(args.quick),
+        effort,
         tuning: Tuning { children: args.children, write_behind: false },
         rate: 0.0,
         rows: Vec::new(),
@@ -174,15 +190,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Operation::Options => args.options_rate,
             _ => args.call_rate,
         };
-        if work.operation == Operation::Options {
-            rows.push(bench.reflected(work, &awake)?);
+        let wanted = match args.work {
+            None => true,
+            Some(Only::Options) => work.operation == Operation::Options,
+            Some(Only::Call) => work.operation == Operation::Call,
+        };
+        if !wanted {
+            continue;
         }
+        let zero = bench.reflected(work, &awake)?;
+        let floor = zero.us;
+        rows.push(zero);
         for contender in CONTENDERS {
-            if !args.only.is_empty() && !args.only.contains(&contender) {
+            // Shadows are of calls.
+            let same = contender == Contender::NativeUnwatched && work.operation != Operation::Call;
+            if same || !args.only.is_empty() && !args.only.contains(&contender) {
                 continue;
             }
             // What can be measured is, also when something else cannot.
-            match bench.contender(work, contender, &awake, !args.no_best) {
+            match bench.contender(work, contender, &awake, floor, !args.no_best) {
                 Ok(row) => rows.push(row),
                 Err(error) => {
                     eprintln!("{}, {}: FAILED: {error:#}", work.name, contender.name());
@@ -211,6 +237,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 impl Bench {
     /// The zero line: packets that are turned round unread.
     fn reflected(&mut self, work: &Work, awake: &Awake) -> Result<Row> {
+        // A reflector does not tell who it is when it is asked (ARP).
+        let near = self.near_mac()?;
+        let known = ["neigh", "replace", "10.10.1.1", "lladdr", &near, "dev", "eth0"];
+        self.lab.run(Place::Phones, "ip", &known)?;
         let _reflector = kernel::in_namespace(&self.lab.namespace_file(Place::Proxy), || {
             let load = |build| -> Result<Ebpf> {
                 let mut ebpf = object::maps(build, &Options::new(1))?;
@@ -221,13 +251,20 @@ impl Bench {
             load(first).or_else(|_| load(second))
         })?;
         self.generator.forget();
-        let (delay, us, other_us) = self.watched(work, awake, None)?;
+        // As many packets as the work is, in OPTIONS.
+        let rate = self.rate;
+        self.rate = rate * work.packets;
+        let measured = self.watched(&WORK[0], awake, None);
+        self.rate = rate;
+        let (delay, us, other_us) = measured?;
+        let (us, other_us) = (us * work.packets, other_us * work.packets);
         let row = Row {
             work: work.name,
             contender: None,
             name: "plain reflector".to_owned(),
             rate: self.rate,
             us,
+            net_us: 0.0,
             other_us,
             delay,
             best_us: None,
@@ -271,6 +308,7 @@ impl Bench {
         work: &Work,
         contender: Contender,
         awake: &Awake,
+        floor: f64,
         best: bool,
     ) -> Result<Row> {
         let (name, proxy) = (contender.name(), contender.proxy());
@@ -285,6 +323,7 @@ impl Bench {
             name: name.to_owned(),
             rate: self.rate,
             us,
+            net_us: us - floor,
             other_us,
             delay,
             best_us: None,
@@ -293,7 +332,6 @@ impl Bench {
             packets_per_core: None,
             delay_at_most: None,
         };
-        eprintln!("{row:?}");
         if best {
             let guess = (0.6e6 / us).min(work.most);
             let highest = self.highest(&mut server, &scenario, proxy, guess)?;
@@ -317,12 +355,16 @@ impl Bench {
         Ok(row)
     }
 
-    /// OPTIONS by live frames, as many as the generator's CPU makes: CPU time of each, and how many in a second.
-    fn live(&mut self, server: &Server) -> Result<(f64, f64)> {
+    /// The hardware address of the proxy's interface at the phones.
+    fn near_mac(&self) -> Result<String> {
         let link = self.lab.run(Place::Proxy, "ip", &["-o", "link", "show", "ph"])?;
         let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
-        let mac = pktgen::parse_mac(mac.context("ph has no address")?);
-        let to_mac = mac.map_err(anyhow::Error::msg)?;
+        mac.map(str::to_owned).context("ph has no hardware address")
+    }
+
+    /// OPTIONS by live frames, as many as the generator's CPU makes: CPU time of each, and how many in a second.
+    fn live(&mut self, server: &Server) -> Result<(f64, f64)> {
+        let to_mac = pktgen::parse_mac(&self.near_mac()?).map_err(anyhow::Error::msg)?;
         let from = format!("{}:{PORT}", Place::Phones.address()).parse()?;
         let to = format!("{PROXY}:{PORT}").parse()?;
         let before = server.cpu()?;
@@ -370,7 +412,9 @@ fn ratios(rows: &[Row]) -> Vec<Ratio> {
                 let what = format!("{}, {}, {at}", work.name, other.name());
                 ratios.push(Ratio { what, times, target: *target, holds: times >= *target });
             };
-            add(format!("at {:.0}/s", ours.rate), ours.us, theirs.us);
+            let at = format!("at {:.0}/s", ours.rate);
+            add(format!("{at}, less the reflector's"), ours.net_us, theirs.net_us);
+            add(at, ours.us, theirs.us);
             if let Some((ours, theirs)) = ours.best_us.zip(theirs.best_us) {
                 add("at each one's best".to_owned(), ours, theirs);
             }
@@ -388,8 +432,8 @@ fn table(rows: &[Row]) -> String {
         // Writing into a String cannot fail.
         let _ = writeln!(
             out,
-            "| {} | us at {:.0}/s | other | p50 | p99 | us at best | highest | packets per core | p50 at 70 % | p99 at 70 % |\n\
-             | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| {} | us at {:.0}/s | less reflector | other | p50 | p99 | us at best | highest | packets per core | p50 at 70 % | p99 at 70 % |\n\
+             | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
             work.name, first.rate
         );
         for row in rows {
@@ -398,9 +442,10 @@ fn table(rows: &[Row]) -> String {
             let most = row.delay_at_most.as_ref();
             let _ = writeln!(
                 out,
-                "| {} | {:.2} | {:.2} | {:.0} | {:.0} | {} | {bound}{} | {} | {} | {} |",
+                "| {} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} | {} | {bound}{} | {} | {} | {} |",
                 row.name,
                 row.us,
+                row.net_us,
                 row.other_us,
                 row.delay.p50_us,
                 row.delay.p99_us,
@@ -433,6 +478,7 @@ mod tests {
             name: contender.name().to_owned(),
             rate: 1000.0,
             us,
+            net_us: us - 1.0,
             other_us: 0.0,
             delay: Delays { p50_us: 1.0, p99_us: 2.0 },
             best_us: Some(best),
@@ -450,8 +496,8 @@ mod tests {
             row("OPTIONS", Contender::Kamailio, 20.0, 15.0),
         ];
         let ratios = ratios(&rows);
-        assert_eq!(ratios.iter().map(|r| r.holds).collect::<Vec<_>>(), [false, true]);
-        assert_eq!(ratios[0].times, 10.0);
+        assert_eq!(ratios.iter().map(|r| r.holds).collect::<Vec<_>>(), [true, false, true]);
+        assert_eq!((ratios[0].times, ratios[1].times), (19.0, 10.0));
         let text = table(&rows);
         assert!(text.contains("| OPTIONS, Kamailio, at 1000/s | 10.0 | 15 | **no** |"), "{text}");
         assert!(text.contains("| > 5000 |"), "{text}");
