@@ -194,6 +194,10 @@ pub(crate) struct Totals {
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is from 0 to 3600");
     ensure!(args.rate >= 0.0 && args.rate.is_finite(), "--rate is 0 or more");
+    ensure!(
+        args.sources == 1 || args.vlan.is_none() && args.from.ip().to_bits() % args.sources == 0,
+        "--sources is without --vlan, and --from ends by as many zero bits"
+    );
     let to_mac = match args.to_mac {
         Some(mac) => mac,
         None => neighbour(&args.interface, args.to)?,
@@ -393,6 +397,8 @@ mod tests {
         assert_eq!(turns.len(), 7);
         assert_eq!(turns[..3], [Kind::Options, Kind::Invite, Kind::Crlf]);
         assert!("options=97,invite=3".parse::<Mix>().unwrap_err().contains("100 frames"));
+        assert!(parse("pktgen --interface x --from 1.1.1.0:1 --to 2.2.2.2:2 --sources 256").is_ok());
+        assert!(parse("pktgen --interface x --from 1.1.1.0:1 --to 2.2.2.2:2 --sources 3").is_err());
         assert!("bye=1".parse::<Mix>().unwrap_err().contains("options, invite"));
         assert!("invite=0".parse::<Mix>().unwrap_err().contains("1 to 1000"));
         assert_eq!(parse_mac("02:00:00:00:01:ff"), Ok([2, 0, 0, 0, 1, 255]));

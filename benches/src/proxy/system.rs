@@ -413,7 +413,10 @@ fn ratios(rows: &[Row]) -> Vec<Ratio> {
                 ratios.push(Ratio { what, times, target: *target, holds: times >= *target });
             };
             let at = format!("at {:.0}/s", ours.rate);
-            add(format!("{at}, less the reflector's"), ours.net_us, theirs.net_us);
+            // Where nothing is left of ours, there is no ratio.
+            if ours.net_us > 0.0 {
+                add(format!("{at}, less the reflector's"), ours.net_us, theirs.net_us);
+            }
             add(at, ours.us, theirs.us);
             if let Some((ours, theirs)) = ours.best_us.zip(theirs.best_us) {
                 add("at each one's best".to_owned(), ours, theirs);
