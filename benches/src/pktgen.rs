@@ -114,7 +114,9 @@ impl Kind {
             Self::Register => format!("<sip:phone@{}>", to.ip()),
             _ => format!("<{uri}>"),
         };
-        message.set("To", &address).bytes()
+        // Of the proxy's own domain, so that it asks who that is.
+        let from = format!("phone <sip:phone@{}>;tag=from-{call}", to.ip());
+        message.set("To", &address).set("From", &from).bytes()
     }
 }
 
@@ -397,7 +399,9 @@ mod tests {
         assert_eq!(turns.len(), 7);
         assert_eq!(turns[..3], [Kind::Options, Kind::Invite, Kind::Crlf]);
         assert!("options=97,invite=3".parse::<Mix>().unwrap_err().contains("100 frames"));
-        assert!(parse("pktgen --interface x --from 1.1.1.0:1 --to 2.2.2.2:2 --sources 256").is_ok());
+        assert!(
+            parse("pktgen --interface x --from 1.1.1.0:1 --to 2.2.2.2:2 --sources 256").is_ok()
+        );
         assert!(parse("pktgen --interface x --from 1.1.1.0:1 --to 2.2.2.2:2 --sources 3").is_err());
         assert!("bye=1".parse::<Mix>().unwrap_err().contains("options, invite"));
         assert!("invite=0".parse::<Mix>().unwrap_err().contains("1 to 1000"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sipline_tests::lab::{INTERFACES, Lab, Mode, Place};
 
 use super::server::{Proxy, STRANGERS, Setting};
@@ -13,7 +13,7 @@ use super::{GENERATOR_CPU, PROXY_CPU};
 use crate::{machine, wire};
 
 /// A proxy, and how it is set up.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Contender {
     /// sipline with XDP in the driver.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
 use aya::programs::XdpMode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sip_user::fastpath::object::{self, Build, DROP, Options};
 use sipline_tests::fixtures::frame::Mac;
 use sipline_tests::fixtures::net;
@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Write table and chart into docs/performance.md and docs/flood.svg
     #[arg(long)]
     docs: bool,
+    /// Measure nothing: table and chart of what --json has written before
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    from: Option<PathBuf>,
     /// Fewer steps, and shorter ones
     #[arg(long)]
     quick: bool,
@@ -54,6 +57,13 @@ pub(crate) struct Args {
     only: Vec<Contender>,
 }
 
+impl Args {
+    /// How long calls are made at each step.
+    fn time(&self) -> Duration {
+        Duration::from_secs(if self.quick { 6 } else { 10 })
+    }
+}
+
 const CONTENDERS: [Contender; 4] =
     [Contender::Native, Contender::Generic, Contender::Off, Contender::Kamailio];
 
@@ -70,7 +80,7 @@ const NEAR_MAC: Mac = [2, 0, 0, 0, 9, 1];
 const MARGIN: Duration = Duration::from_millis(700);
 
 /// One contender at one step.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Point {
     pub(super) contender: Contender,
     /// Packets per second that were asked of the strangers.
@@ -97,6 +107,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     ensure!(args.steps.iter().all(|pps| (0.0..=1e9).contains(pps)), "--steps are from 0 to 1e9");
     eprintln!("{}", machine::describe());
+    if let Some(file) = &args.from {
+        let text = fs::read_to_string(file);
+        let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+        let points: Vec<Point> = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not of --json", file.display()))?;
+        return show(args, &points);
+    }
     // The strangers' namespace is this thread's, and is gone when it returns.
     net::in_namespace(|| flood(args))
 }
@@ -120,7 +137,7 @@ fn flood(args: &Args) -> Result<()> {
         rows: Vec::new(),
         threads,
     };
-    let time = Duration::from_secs(if args.quick { 6 } else { 10 });
+    let time = args.time();
     let steps: &[f64] = match (args.steps.is_empty(), args.quick) {
         (false, _) => &args.steps,
         (true, true) => &QUICK,
@@ -142,15 +159,20 @@ fn flood(args: &Args) -> Result<()> {
             }
         }
     }
-    let text = table(&points, steps);
+    show(args, &points)
+}
+
+/// Prints what was found, and writes it where it is wanted.
+fn show(args: &Args, points: &[Point]) -> Result<()> {
+    let text = table(points);
     print!("{text}");
     if args.docs {
         let machine = machine::describe();
-        report::write_chart("flood.svg", &curve::svg(&points, &machine))?;
+        report::write_chart("flood.svg", &curve::svg(points, &machine))?;
         let how = format!(
             "{machine}; {:.0} calls a second for {} s, {} addresses of strangers, one run.",
             args.calls,
-            time.as_secs(),
+            args.time().as_secs(),
             args.sources
         );
         report::replace("flood", &format!("{how}\n\n{text}"))?;
@@ -245,7 +267,10 @@ impl Bench {
 }
 
 /// For people, and for Markdown: the share of calls that went well, and what the strangers have sent.
-fn table(points: &[Point], steps: &[f64]) -> String {
+fn table(points: &[Point]) -> String {
+    let mut steps: Vec<f64> = points.iter().map(|point| point.asked).collect();
+    steps.sort_by(f64::total_cmp);
+    steps.dedup();
     let mut contenders: Vec<Contender> = Vec::new();
     for point in points {
         if !contenders.contains(&point.contender) {
@@ -263,7 +288,7 @@ fn table(points: &[Point], steps: &[f64]) -> String {
     for step in steps {
         let _ = write!(out, "| {step:.0} |");
         for contender in &contenders {
-            let point = points.iter().find(|p| p.contender == *contender && p.asked == *step);
+            let point = points.iter().find(|p| p.contender == *contender && p.asked == step);
             let _ = match point {
                 Some(point) if point.asked == 0.0 => write!(out, " {:.1} % |", point.share() * 1e2),
                 Some(point) => {
@@ -295,7 +320,7 @@ mod tests {
             point(Contender::Native, 1000.0, 199),
             point(Contender::Off, 0.0, 100),
         ];
-        let text = table(&points, &[0.0, 1000.0]);
+        let text = table(&points);
         assert!(text.contains("| sipline, XDP native | sipline, XDP off |"), "{text}");
         assert!(text.contains("| 0 | 100.0 % | 50.0 % |"), "{text}");
         assert!(text.contains("| 1000 | 99.5 % (900 sent) | - |"), "{text}");
