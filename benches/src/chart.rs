@@ -77,7 +77,8 @@ pub(crate) fn svg(rows: &[Row], machine: &str) -> String {
     out
 }
 
-fn escape(text: &str) -> String {
+/// Text as it may stand in SVG.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -51,6 +51,17 @@ pub(crate) fn favour(thread: i32, priority: i32) -> Result<()> {
     Ok(())
 }
 
+/// Makes a thread one among others again; 0 is the calling one.
+pub(crate) fn ordinary(thread: i32) -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are there.
+    if unsafe { libc::sched_setscheduler(thread, libc::SCHED_OTHER, &raw const parameters) } != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot take thread {thread} its priority"));
+    }
+    Ok(())
+}
+
 /// Lets a thread run only while its CPU has nothing else to do; 0 is the calling one.
 pub(crate) fn last_of_all(thread: i32) -> Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };

@@ -49,6 +49,10 @@ struct Args {
 enum What {
     /// Compares the daemon with Kamailio: CPU, rate, delay and memory
     Proxy(proxy::Args),
+    /// sipline with XDP and without, and Kamailio with transactions and without: CPU, rate and delay
+    System(proxy::system::Args),
+    /// Which share of calls goes well while strangers send
+    Flood(proxy::flood::Args),
     /// Sends SIP frames out of an interface
     Pktgen(pktgen::Args),
 }
@@ -57,6 +61,8 @@ fn main() -> Result<()> {
     let args = Args::parse();
     match &args.what {
         Some(What::Proxy(args)) => return proxy::run(args),
+        Some(What::System(args)) => return proxy::system::run(args),
+        Some(What::Flood(args)) => return proxy::flood::run(args),
         Some(What::Pktgen(args)) => return pktgen::run(args),
         None => {}
     }

@@ -54,9 +54,12 @@ pub(crate) struct Args {
     /// VLAN that the frames are tagged for
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..4095))]
     vlan: Option<u16>,
-    /// What is sent, with how many of each in a round: options, invite, register, crlf
+    /// What is sent, with how many of each in a round: options, invite, register, crlf, junk
     #[arg(long, default_value = "options=1", value_parser = Mix::from_str)]
     mix: Mix,
+    /// How many addresses they come from, a power of two: that of --from and those that follow
+    #[arg(long, default_value_t = 1, value_parser = sources)]
+    sources: u32,
     /// Frames per second; 0 is as many as one CPU makes
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
@@ -70,22 +73,25 @@ pub(crate) struct Args {
 
 /// Kinds of messages, each with its share.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Mix(Vec<(Kind, u32)>);
+pub(crate) struct Mix(Vec<(Kind, u32)>);
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     Options,
     Invite,
     Register,
     Crlf,
+    /// What is no SIP.
+    Junk,
 }
 
 impl Kind {
-    const ALL: [(&str, Self); 4] = [
+    const ALL: [(&str, Self); 5] = [
         ("options", Self::Options),
         ("invite", Self::Invite),
         ("register", Self::Register),
         ("crlf", Self::Crlf),
+        ("junk", Self::Junk),
     ];
 
     /// What UDP carries. Its Call-ID starts by eight bytes that change.
@@ -93,6 +99,7 @@ impl Kind {
         let call = format!("XXXXXXXX@{}", from.ip());
         let (mut message, uri) = match self {
             Self::Crlf => return b"\r\n\r\n".to_vec(),
+            Self::Junk => return vec![0xa5; 200],
             Self::Options => (Message::request("OPTIONS", from, &call), format!("sip:{to}")),
             Self::Invite => (Message::invite(from, &call), format!("sip:service@{to}")),
             Self::Register => {
@@ -107,11 +114,31 @@ impl Kind {
             Self::Register => format!("<sip:phone@{}>", to.ip()),
             _ => format!("<{uri}>"),
         };
-        message.set("To", &address).bytes()
+        // Of the proxy's own domain, so that it asks who that is.
+        let from = format!("phone <sip:phone@{}>;tag=from-{call}", to.ip());
+        message.set("To", &address).set("From", &from).bytes()
     }
 }
 
 impl Mix {
+    /// The frames as they take turns, each party with its hardware address.
+    pub(crate) fn frames(
+        &self,
+        (from, from_mac): (SocketAddrV4, Mac),
+        (to, to_mac): (SocketAddrV4, Mac),
+        tags: &[(u16, u16)],
+    ) -> Vec<Vec<u8>> {
+        let frame = |kind: Kind| Frame {
+            to: to_mac,
+            from: from_mac,
+            tags: tags.to_vec(),
+            // None, for the Call-ID changes (RFC 768 allows it).
+            checksum: Checksum::Zero,
+            ..Frame::new(from, to, kind.payload(from, to))
+        };
+        self.turns().into_iter().map(|kind| frame(kind).bytes()).collect()
+    }
+
     /// The kinds as they take turns, those that are seldom spread among the others.
     fn turns(&self) -> Vec<Kind> {
         let most = self.0.iter().map(|(_, share)| *share).max().unwrap_or(0);
@@ -156,19 +183,23 @@ fn divisor(a: u32, b: u32) -> u32 {
 #[derive(Debug, Serialize)]
 pub(crate) struct Totals {
     /// Frames that were handed to the interface.
-    sent: u64,
+    pub(crate) sent: u64,
     /// Seconds that it took.
     seconds: f64,
     /// Frames in a second.
-    pps: f64,
+    pub(crate) pps: f64,
     /// Frames that the interface says it has received in that time: answers, if nobody else uses it.
-    received: u64,
+    pub(crate) received: u64,
 }
 
 /// Sends as asked, and says each second how far it is.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is from 0 to 3600");
     ensure!(args.rate >= 0.0 && args.rate.is_finite(), "--rate is 0 or more");
+    ensure!(
+        args.sources == 1 || args.vlan.is_none() && args.from.ip().to_bits() % args.sources == 0,
+        "--sources is without --vlan, and --from ends by as many zero bits"
+    );
     let to_mac = match args.to_mac {
         Some(mac) => mac,
         None => neighbour(&args.interface, args.to)?,
@@ -177,17 +208,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(mac) => mac,
         None => own_mac(&args.interface)?,
     };
-    let frame = |kind: Kind| Frame {
-        to: to_mac,
-        from: from_mac,
-        tags: args.vlan.map(|id| (DOT1Q, id)).into_iter().collect(),
-        // None, for the Call-ID changes (RFC 768 allows it).
-        checksum: Checksum::Zero,
-        ..Frame::new(args.from, args.to, kind.payload(args.from, args.to))
-    };
-    let frames: Vec<_> = args.mix.turns().into_iter().map(|kind| frame(kind).bytes()).collect();
+    let tags: Vec<_> = args.vlan.map(|id| (DOT1Q, id)).into_iter().collect();
+    let frames = args.mix.frames((args.from, from_mac), (args.to, to_mac), &tags);
     let time = Duration::from_secs_f64(args.seconds);
-    let totals = send(&frames, &args.interface, args.rate, time)?;
+    let load = Load { interface: &args.interface, rate: args.rate, sources: args.sources, time };
+    let totals = send(&frames, &load, true)?;
     println!(
         "{} frames in {:.2} s, {:.0} in a second; {} came back",
         totals.sent, totals.seconds, totals.pps, totals.received
@@ -199,14 +224,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Sends the frames in turns for a time, and says now and then how far it is.
-fn send(frames: &[Vec<u8>], interface: &str, rate: f64, time: Duration) -> Result<Totals> {
+/// How frames are sent.
+pub(crate) struct Load<'a> {
+    /// The interface that they leave by.
+    pub(crate) interface: &'a str,
+    /// In a second; 0: as many as one CPU makes.
+    pub(crate) rate: f64,
+    /// Addresses that they come from, a power of two: the frame's and those that follow it.
+    pub(crate) sources: u32,
+    /// For how long.
+    pub(crate) time: Duration,
+}
+
+/// Sends the frames in turns, and says now and then how far it is, if it is to.
+pub(crate) fn send(frames: &[Vec<u8>], load: &Load<'_>, tell: bool) -> Result<Totals> {
+    let Load { interface, rate, sources, time } = *load;
     // The program makes a packet shorter at will, and hardly longer.
     let longest = frames.iter().max_by_key(|frame| frame.len()).context("nothing to send")?;
     let pause = if rate == 0.0 { 0 } else { ((1e9 / rate) as u64).max(1) };
     let end = monotonic() + time.as_nanos() as u64;
-    let bench = Bench { pktgen: (frames.len() as u32, pause, end), ..Bench::default() };
-    let mut ebpf = load(&Options { bench, ..Options::new(CALL_BUCKETS) })?;
+    let turns = frames.len() as u32;
+    let bench = Bench { pktgen: (turns, pause, end), sources, ..Bench::default() };
+    let mut ebpf = self::load(&Options { bench, ..Options::new(CALL_BUCKETS) })?;
     fill(&mut ebpf, frames)?;
 
     let before = received(interface)?;
@@ -225,7 +264,7 @@ fn send(frames: &[Vec<u8>], interface: &str, rate: f64, time: Duration) -> Resul
         let took = call.elapsed().max(Duration::from_micros(1));
         repeat = (f64::from(repeat) * left.as_secs_f64() / took.as_secs_f64()) as u32;
         repeat = repeat.clamp(BATCH, MOST);
-        if told.elapsed() >= CALL {
+        if tell && told.elapsed() >= CALL {
             told = Instant::now();
             let passed = (monotonic().min(end) - start) as f64 / 1e9;
             let sent = sent(&ebpf)?;
@@ -300,14 +339,23 @@ fn neighbour(interface: &str, to: SocketAddrV4) -> Result<Mac> {
     }
 }
 
-fn own_mac(interface: &str) -> Result<Mac> {
+/// The hardware address of an interface.
+pub(crate) fn own_mac(interface: &str) -> Result<Mac> {
     let path = format!("/sys/class/net/{interface}/address");
     let text = fs::read_to_string(&path)
         .with_context(|| format!("cannot read {path}: is there an interface {interface}?"))?;
     parse_mac(text.trim()).map_err(anyhow::Error::msg)
 }
 
-fn parse_mac(text: &str) -> Result<Mac, String> {
+/// A number of addresses.
+fn sources(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(n) if n.is_power_of_two() && n <= 1 << 16 => Ok(n),
+        _ => Err(format!("{text} is no power of two up to 65536")),
+    }
+}
+
+pub(crate) fn parse_mac(text: &str) -> Result<Mac, String> {
     let mut parts = text.split(':').map(|part| u8::from_str_radix(part, 16));
     let mut mac = [0; 6];
     for byte in &mut mac {
@@ -351,6 +399,10 @@ mod tests {
         assert_eq!(turns.len(), 7);
         assert_eq!(turns[..3], [Kind::Options, Kind::Invite, Kind::Crlf]);
         assert!("options=97,invite=3".parse::<Mix>().unwrap_err().contains("100 frames"));
+        assert!(
+            parse("pktgen --interface x --from 1.1.1.0:1 --to 2.2.2.2:2 --sources 256").is_ok()
+        );
+        assert!(parse("pktgen --interface x --from 1.1.1.0:1 --to 2.2.2.2:2 --sources 3").is_err());
         assert!("bye=1".parse::<Mix>().unwrap_err().contains("options, invite"));
         assert!("invite=0".parse::<Mix>().unwrap_err().contains("1 to 1000"));
         assert_eq!(parse_mac("02:00:00:00:01:ff"), Ok([2, 0, 0, 0, 1, 255]));

@@ -75,23 +75,32 @@ pub(crate) fn write_json(file: &Path, rows: &[Row]) -> Result<()> {
     fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
 }
 
-const BEGIN: &str = "<!-- measured: begin -->";
-const END: &str = "<!-- measured: end -->";
-
 /// Replaces chart and table in the documentation.
 pub(crate) fn write_docs(rows: &[Row], machine: &str, runs: u32) -> Result<()> {
-    let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    let chart = docs.join("performance.svg");
-    fs::write(&chart, chart::svg(rows, machine))
-        .with_context(|| format!("cannot write {}", chart.display()))?;
-    let page = docs.join("performance.md");
+    write_chart("performance.svg", &chart::svg(rows, machine))?;
+    replace("measured", &format!("{machine}; medians of {runs} runs.\n\n{}", table(rows)))
+}
+
+/// Writes a chart of the documentation.
+pub(crate) fn write_chart(name: &str, svg: &str) -> Result<()> {
+    let file = docs().join(name);
+    fs::write(&file, svg).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Replaces what stands in docs/performance.md between the marks of that name.
+pub(crate) fn replace(mark: &str, measured: &str) -> Result<()> {
+    let (begin, end) = (format!("<!-- {mark}: begin -->"), format!("<!-- {mark}: end -->"));
+    let page = docs().join("performance.md");
     let text =
         fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
-    let (before, rest) = text.split_once(BEGIN).with_context(|| format!("no {BEGIN}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("no {END}"))?;
-    let measured = format!("{machine}; medians of {runs} runs.\n\n{}", table(rows));
-    fs::write(&page, format!("{before}{BEGIN}\n{measured}{END}{after}"))
+    let (before, rest) = text.split_once(&begin).with_context(|| format!("no {begin}"))?;
+    let (_, after) = rest.split_once(&end).with_context(|| format!("no {end}"))?;
+    fs::write(&page, format!("{before}{begin}\n{measured}{end}{after}"))
         .with_context(|| format!("cannot write {}", page.display()))
+}
+
+fn docs() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
 #[cfg(test)]

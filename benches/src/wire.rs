@@ -194,27 +194,38 @@ impl Wire {
 
 /// Keeps a CPU from being halted between two batches, by a thread that yields to everything. A loaded CPU of a
 /// proxy does not halt, and that of a virtual machine comes back with its caches cold.
-struct Awake {
+pub(crate) struct Awake {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// Number of the thread.
+    id: i32,
 }
 
 impl Awake {
-    fn start(cpu: usize) -> Result<Self> {
+    pub(crate) fn start(cpu: usize) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let (ready, is_ready) = channel();
         let thread = thread::spawn(move || {
             let placed = machine::pin(0, cpu).and_then(|()| machine::last_of_all(0));
+            // SAFETY: no arguments; it cannot fail.
+            let placed = placed.map(|()| unsafe { libc::gettid() });
             let turns = placed.is_ok();
             // Whoever waits for it has not gone.
             let _ = ready.send(placed);
             // No `spin_loop`: a hypervisor may take a CPU from who pauses.
             while turns && !stopped.load(Ordering::Relaxed) {}
         });
-        let awake = Self { stop, thread: Some(thread) };
-        is_ready.recv().context("the thread that keeps a CPU awake has died")??;
+        let mut awake = Self { stop, thread: Some(thread), id: 0 };
+        awake.id = is_ready.recv().context("the thread that keeps a CPU awake has died")??;
         Ok(awake)
+    }
+}
+
+impl Awake {
+    /// What was left of the CPU by all others, so far.
+    pub(crate) fn spare(&self) -> Result<Duration> {
+        cpu_time(self.id)
     }
 }
 
@@ -248,7 +259,7 @@ pub(crate) fn send(ebpf: &Ebpf, name: &str, device: &str, frame: &[u8], count: u
 }
 
 /// CPU time that a thread has had.
-fn cpu_time(thread: i32) -> Result<Duration> {
+pub(crate) fn cpu_time(thread: i32) -> Result<Duration> {
     let path = format!("/proc/{thread}/schedstat");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let first = text.split_whitespace().next().with_context(|| format!("{path} is empty"))?;
@@ -263,7 +274,7 @@ pub(crate) fn received(device: &str) -> Result<u64> {
 }
 
 /// Ids and names of all NAPI threads.
-fn napi_threads() -> Result<HashSet<(i32, String)>> {
+pub(crate) fn napi_threads() -> Result<HashSet<(i32, String)>> {
     let mut found = HashSet::new();
     for entry in fs::read_dir("/proc").context("cannot read /proc")? {
         let Ok(entry) = entry else { continue };

@@ -1,5 +1,5 @@
-//! `bench`: nanoseconds and packets per second of each path, beside the denominators of the same run; and
-//! `bench proxy`: the daemon beside Kamailio.
+//! `bench`: nanoseconds and packets per second of each path, beside the denominators of the same run;
+//! `bench proxy`, `bench system` and `bench flood`: sipline beside Kamailio.
 
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,19 @@ pub(crate) struct Args {
 enum What {
     /// Compares the daemon with Debian's Kamailio, which is installed for it
     Proxy(ProxyArgs),
+    /// sipline with XDP and without, and Kamailio with transactions and without: all that a message costs
+    System(DocsArgs),
+    /// Which share of calls goes well while strangers send, with XDP and without, and of Kamailio
+    Flood(DocsArgs),
+}
+
+#[derive(clap::Args)]
+struct DocsArgs {
+    #[command(flatten)]
+    common: ProxyArgs,
+    /// Write the results into docs/performance.md
+    #[arg(long)]
+    docs: bool,
 }
 
 #[derive(clap::Args)]
@@ -53,8 +66,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     setup::run(&setup::Args::default())?;
-    if let Some(What::Proxy(args)) = &args.what {
-        return proxy(args);
+    match &args.what {
+        Some(What::Proxy(args)) => return beside_kamailio("proxy", args, false),
+        Some(What::System(args)) => return beside_kamailio("system", &args.common, args.docs),
+        Some(What::Flood(args)) => return beside_kamailio("flood", &args.common, args.docs),
+        None => {}
     }
     build::run(&build::Args::kernel_only())?;
     let mut command = benchmark();
@@ -65,12 +81,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     process::run(command.args(&args.more))
 }
 
-fn proxy(args: &ProxyArgs) -> Result<()> {
+fn beside_kamailio(what: &str, args: &ProxyArgs, docs: bool) -> Result<()> {
     setup::kamailio()?;
     build::run(&build::Args::default())?;
     let mut command = benchmark();
-    command.arg("proxy");
+    command.arg(what);
     pass_json(&mut command, args.json.as_deref())?;
+    if docs {
+        command.arg("--docs");
+    }
     if args.quick {
         command.arg("--quick");
     }

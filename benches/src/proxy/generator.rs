@@ -39,6 +39,8 @@ pub(super) enum Operation {
     Call,
     /// A call that is not answered.
     Ring,
+    /// OPTIONS to the proxy itself, and 200.
+    Options,
 }
 
 /// What became of the operations.
@@ -287,6 +289,7 @@ impl Generator {
                     }
                 }
                 Operation::Call | Operation::Ring => self.invite(op, None),
+                Operation::Options => self.options(op),
             }
         }
     }
@@ -343,7 +346,12 @@ impl Generator {
 
     /// A response came to a phone.
     fn at_phone(&mut self, message: &[u8], time: u64) {
-        let Some(status) = status(message) else { return };
+        let status = match status(message) {
+            Some(status) => status,
+            // Our own request: a reflector is measured, and that is its answer.
+            None if self.operation == Operation::Options => 200,
+            None => return,
+        };
         let Some((round, op)) = numbers(message, b"branch=z9hG4bKb") else { return };
         let index = op as usize;
         if round != self.round || index >= self.ops.len() || self.ops[index].stage == Stage::Over {
@@ -526,6 +534,29 @@ impl Generator {
              Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, NOTIFY, REFER\r\n\
              User-Agent: phone\r\n\
              {credentials}Content-Length: 0\r\n\r\n"
+        );
+        phone.end(Sent::ByPhone(op));
+    }
+
+    fn options(&mut self, op: u32) {
+        let round = self.round;
+        let name = user_name(self.ops[op as usize].user);
+        let phone = self.phone(op);
+        let at = phone.local();
+        // Writing to a Vec cannot fail.
+        let _ = write!(
+            phone.text(),
+            "OPTIONS sip:{PROXY}:{PORT} SIP/2.0\r\n\
+             Via: SIP/2.0/UDP {at};rport;branch=z9hG4bKb{round}.{op}.1\r\n\
+             Max-Forwards: 70\r\n\
+             From: <sip:{name}@{PROXY}>;tag=o{round}.{op}\r\n\
+             To: <sip:{PROXY}:{PORT}>\r\n\
+             Call-ID: o{round}.{op}@{at}\r\n\
+             CSeq: 1 OPTIONS\r\n\
+             Contact: <sip:{name}@{at}>\r\n\
+             Accept: application/sdp\r\n\
+             User-Agent: phone\r\n\
+             Content-Length: 0\r\n\r\n"
         );
         phone.end(Sent::ByPhone(op));
     }

@@ -2,12 +2,16 @@
 //!
 //! docs/performance.md says what the numbers mean.
 
+mod contender;
+mod curve;
 mod digest;
+pub(crate) mod flood;
 mod generator;
 mod message;
 mod rows;
 mod server;
 mod socket;
+pub(crate) mod system;
 mod usage;
 
 use std::fmt;
@@ -89,37 +93,37 @@ const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: "register",
         operation: Operation::Register { remember: false },
-        setting: Setting { challenge: true, fork: false, calls: false },
+        setting: Setting { challenge: true, fork: false, calls: false, ..Setting::OFF },
         known: true,
     },
     Scenario {
         name: "register_first",
         operation: Operation::Register { remember: false },
-        setting: Setting { challenge: true, fork: false, calls: false },
+        setting: Setting { challenge: true, fork: false, calls: false, ..Setting::OFF },
         known: false,
     },
     Scenario {
         name: "register_again",
         operation: Operation::Register { remember: true },
-        setting: Setting { challenge: true, fork: false, calls: false },
+        setting: Setting { challenge: true, fork: false, calls: false, ..Setting::OFF },
         known: true,
     },
     Scenario {
         name: "register_forked",
         operation: Operation::Register { remember: false },
-        setting: Setting { challenge: true, fork: true, calls: false },
+        setting: Setting { challenge: true, fork: true, calls: false, ..Setting::OFF },
         known: true,
     },
     Scenario {
         name: "call",
         operation: Operation::Call,
-        setting: Setting { challenge: true, fork: false, calls: true },
+        setting: Setting { challenge: true, fork: false, calls: true, ..Setting::OFF },
         known: true,
     },
     Scenario {
         name: "call_trusted (sipline stateless)",
         operation: Operation::Call,
-        setting: Setting { challenge: false, fork: false, calls: true },
+        setting: Setting { challenge: false, fork: false, calls: true, ..Setting::OFF },
         known: true,
     },
 ];
@@ -191,6 +195,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         tuning: Tuning { children: args.children, write_behind: !args.memory_only },
         rate: args.rate,
         rows: Vec::new(),
+        threads: Vec::new(),
     };
     let proxies = match args.proxy {
         Some(only) => vec![only],
@@ -229,6 +234,8 @@ struct Bench {
     tuning: Tuning,
     rate: f64,
     rows: Vec<Row>,
+    /// Kernel threads that work for the proxy alone, if there are such.
+    threads: Vec<i32>,
 }
 
 /// What was found in a search for the highest rate.
@@ -487,8 +494,14 @@ impl Bench {
     fn start(&mut self, scenario: &Scenario, proxy: Proxy) -> Result<Server> {
         server::forget_registrations(&self.database)?;
         self.generator.forget();
-        let mut server =
-            Server::start(&self.lab, &self.database, proxy, scenario.setting, self.tuning)?;
+        let mut server = Server::start(
+            &self.lab,
+            &self.database,
+            proxy,
+            scenario.setting,
+            self.tuning,
+            &self.threads,
+        )?;
         let operation = match scenario.operation {
             Operation::Ring => Operation::Call,
             other => other,
@@ -524,7 +537,7 @@ impl Bench {
         let scenario = Scenario {
             name: MEMORY,
             operation: Operation::Register { remember: false },
-            setting: Setting { challenge: true, fork: true, calls: true },
+            setting: Setting { challenge: true, fork: true, calls: true, ..Setting::OFF },
             known: false,
         };
         // The first half also fills what is used for a while and then used again.

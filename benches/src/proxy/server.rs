@@ -3,15 +3,18 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sipline_tests::lab::{self, Database, Engine, INTERFACES, Lab, PORT, PROXY, Place, Process};
+use sipline_tests::lab::{
+    self, Database, Engine, INTERFACES, Lab, Mode, PORT, PROXY, Place, Process,
+};
 
 use super::generator::{password, user_name};
 use super::usage::Tree;
 use super::{GENERATOR_CPU, PROXY_CPU};
-use crate::machine;
+use crate::{machine, wire};
 
 /// A proxy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -31,7 +34,31 @@ pub(super) struct Setting {
     pub(super) fork: bool,
     /// Calls go to the PBXs.
     pub(super) calls: bool,
+    /// How the kernel half of sipline is attached.
+    pub(super) mode: Mode,
+    /// sipline watches over calls that the kernel steers (`dispatch.shadow`).
+    pub(super) shadow: bool,
+    /// Kamailio passes calls on without transactions.
+    pub(super) stateless: bool,
+    /// There is an interface where strangers are: [`STRANGERS`].
+    pub(super) strangers: bool,
 }
+
+impl Setting {
+    /// Daemons alone, and nothing switched on.
+    pub(super) const OFF: Self = Self {
+        challenge: false,
+        fork: false,
+        calls: false,
+        mode: Mode::Off,
+        shadow: true,
+        stateless: false,
+        strangers: false,
+    };
+}
+
+/// The interface of strangers.
+pub(super) const STRANGERS: &str = "st";
 
 /// How Kamailio is tuned.
 #[derive(Clone, Copy, Debug)]
@@ -46,10 +73,14 @@ pub(super) struct Tuning {
 pub(super) struct Server {
     process: Process,
     tree: Tree,
+    /// Kernel threads that work for the proxy's interfaces.
+    threads: Vec<i32>,
 }
 
 /// The file of Kamailio's configuration.
 const KAMAILIO: &str = include_str!("../../kamailio.cfg");
+/// The same where it keeps no transactions.
+const KAMAILIO_STATELESS: &str = include_str!("../../kamailio-stateless.cfg");
 /// The database of Kamailio, where the users of both are.
 const DATABASE: &str = "sipline_bench";
 /// The database that sipline writes to.
@@ -63,18 +94,21 @@ impl Server {
         proxy: Proxy,
         setting: Setting,
         tuning: Tuning,
+        threads: &[i32],
     ) -> Result<Self> {
         let mut command = match proxy {
             Proxy::Sipline => sipline(lab, database, setting)?,
             Proxy::Kamailio => kamailio(lab, database, setting, tuning)?,
         };
+        detached(lab)?;
         let log = lab.dir().join(format!("{proxy:?}.log"));
         // What it starts is where it is.
         machine::pin(0, PROXY_CPU)?;
         let process = Process::start(&format!("{proxy:?}"), &mut command, &log);
         machine::pin(0, GENERATOR_CPU)?;
         let process = process?;
-        Ok(Self { tree: Tree::below(process.pid(), PROXY_CPU)?, process })
+        let tree = Tree::below(process.pid(), PROXY_CPU)?;
+        Ok(Self { tree, process, threads: threads.to_vec() })
     }
 
     /// Looks again which processes there are: they have all started now.
@@ -102,8 +136,10 @@ impl Server {
         self.process.last_words()
     }
 
+    /// CPU time so far: of the processes, and of the kernel threads that work for them.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        self.tree.cpu()
+        let kernel = self.threads.iter().map(|thread| wire::cpu_time(*thread));
+        Ok(self.tree.cpu()? + kernel.sum::<Result<Duration>>()?)
     }
 
     pub(super) fn memory(&self) -> Result<u64> {
@@ -111,10 +147,28 @@ impl Server {
     }
 }
 
+/// Takes away what a killed daemon has left in the kernel, where it would go on with the work of the next proxy.
+fn detached(lab: &Lab) -> Result<()> {
+    let pins = lab.pins();
+    if pins.exists() {
+        fs::remove_dir_all(&pins).with_context(|| format!("cannot empty {}", pins.display()))?;
+    }
+    // The kernel lets go of it a moment later.
+    for _ in 0..100 {
+        let links = lab.run(Place::Proxy, "ip", &["-o", "link", "show"])?;
+        if !links.contains("xdp") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    bail!("there is still an XDP program on the proxy's interfaces")
+}
+
 fn kamailio(lab: &Lab, database: &Database, setting: Setting, tuning: Tuning) -> Result<Command> {
     let dir = lab.dir();
     let config = dir.join("kamailio.cfg");
-    fs::write(&config, KAMAILIO).with_context(|| format!("cannot write {}", config.display()))?;
+    let text = if setting.stateless { KAMAILIO_STATELESS } else { KAMAILIO };
+    fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
     let list = dir.join("dispatcher.list");
     let pbxs = [Place::Pbx1, Place::Pbx2].map(|pbx| format!("1 sip:{}:{PORT}\n", pbx.address()));
     fs::write(&list, pbxs.concat()).with_context(|| format!("cannot write {}", list.display()))?;
@@ -148,11 +202,18 @@ fn kamailio(lab: &Lab, database: &Database, setting: Setting, tuning: Tuning) ->
 
 fn sipline(lab: &Lab, database: &Database, setting: Setting) -> Result<Command> {
     let dir = lab.dir().display();
+    let Setting { mode, shadow, .. } = setting;
+    let mut interfaces = INTERFACES.to_vec();
+    if setting.strangers {
+        interfaces.push(STRANGERS);
+    }
+    let pins = if mode == Mode::Off { String::new() } else { lab.pins().display().to_string() };
     let mut text = format!(
         "[sip]\nlisten = [\"{PROXY}:{PORT}\"]\nkey = \"000102030405060708090a0b0c0d0e0f\"\n\
          [gate]\nexempt = [\"10.10.1.0/24\"]\n\
          [probe]\ninterval = \"15s\"\n\
-         [xdp]\nmode = \"off\"\ninterfaces = {INTERFACES:?}\npin = \"\"\n\
+         [xdp]\nmode = \"{mode}\"\ninterfaces = {interfaces:?}\npin = \"{pins}\"\n\
+         [dispatch]\nshadow = {shadow}\n\
          [control]\nsocket = \"{dir}/control.sock\"\n\
          [log]\nlevel = \"warn\"\n"
     );

@@ -46,6 +46,10 @@ static BENCH_TURNS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static BENCH_PAUSE: Global<u64> = Global::new(0);
 
+/// How many addresses frames come from, a power of two: the frame's and those that follow it, whose low bits are zero.
+#[unsafe(no_mangle)]
+static BENCH_SOURCES: Global<u32> = Global::new(1);
+
 /// CLOCK_MONOTONIC when no more are to be sent.
 #[unsafe(no_mangle)]
 static BENCH_END: Global<u64> = Global::new(0);
@@ -146,8 +150,31 @@ fn bench_pktgen(ctx: XdpContext) -> u32 {
         bpf_xdp_store_bytes(ctx.ctx, 0, frame.cast(), n);
     }
     number(&ctx, vary);
+    stranger(&ctx, (*sent as u32) & BENCH_SOURCES.load().wrapping_sub(1) & 0xffff);
     *sent += 1;
     XDP_TX
+}
+
+/// Adds to the low half of the frame's source address, which is to be zero in the bits that change. No VLAN tags.
+#[inline(always)]
+fn stranger(ctx: &XdpContext, add: u32) {
+    if add == 0 {
+        return;
+    }
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + 34 > end {
+        return;
+    }
+    // SAFETY: 34 bytes are there; what is written lies at even addresses, as the kernel has laid the frame.
+    unsafe {
+        let low = (start + 28) as *mut u16;
+        let checksum = (start + 24) as *mut u16;
+        let (old, new) = (*low, *low | (add as u16).to_be());
+        // RFC 1624, equation 3.
+        let sum = (!*checksum as u64) + (!old as u64) + new as u64;
+        *checksum = !(fold(sum) as u16);
+        *low = new;
+    }
 }
 
 /// The least a program can do.

@@ -102,6 +102,8 @@ pub struct Bench {
     pub vary: u32,
     /// Of [`PKTGEN`], how many frames take turns, nanoseconds from one to the next, and when by CLOCK_MONOTONIC it ends.
     pub pktgen: (u32, u64, u64),
+    /// Of [`PKTGEN`], how many addresses frames come from, a power of two; 0 is one.
+    pub sources: u32,
 }
 
 /// Makes the maps of a build, or takes them from their pins. No program is verified yet.
@@ -121,6 +123,8 @@ pub fn maps(build: Build, options: &Options) -> Result<Ebpf> {
     let (turns, pause, end) = &options.bench.pktgen;
     loader.override_global("BENCH_TURNS", turns, true);
     loader.override_global("BENCH_PAUSE", pause, true);
+    let sources = options.bench.sources.max(1);
+    loader.override_global("BENCH_SOURCES", &sources, true);
     loader.override_global("BENCH_END", end, true);
     for (name, path) in &options.pinned {
         loader.map_pin_path(name, path.as_path());
