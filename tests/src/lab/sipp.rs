@@ -123,6 +123,8 @@ impl Sipp {
         command.args(["-d", &self.talk.as_millis().to_string()]);
         command.args(["-timeout", &format!("{}s", self.limit.as_secs())]);
         // No behaviour of SIPp's own: what is unexpected is to be seen, not answered.
+        // Else a hundred datagrams at once are too many for it: what a daemon finds in its sockets when it starts.
+        command.args(["-buff_size", "2097152"]);
         command.args(["-nostdin", "-nd", "-trace_logs"]).arg("-log_file").arg(&log);
         command.arg("-trace_err").arg("-error_file").arg(lab.dir().join(format!("{name}.errors")));
         if !self.injected.is_empty() {
