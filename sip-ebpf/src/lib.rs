@@ -14,6 +14,7 @@ pub mod header;
 pub mod insert;
 #[cfg(not(target_arch = "bpf"))]
 pub mod message;
+pub mod nonce;
 pub mod reason;
 pub mod repeat;
 pub mod route;
