@@ -6,6 +6,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod calls;
+pub mod challenge;
 pub mod cookie;
 pub mod edit;
 pub mod gate;
