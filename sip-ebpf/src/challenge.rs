@@ -137,7 +137,7 @@ fn read_domain<T: Text>(t: T, span: Span, key: &mut Domain) -> bool {
     }
     for (i, word) in key.iter_mut().enumerate() {
         let at = 8 * i as u32;
-        let left = if len > at { len - at } else { 0 };
+        let left = len.saturating_sub(at);
         let all = t.word(span.at + at) | LOWER;
         *word = if left >= 8 {
             all
