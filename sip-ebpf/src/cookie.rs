@@ -27,6 +27,7 @@ enum Purpose {
     Branch = literal(b"branch"),
     Cookie = literal(b"cookie"),
     Tag = literal(b"tag"),
+    Challenge = literal(b"ask"),
 }
 
 /// The key for what belongs to a call: its hash is secret and as good as random, so it can be half of
@@ -63,9 +64,21 @@ pub fn branch<T: Text>(keys: &Keys, call: u64, t: T, theirs: Span) -> u64 {
 /// tells nothing of the call's hash, which stays secret: signatures rest on it.
 #[inline(always)]
 pub fn to_tag<T: Text>(keys: &Keys, t: T, call_id: Span) -> (u64, u64) {
+    tag_for(keys, t, call_id, Purpose::Tag)
+}
+
+/// As [`to_tag`], for an answer that asks for credentials and is kept in no mind: by it such an answer's ACK is known, and
+/// told from those that a transaction waits for.
+#[inline(always)]
+pub fn challenge_tag<T: Text>(keys: &Keys, t: T, call_id: Span) -> (u64, u64) {
+    tag_for(keys, t, call_id, Purpose::Challenge)
+}
+
+#[inline(always)]
+fn tag_for<T: Text>(keys: &Keys, t: T, call_id: Span, purpose: Purpose) -> (u64, u64) {
     let [first, second] = keys.secret;
     let (hash, marks) = universal(keys, t, call_id.at, call_id.end);
-    let tag = siphash_word([first, second ^ Purpose::Tag as u64], hash);
+    let tag = siphash_word([first, second ^ purpose as u64], hash);
     (hex8(tag as u32), marks)
 }
 

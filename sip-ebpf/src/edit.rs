@@ -217,10 +217,24 @@ pub fn options_answer_start<T: Text, S: Sink>(
 ) -> Front {
     out.put(0, literal(b"SIP/2.0 "));
     out.put(8, literal(b"200 OK\r\n"));
+    answer_head(t, index, packet, plan, out, 16)
+}
+
+/// What every answer has behind its first line, from `at` on: all Vias in their order, From, To with the tag of `plan`,
+/// Call-ID, CSeq (8.2.6.2).
+#[inline(always)]
+pub fn answer_head<T: Text, S: Sink>(
+    t: T,
+    index: &Index,
+    packet: Packet,
+    plan: &Plan,
+    out: &mut S,
+    at: u32,
+) -> Front {
     let start = |kind| index.first(kind).map_or(0, |line| line.start as u32);
     let end = |kind| index.last(kind).map_or(0, |line| line.end as u32);
     let fill = if plan.via.rport.at != 0 { plan.via.rport.at } else { plan.via.end };
-    let mut at = copy(t, start(Kind::Via), fill, out, 16);
+    let mut at = copy(t, start(Kind::Via), fill, out, at);
     at = sender(t, packet, plan, out, at);
     let mut run = Span { at: fill, end: end(Kind::Via) + 2 };
     at = join(t, &mut run, Span { at: start(Kind::From), end: end(Kind::From) + 2 }, out, at);

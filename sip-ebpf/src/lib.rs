@@ -6,6 +6,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod calls;
+pub mod challenge;
 pub mod cookie;
 pub mod edit;
 pub mod gate;
@@ -14,6 +15,7 @@ pub mod header;
 pub mod insert;
 #[cfg(not(target_arch = "bpf"))]
 pub mod message;
+pub mod nonce;
 pub mod reason;
 pub mod repeat;
 pub mod route;

@@ -56,7 +56,11 @@ reasons! {
     DialogToPhone = "dialog_to_phone", Sent;
     /// A response went one Via further (RFC 3261 16.11).
     ResponseForwarded = "response_forwarded", Sent;
+    /// A request without credentials was asked for them, by 401 or 407.
+    Challenged = "challenged", Sent;
 
+    /// The ACK of such an answer, which nobody remembers.
+    ChallengeAcked = "challenge_acked", Drop;
     /// The source is in a denied network.
     Denied = "denied", Drop;
     /// The source is banned.

@@ -41,6 +41,23 @@ pub fn siphash_word(key: [u64; 2], word: u64) -> u64 {
     finish(&mut v)
 }
 
+/// SipHash-2-4 of two words, as of a text of sixteen bytes: for signatures that strangers may collect.
+#[inline(always)]
+pub fn siphash24_pair(key: [u64; 2], words: [u64; 2]) -> u64 {
+    let mut v = begin(key);
+    for word in [words[0], words[1], 16 << 56] {
+        v[3] ^= word;
+        round(&mut v);
+        round(&mut v);
+        v[0] ^= word;
+    }
+    v[2] ^= 0xff;
+    for _ in 0..4 {
+        round(&mut v);
+    }
+    v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
 #[inline(always)]
 fn begin(key: [u64; 2]) -> [u64; 4] {
     [

@@ -17,6 +17,10 @@
 //! | `CALLS` | array of [`Config::calls_mask`] + 1, mapped by the daemon | bucket | [`CallBucket`] | kernel; the daemon notes what it takes over |
 //! | `EVENTS` | ring of [`EVENTS_SIZE`] bytes | | [`Event`] and the message that it is about | kernel |
 //! | `EVENT_COUNTS` | per-CPU array of 2 | [`event::PUT`], [`event::FULL`] | `u64` | kernel |
+//! | `PROGRAMS` | array of programs | [`program`] | the programs that the first one jumps to | daemon |
+//! | `DOMAINS` | hash | [`crate::challenge::Domain`] | [`crate::challenge::Challenge`] | daemon |
+//! | `ASKING` | array of 1 | 0 | [`crate::challenge::Asking`] | daemon |
+//! | `NONCES` | array of 1 | 0 | `u64`: how many nonces were made | kernel |
 //! | `VLANS` | hash | `u32`: interface index of a port with the program, or of a VLAN device above one | [`VlanPort`] | daemon |
 //! | `STEERED` | per-CPU array of [`MAX_PBX`] | slot | `u64`: calls steered there | kernel |
 //! | `TURN` | array of 1 | 0 | `u64`: whose turn it was | kernel |
@@ -88,6 +92,9 @@ pub mod flag {
     pub const DENY: u32 = 1 << 2;
     /// Ask how much each source has sent.
     pub const GATE: u32 = 1 << 3;
+    /// Ask for credentials in the daemon's name, by `DOMAINS` and `ASKING` ([`crate::challenge`]). Needs both of the first
+    /// switches.
+    pub const CHALLENGE: u32 = 1 << 4;
     /// Copy INVITEs that are steered into `EVENTS`, and send up what refuses them for a reason of its own (5xx): the
     /// daemon places such calls anew.
     pub const SHADOW: u32 = 1 << 8;
@@ -162,6 +169,17 @@ pub mod source {
     pub const BANNED: u32 = 1 << 2;
     /// Nobody here is banned unless an operator says so.
     pub const EXEMPT: u32 = 1 << 3;
+    /// Requests from here need no credentials.
+    pub const BELIEVED: u32 = 1 << 4;
+}
+
+/// Keys in `PROGRAMS`: what the first program jumps to.
+pub mod program {
+    /// [`crate::challenge`].
+    pub const CHALLENGE: u32 = 0;
+
+    /// How many there are.
+    pub const COUNT: u32 = 1;
 }
 
 /// What the program must know besides the tables. All zero means: not configured, all goes up.

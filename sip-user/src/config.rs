@@ -223,6 +223,8 @@ pub struct Xdp {
     pub loops: Loops,
     /// Buckets of the call table, a power of two; eight calls each.
     pub call_buckets: u32,
+    /// Whether the program asks for credentials in the daemon's name.
+    pub challenge: bool,
 }
 
 impl Default for Xdp {
@@ -236,6 +238,7 @@ impl Default for Xdp {
             log: false,
             loops: Loops::Auto,
             call_buckets: DEFAULT_CALL_BUCKETS,
+            challenge: true,
         }
     }
 }
@@ -649,6 +652,7 @@ struct RawXdp {
     outlive: Option<Spanned<Period>>,
     #[serde(default)]
     log: bool,
+    challenge: Option<bool>,
     #[serde(default)]
     loops: Loops,
     call_buckets: Option<Spanned<i64>>,
@@ -1273,6 +1277,7 @@ impl RawXdp {
             log: self.log,
             loops: self.loops,
             call_buckets: buckets,
+            challenge: self.challenge.unwrap_or(true),
         }
     }
 }

@@ -253,6 +253,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
         bans: Bans::new(first.config.gate.bans.clone()),
         revision: first.dispatcher.revision(),
         still: false,
+        nonces: seed.kernel_instance(),
     }));
     if let Err(error) = first.write_tables() {
         // No half filled kernel: it would be wrong for as long as it stays so.
@@ -279,7 +280,9 @@ async fn reload_on(mut hangup: Signal, node: Node) {
 fn policy(config: &Config) -> Policy {
     let believed = if config.registrar.is_some() { &config.auth.trusted[..] } else { &[] };
     Policy {
-        sources: Sources::new(&config.trust).with_exempt(config.gate.exempt.iter().chain(believed)),
+        sources: Sources::new(&config.trust)
+            .with_exempt(&config.gate.exempt)
+            .with_believed(believed),
         no_destination: config.sip.no_destination,
         scanners: config.gate.sought(),
         rates: config.gate.rates(),

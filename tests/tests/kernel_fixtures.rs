@@ -24,7 +24,7 @@ struct Fixture {
 }
 
 /// Reasons without a fixture, and why.
-const WITHOUT: [(Reason, &str); 3] = [
+const WITHOUT: [(Reason, &str); 5] = [
     (
         Reason::Headroom,
         "TEST_RUN gives each frame 216 bytes of headroom and more than a kilobyte of tailroom, and \
@@ -32,6 +32,8 @@ const WITHOUT: [(Reason, &str); 3] = [
     ),
     (Reason::TakenOver, "it needs a call that went before, and a daemon: kernel_shadow.rs"),
     (Reason::SteeredFailed, "as above"),
+    (Reason::Challenged, "it needs a registrar, and nonces differ: kernel_challenge.rs"),
+    (Reason::ChallengeAcked, "as above"),
 ];
 
 #[test]

@@ -63,6 +63,10 @@ fn registrations(mode: Mode) {
     let counters = &stats["registrar"]["counters"];
     assert_eq!(counters["registered"], USERS, "{stats}");
     assert_eq!(counters["secrets_not_fetched"], 0, "{stats}");
+    // Who has no credentials yet is asked for them in the kernel, where there is one.
+    let asked = stats["kernel"]["challenged"].as_u64().unwrap_or(0);
+    let by_kernel = if mode == Mode::Off { 0 } else { u64::from(USERS) + 5 };
+    assert!(asked >= by_kernel && (mode != Mode::Off || asked == 0), "{asked}: {stats}");
 
     // One goes by hand.
     control.command(&["registrations", "remove", "u20@example.com"]).unwrap();

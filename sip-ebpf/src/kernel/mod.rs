@@ -4,6 +4,7 @@
 
 mod asm;
 mod bench;
+mod challenge;
 mod events;
 mod frame;
 mod hop;
@@ -49,6 +50,7 @@ fn sipline(ctx: XdpContext) -> u32 {
         true => (Reason::Junk, XDP_DROP),
         false => (reason, action),
     };
+    challenge::jump(&ctx, scratch, reason);
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own counter.
         unsafe { *counter += 1 };

@@ -5,6 +5,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::XdpContext;
+use sip_ebpf::challenge::Domain;
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
@@ -51,8 +52,10 @@ pub(super) struct Scratch {
     pub(super) front: Front,
     /// How much of the text has been read from the packet.
     pub(super) loaded: u32,
-    /// Always zero.
-    pad: u32,
+    /// Why the first program would pass the packet up: a [`Reason`](sip_ebpf::Reason), for the second.
+    pub(super) reason: u32,
+    /// A key that is looked up.
+    pub(super) domain: Domain,
     pub(super) text: [u8; (TEXT + SLACK) as usize],
     /// What goes out: the headers end at [`HEAD`], the front starts there.
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],

@@ -425,6 +425,16 @@ impl Authenticator {
         self.parked
     }
 
+    /// What asks.
+    pub fn challenger(&self) -> &Challenger {
+        &self.challenger
+    }
+
+    /// The time that nonces tell.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// The realm in which the users of a domain are asked.
     pub fn realm<'a>(&'a self, domain: &'a str) -> &'a str {
         match &self.rules.realm {

@@ -6,6 +6,7 @@ pub mod authenticator;
 pub mod bans;
 pub mod call_table;
 pub mod canonical;
+pub mod challenges;
 pub mod clock;
 pub mod context;
 pub mod cookie;

@@ -62,6 +62,28 @@ pub fn build(
     keys: &Keys,
     answer: Answer<'_>,
 ) -> Option<(SocketAddr, Vec<u8>)> {
+    build_tagged(message, from, answer, |text, call_id| cookie::to_tag(keys, text, call_id).0)
+}
+
+/// As [`build`], for a 401 or 407 that nothing is kept of: its tag is another, so that its ACK can be told from those that
+/// somebody waits for.
+pub fn build_challenge(
+    message: &Message<'_>,
+    from: SocketAddr,
+    keys: &Keys,
+    answer: Answer<'_>,
+) -> Option<(SocketAddr, Vec<u8>)> {
+    build_tagged(message, from, answer, |text, call_id| {
+        cookie::challenge_tag(keys, text, call_id).0
+    })
+}
+
+fn build_tagged(
+    message: &Message<'_>,
+    from: SocketAddr,
+    answer: Answer<'_>,
+    tag: impl Fn(&[u8], Span) -> u64,
+) -> Option<(SocketAddr, Vec<u8>)> {
     let mut out = Vec::with_capacity(message.bytes().len().min(2048) + 128);
     out.extend_from_slice(b"SIP/2.0 ");
     out.decimal(answer.code.into());
@@ -76,9 +98,8 @@ pub fn build(
     if !has_tag(message, to) {
         let line = message.index().first(Kind::CallId)?;
         let span = Span { at: u32::from(line.value), end: u32::from(line.end) };
-        let (tag, _) = cookie::to_tag(keys, message.bytes(), span);
         out.extend_from_slice(b";tag=");
-        out.extend_from_slice(&tag.to_le_bytes());
+        out.extend_from_slice(&tag(message.bytes(), span).to_le_bytes());
     }
     out.extend_from_slice(b"\r\n");
     put(&mut out, "Call-ID", first(message, Kind::CallId)?);
@@ -133,12 +154,14 @@ pub(super) fn vias(
             true => {
                 put_param(out, Param { value: Some(b""), ..param });
                 out.decimal(from.port().into());
+                // Where the kernel puts it too.
+                out.extend_from_slice(b";received=");
+                out.ip(from.ip());
             }
             false => put_param(out, param),
         }
     }
-    let asked = via.rport != Rport::Absent;
-    if asked || via.host.ip() != Some(from.ip()) {
+    if via.rport == Rport::Absent && via.host.ip() != Some(from.ip()) {
         out.extend_from_slice(b";received=");
         out.ip(from.ip());
     }
@@ -251,7 +274,7 @@ mod tests {
         // RFC 3581 4: where it came from, and both are said.
         let (to, via) = way("SIP/2.0/UDP 10.0.0.9;rport;branch=z9hG4bKx", "10.0.0.9:5080");
         assert_eq!(to, "10.0.0.9:5080");
-        assert_eq!(via, "Via: SIP/2.0/UDP 10.0.0.9;rport=5080;branch=z9hG4bKx;received=10.0.0.9");
+        assert_eq!(via, "Via: SIP/2.0/UDP 10.0.0.9;rport=5080;received=10.0.0.9;branch=z9hG4bKx");
         // 18.2.1: another address than the sender's own words.
         let (to, via) = way("SIP/2.0/UDP pc.example:5070;branch=z9hG4bKx", "10.0.0.9:5080");
         assert_eq!(to, "10.0.0.9:5070");

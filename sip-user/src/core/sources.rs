@@ -40,6 +40,18 @@ impl Sources {
         self
     }
 
+    /// With networks whose requests need no credentials, and where nobody is banned but by hand. What holds for networks
+    /// in them stays.
+    pub fn with_believed<'n>(mut self, networks: impl IntoIterator<Item = &'n IpNet>) -> Self {
+        let networks: Vec<_> = networks.into_iter().collect();
+        self = self.with_exempt(networks.iter().copied());
+        // The longest match decides: so it has to stand at all networks within, too.
+        let within = |inner: &IpNet| networks.iter().any(|net| net.contains(inner));
+        let inner: Vec<_> = self.networks().filter(within).collect();
+        inner.into_iter().for_each(|net| self.put(net, source::BELIEVED));
+        self
+    }
+
     /// Takes over what is banned.
     pub fn with_bans_of(mut self, other: &Self) -> Self {
         for net in other.networks().filter(|net| other.exact(*net) & source::BANNED != 0) {

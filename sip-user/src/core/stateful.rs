@@ -620,7 +620,12 @@ impl Stateful {
         if message.method() == Method::Ack {
             return;
         }
-        let built = reply::build(message, flow.peer, &self.keys, response.answer());
+        let build = match response.code {
+            401 | 407 => reply::build_challenge,
+            _ => reply::build,
+        };
+        // With the key of the proxy, as the kernel's program has it.
+        let built = build(message, flow.peer, &self.cookie_keys, response.answer());
         let Some((to, bytes)) = built else { return };
         *self.counts.replies.entry(response.code).or_insert(0) += 1;
         let transmit = Transmit { local: flow.local, to, bytes: bytes.into() };

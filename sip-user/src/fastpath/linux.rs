@@ -26,6 +26,7 @@ use super::pins::{self, Pins};
 use super::tables::Tables;
 use super::{Attachment, CallBuckets, Events, Fastpath, Mode};
 use crate::config::{Loops, Xdp as Config, XdpMode};
+use crate::core::challenges::Challenges;
 
 /// Forwarding of the loopback device. `bpf_fib_lookup` with `lo` as the ingress asks the routes of
 /// the host's own packets, but only where forwarding is on; for `lo` it means nothing else.
@@ -37,6 +38,7 @@ const VLANS_EVERY: Duration = Duration::from_secs(10);
 /// The kernel half, loaded and attached.
 pub(super) struct Linux {
     tables: Tables,
+    asking: super::challenges::Tables,
     attachments: Vec<Attachment>,
     links: Vec<Link>,
     pins: Option<Pins>,
@@ -83,6 +85,10 @@ impl Linux {
         }
         let adopted = !options.pinned.is_empty();
         let (build, mut ebpf) = object::load(config.loops, &options)?;
+        if let Err(error) = object::load_challenge(&mut ebpf) {
+            let reason = format!("{error:#}");
+            warn!(reason, "the program does not ask for credentials: the daemon does");
+        }
         let attached = attach_all(&mut ebpf, config, pins.as_ref())?;
 
         let mut was_off = false;
@@ -103,8 +109,10 @@ impl Linux {
         let logs = if config.log { Some(read_logs(&mut ebpf)?) } else { None };
         let mut tables = Tables::new(&mut ebpf, key, config.call_buckets)?;
         tables.set_outlive(config.outlive);
+        let asking = super::challenges::Tables::new(&mut ebpf)?;
         let mut this = Self {
             tables,
+            asking,
             attachments,
             links,
             pins,
@@ -162,6 +170,10 @@ impl Fastpath for Linux {
 
     fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()> {
         self.tables.change_registered(changes)
+    }
+
+    fn set_challenges(&mut self, challenges: Option<&Challenges>) -> Result<()> {
+        self.asking.set(challenges)
     }
 
     fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()> {

@@ -17,7 +17,9 @@ use sip_ebpf::gate;
 use sip_ebpf::tables::{CALLS_PER_BUCKET, Endpoint, Local, Pbx, Schedule};
 
 use crate::config::{Xdp, XdpMode};
+use crate::core::challenges::Challenges;
 
+pub mod challenges;
 mod events;
 pub mod interfaces;
 mod linux;
@@ -95,6 +97,10 @@ pub trait Fastpath {
 
     /// Some of them that have come (`true`) or gone.
     fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()>;
+
+    /// How to ask for credentials in our name; `None`: not at all. It counts with the next [`Fastpath::set_config`], by
+    /// [`sip_ebpf::tables::flag::CHALLENGE`].
+    fn set_challenges(&mut self, challenges: Option<&Challenges>) -> Result<()>;
 
     /// One slot of `PBXS`, and `PBX_BY_ADDR` with it (also when the slot changes its address or becomes
     /// [`sip_ebpf::tables::PbxState::Unused`]).

@@ -4,14 +4,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::ProgramArray;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use sip_ebpf::tables;
 use tracing::info;
 
 use crate::config::Loops;
 
 /// The program that is attached.
 pub const PROGRAM: &str = "sipline";
+
+/// What that one jumps to, to ask for credentials.
+pub const CHALLENGE: &str = "sipline_challenge";
+
+const PROGRAMS: &str = "PROGRAMS";
 
 /// The scanner alone, for tests and benches.
 pub const SCAN: &str = "sipline_scan";
@@ -165,6 +172,18 @@ pub fn load(loops: Loops, options: &Options) -> Result<(Build, Ebpf)> {
         }
     }
     bail!("the kernel accepts no build of the program: {}", reasons.join("; "))
+}
+
+/// Gets [`CHALLENGE`] through the verifier, and shows [`PROGRAM`] the way there. Without it, what it would answer goes up.
+///
+/// # Errors
+/// As [`program`].
+pub fn load_challenge(ebpf: &mut Ebpf) -> Result<()> {
+    let fd = program(ebpf, CHALLENGE)?.fd()?.try_clone()?;
+    let map =
+        ebpf.map_mut(PROGRAMS).with_context(|| format!("the object has no map {PROGRAMS}"))?;
+    let mut programs = ProgramArray::try_from(map)?;
+    programs.set(tables::program::CHALLENGE, &fd, 0).context("cannot write PROGRAMS")
 }
 
 fn refused(error: &ProgramError) -> anyhow::Error {

@@ -11,6 +11,7 @@ use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, Pbx, Schedule};
 
 use super::{Attachment, CallBuckets, Events, Fastpath};
+use crate::core::challenges::Challenges;
 
 /// The absence of a kernel half.
 #[derive(Debug)]
@@ -51,6 +52,10 @@ impl Fastpath for Off {
     }
 
     fn change_registered(&mut self, _changes: &[(Ipv4Addr, bool)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_challenges(&mut self, _challenges: Option<&Challenges>) -> Result<()> {
         Ok(())
     }
 

@@ -347,7 +347,7 @@ fn prefix(net: Ipv4Net) -> (u32, u32) {
     (u32::from(net.prefix_len()), u32::from_ne_bytes(net.network().octets()))
 }
 
-fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+pub(super) fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -361,7 +361,7 @@ fn after(generation: u32) -> u32 {
 }
 
 /// A key that is not there is as good as removed.
-fn gone(removed: Result<(), MapError>) -> Result<()> {
+pub(super) fn gone(removed: Result<(), MapError>) -> Result<()> {
     match removed {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>

@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures_util::future::join_all;
+use sip_ebpf::challenge::MAX_SCANNERS;
 use sip_ebpf::tables::{MAX_PBX, PbxState, flag};
 
-use super::needs_restart;
 use super::worker::Worker;
+use super::{monotonic_ns, needs_restart};
 use crate::config::{AdminState, Config, PbxConfig, PbxLimits};
 use crate::control::http::Page;
 use crate::control::metrics;
 use crate::control::protocol::{Backends, Failure, Outcome, Reloaded, Request, Response};
 use crate::control::status::{Course, Memory, Parts, Status, Tally, state_name};
 use crate::core::bans::Bans;
+use crate::core::challenges::{Challenges, Clocks};
 use crate::core::dispatcher::{Command, Refusal};
 use crate::fastpath::Fastpath;
 
@@ -37,6 +39,8 @@ pub(super) struct Head {
     pub(super) revision: u64,
     /// A worker stands still.
     pub(super) still: bool,
+    /// The instance that the kernel's nonces are of.
+    pub(super) nonces: u32,
 }
 
 impl Head {
@@ -93,6 +97,7 @@ impl Worker {
 
     /// Everything that the kernel must know, the switches last.
     pub(super) fn write_tables(&mut self) -> Result<()> {
+        let challenges = self.challenges();
         let Some(head) = &mut self.head else { return Ok(()) };
         let sources = &self.proxy.policy().sources;
         for slot in 0..MAX_PBX {
@@ -106,7 +111,34 @@ impl Worker {
         head.fastpath.set_rates(rates.unwrap_or_default())?;
         let gate = if rates.is_some() { flag::GATE } else { 0 };
         let shadow = if self.proxy.patience().is_some() { flag::SHADOW } else { 0 };
-        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY | gate | shadow)
+        head.fastpath.set_challenges(challenges.as_ref())?;
+        let ask = if challenges.is_some() { flag::CHALLENGE } else { 0 };
+        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY | gate | shadow | ask)
+    }
+
+    /// How the kernel asks for credentials in our name, if it may.
+    fn challenges(&self) -> Option<Challenges> {
+        let stateful = self.proxy.stateful().filter(|_| self.config.xdp.challenge)?;
+        let clocks = Clocks { now: Instant::now(), monotonic: monotonic_ns() };
+        let made = Challenges::new(
+            stateful.authenticator()?,
+            stateful.registrar().domains(),
+            clocks,
+            self.head.as_ref()?.nonces,
+            &self.proxy.policy().scanners,
+        );
+        match &made {
+            None => tracing::info!(
+                most = MAX_SCANNERS,
+                "gate.scanners has more than the kernel looks for: the daemon asks for credentials"
+            ),
+            Some(made) if !made.left_out.is_empty() => {
+                let domains = made.left_out.join(", ");
+                tracing::info!(domains, "the daemon asks users of these domains, not the kernel");
+            }
+            Some(_) => {}
+        }
+        made
     }
 
     /// This worker is alive. The first one vouches for the daemon while all are; before that, it makes good what could

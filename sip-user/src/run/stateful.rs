@@ -36,6 +36,11 @@ impl Seed {
         Ok(Self { key, fresh: random_key()?.0, records: random_key()?.0, now, unix })
     }
 
+    /// Of the nonces that the kernel makes: that of no worker.
+    pub(super) fn kernel_instance(&self) -> u32 {
+        self.fresh[0] as u32 ^ 0x80_0000
+    }
+
     fn clock(&self) -> Clock {
         Clock::new(self.now, self.unix)
     }

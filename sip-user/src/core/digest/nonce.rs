@@ -1,34 +1,21 @@
-//! Nonces that need no memory: they say when they were made, and are signed.
+//! Nonces that need no memory, so that any node with the same key takes them. [`sip_ebpf::nonce`] says what they look like
+//! and how they are signed; the kernel's program makes the same.
 //!
-//! The text is base64url (36 characters) of 27 bytes:
-//!
-//! | bytes | |
-//! | --- | --- |
-//! | 0..5 | seconds of Unix time, big-endian |
-//! | 5..8 | the instance that made it |
-//! | 8..11 | a count of the instance's |
-//! | 11..27 | the first 128 bits of HMAC-SHA-256 of these and of the realm |
-//!
-//! HMAC-SHA-256, and not SipHash, which signs our cookies: a nonce keeps strangers out, of whom everybody may
-//! collect as many as he likes; the key may have any length; and it costs less than the three hashes that
-//! every answer costs anyway. No 27 bytes have two texts, and a nonce is hashed as text by the client.
+//! Each realm has a signing key of its own: the first 128 bits of HMAC-SHA-256, under our key, of a label and the realm.
+//! So our key may have any length, a nonce is good in its realm only, and the program gets no key but those of realms.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use sip_ebpf::nonce;
+pub(super) use sip_ebpf::nonce::TEXT;
 use subtle::ConstantTimeEq;
 
 const SIGNED: usize = 11;
-const MAC: usize = 16;
-const BYTES: usize = SIGNED + MAC;
-/// Length of a nonce in characters.
-pub(super) const TEXT: usize = BYTES / 3 * 4;
 
 /// What the key signs here, apart from what it may sign elsewhere.
-const LABEL: &[u8] = b"sipline digest nonce 1";
+const LABEL: &[u8] = b"sipline digest nonce 2";
 
 /// How far in the future a nonce may lie, in seconds: clocks of nodes differ.
 pub(super) const SKEW: u64 = 60;
@@ -41,12 +28,22 @@ impl Stamp {
     /// Of a second, an instance (24 bits), and a count (24 bits).
     pub(super) fn new(issued: u64, instance: u32, count: u32) -> Self {
         let low = |number: u32| u128::from(number & 0xff_ffff);
-        let bits = u128::from(issued) << 48 | low(instance) << 24 | low(count);
+        Self::of(u128::from(issued) << 48 | low(instance) << 24 | low(count))
+    }
+
+    /// Its low 88 bits.
+    fn of(bits: u128) -> Self {
         let mut bytes = [0; SIGNED];
         for (to, from) in bytes.iter_mut().rev().zip(bits.to_be_bytes().into_iter().rev()) {
             *to = from;
         }
         Self(bytes)
+    }
+
+    /// As the program has it.
+    fn shared(self) -> nonce::Stamp {
+        let bits = self.0.iter().fold(0u128, |bits, byte| bits << 8 | u128::from(*byte));
+        nonce::Stamp { high: (bits >> 32) as u64, low: bits as u32 }
     }
 
     /// When it was made, in seconds of Unix time.
@@ -87,44 +84,41 @@ impl Nonces {
         Self { mac, instance, count: AtomicU32::new(0) }
     }
 
+    /// The key that signs nonces of a realm.
+    pub(super) fn key(&self, realm: &str) -> [u64; 2] {
+        let mut mac = self.mac.clone();
+        mac.update(realm.as_bytes());
+        let whole: [u8; 32] = mac.finalize().into_bytes().into();
+        let word = |at: usize| {
+            whole.iter().skip(at).take(8).fold(0, |word, byte| word << 8 | u64::from(*byte))
+        };
+        [word(0), word(8)]
+    }
+
     /// A new nonce for a realm.
     pub(super) fn issue(&self, realm: &str, now: u64) -> String {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let stamp = Stamp::new(now, self.instance, count);
-        let mut bytes = [0; BYTES];
-        for (to, from) in bytes.iter_mut().zip(stamp.0.into_iter().chain(self.sign(stamp, realm))) {
-            *to = from;
-        }
-        URL_SAFE_NO_PAD.encode(bytes)
+        self.write(Stamp::new(now, self.instance, count), realm)
+    }
+
+    fn write(&self, stamp: Stamp, realm: &str) -> String {
+        let words = nonce::write(self.key(realm), stamp.shared());
+        words.iter().flat_map(|word| word.to_le_bytes()).map(char::from).collect()
     }
 
     /// When and where a nonce of ours for this realm was made.
     pub(super) fn read(&self, nonce: &str, realm: &str) -> Result<Stamp, Forged> {
-        if nonce.len() != TEXT {
+        let digits = nonce.get(..24).filter(|_| nonce.len() == TEXT).ok_or(Forged)?;
+        let bits = u128::from_str_radix(digits, 16).map_err(|_| Forged)?;
+        if bits >> (8 * SIGNED) != 0 {
             return Err(Forged);
         }
-        let mut bytes = [0; BYTES];
-        if URL_SAFE_NO_PAD.decode_slice(nonce, &mut bytes) != Ok(BYTES) {
-            return Err(Forged);
-        }
-        let (signed, signature) = bytes.split_at(SIGNED);
-        let stamp = Stamp(signed.try_into().map_err(|_| Forged)?);
-        match bool::from(self.sign(stamp, realm).ct_eq(signature)) {
+        // Compared as text: a nonce has one only, and it is hashed as text by the client.
+        let stamp = Stamp::of(bits);
+        match bool::from(self.write(stamp, realm).as_bytes().ct_eq(nonce.as_bytes())) {
             true => Ok(stamp),
             false => Err(Forged),
         }
-    }
-
-    fn sign(&self, stamp: Stamp, realm: &str) -> [u8; MAC] {
-        let mut mac = self.mac.clone();
-        mac.update(&stamp.0);
-        mac.update(realm.as_bytes());
-        let whole: [u8; 32] = mac.finalize().into_bytes().into();
-        let mut front = [0; MAC];
-        for (to, from) in front.iter_mut().zip(whole) {
-            *to = from;
-        }
-        front
     }
 }
 
@@ -146,7 +140,7 @@ mod tests {
         assert_eq!(other_node.read(&nonce, "example.com"), Ok(Stamp::new(NOW, 7, 0)));
         assert_eq!(stranger.read(&nonce, "example.com"), Err(Forged));
         assert_eq!(ours.read(&nonce, "example.org"), Err(Forged));
-        for wrong in ["", "x", &nonce[1..], &format!("{nonce}A"), &format!("{}=", &nonce[..35])] {
+        for wrong in ["", "x", &nonce[1..], &format!("{nonce}A"), &nonce.to_uppercase()] {
             assert_eq!(ours.read(wrong, "example.com"), Err(Forged), "{wrong}");
         }
     }

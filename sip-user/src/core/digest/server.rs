@@ -267,13 +267,20 @@ impl Challenger {
     /// The realm is compared byte by byte when its credentials come, so a realm that is a domain should always
     /// be given in the same case.
     pub fn challenge(&self, role: Role, realm: &str, stale: bool, now: u64) -> String {
-        let nonce = self.nonces.issue(realm, now);
+        self.lines(role, realm, stale, &self.nonces.issue(realm, now)).0
+    }
+
+    /// As [`Challenger::challenge`], with this nonce; and where that stands.
+    pub fn lines(&self, role: Role, realm: &str, stale: bool, nonce: &str) -> (String, Vec<usize>) {
         let mut out = String::with_capacity(160 * self.settings.algorithms.len());
+        let mut places = Vec::with_capacity(self.settings.algorithms.len());
         for algorithm in &self.settings.algorithms {
             out.push_str(role.challenge_header());
             out.push_str(": Digest");
             put_quoted(&mut out, "realm", realm);
-            put_quoted(&mut out, "nonce", &nonce);
+            put_quoted(&mut out, "nonce", nonce);
+            // Hexadecimal digits, so nothing in it was escaped; the quote is behind it.
+            places.push(out.len() - 1 - nonce.len());
             if stale {
                 put_token(&mut out, "stale", "true");
             }
@@ -281,7 +288,12 @@ impl Challenger {
             put_quoted(&mut out, "qop", "auth");
             out.push_str("\r\n");
         }
-        out
+        (out, places)
+    }
+
+    /// The key that signs nonces of a realm, for who makes them elsewhere ([`sip_ebpf::nonce`]).
+    pub fn nonce_key(&self, realm: &str) -> [u64; 2] {
+        self.nonces.key(realm)
     }
 
     /// The credentials for our realm, from the values of all Authorization lines of a request, or of all
