@@ -197,7 +197,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is from 0 to 3600");
     ensure!(args.rate >= 0.0 && args.rate.is_finite(), "--rate is 0 or more");
     ensure!(
-        args.sources == 1 || args.vlan.is_none() && args.from.ip().to_bits() % args.sources == 0,
+        args.sources == 1
+            || args.vlan.is_none() && args.from.ip().to_bits().is_multiple_of(args.sources),
         "--sources is without --vlan, and --from ends by as many zero bits"
     );
     let to_mac = match args.to_mac {

@@ -115,7 +115,7 @@ struct Delays {
 
 impl From<Delay> for Delays {
     fn from(delay: Delay) -> Self {
-        Self { p50_us: delay.middle, p99_us: delay.high }
+        Self { p50_us: delay.middle(), p99_us: delay.high() }
     }
 }
 
