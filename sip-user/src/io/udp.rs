@@ -567,12 +567,12 @@ mod tests {
             let shared: Vec<_> = sockets.into_iter().map(|s| Udp::of(s).unwrap()).collect();
             // What one peer sends comes to one of them.
             let peer = Udp::bind(loopback(v6)).unwrap();
-            peer.send((0..20).map(|_| (local, &b"hello"[..])));
+            peer.send((0..BATCH).map(|_| (local, &b"hello"[..])));
             let mut batch = Batch::default();
             let got = shared.iter().map(|socket| socket.receive(&mut batch).unwrap_or(0));
             let mut got: Vec<_> = got.collect();
             got.sort_unstable();
-            assert_eq!(got, [0, 0, 20]);
+            assert_eq!(got, [0, 0, BATCH]);
         }
     }
 
