@@ -5,7 +5,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use sip_ebpf::challenge::{Asking, Challenge, Domain};
 
-use super::tables::{gone, take};
+use super::tables::{set_all, take};
 use crate::core::challenges::Challenges;
 
 /// The tables of one loaded object.
@@ -29,20 +29,7 @@ impl Tables {
     /// What the kernel says.
     pub fn set(&mut self, challenges: Option<&Challenges>) -> Result<()> {
         let list = challenges.map_or(&[][..], |challenges| &challenges.domains);
-        let old: Vec<Domain> =
-            self.domains.keys().collect::<Result<_, _>>().context("cannot read DOMAINS")?;
-        for key in old {
-            if !list.iter().any(|(domain, _)| *domain == key) {
-                gone(self.domains.remove(&key)).context("cannot remove one from DOMAINS")?;
-            }
-        }
-        for (domain, challenge) in list {
-            // The program may be reading it: what is right already is not touched.
-            if self.domains.get(domain, 0).is_ok_and(|there| there == *challenge) {
-                continue;
-            }
-            self.domains.insert(domain, challenge, 0).context("cannot write DOMAINS")?;
-        }
+        set_all(&mut self.domains, list, "DOMAINS")?;
         let asking = challenges.map(|challenges| challenges.asking).unwrap_or_default();
         self.asking.set(0, asking, 0).context("cannot write ASKING")
     }

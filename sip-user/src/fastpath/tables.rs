@@ -7,16 +7,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::{Ebpf, Pod};
 use ipnet::Ipv4Net;
 use sip_ebpf::gate;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
-    CallBucket, Config, DEBT_BUCKETS, DebtBucket, Endpoint, LAYOUT, Local, MAX_LOCALS, MAX_PBX,
-    MAX_SOURCES, MAX_VLANS, Pbx, PbxState, Schedule, VlanPort, beat, event,
+    CallBucket, Config, DEBT_BUCKETS, DebtBucket, Endpoint, LAYOUT, Local, MAX_PBX, MAX_SOURCES,
+    MAX_VLANS, Pbx, PbxState, Schedule, VlanPort, beat, event,
 };
 
 use super::events::Calls;
@@ -136,22 +136,7 @@ impl Tables {
 
     /// Makes `locals` the whole of `LOCALS`.
     pub fn set_locals(&mut self, locals: &[(Endpoint, Local)]) -> Result<()> {
-        let old: Vec<Endpoint> =
-            self.locals.keys().collect::<Result<_, _>>().context("cannot read LOCALS")?;
-        for key in old {
-            if !locals.iter().any(|(endpoint, _)| *endpoint == key) {
-                gone(self.locals.remove(&key)).context("cannot remove an address from LOCALS")?;
-            }
-        }
-        for (endpoint, local) in locals {
-            // The program may be reading it: what is right already is not touched.
-            if self.locals.get(endpoint, 0).is_ok_and(|there| there == *local) {
-                continue;
-            }
-            self.locals.insert(endpoint, local, 0).with_context(|| {
-                format!("cannot write LOCALS, which holds {MAX_LOCALS} addresses")
-            })?;
-        }
+        set_all(&mut self.locals, locals, "LOCALS")?;
         self.next_generation()
     }
 
@@ -360,8 +345,36 @@ fn after(generation: u32) -> u32 {
     generation.checked_add(1).unwrap_or(1)
 }
 
+/// Makes `list` the whole of a map. The program may be reading an entry: one that is right already is not touched.
+pub(super) fn set_all<K, V>(
+    map: &mut HashMap<MapData, K, V>,
+    list: &[(K, V)],
+    name: &str,
+) -> Result<()>
+where
+    K: Pod + PartialEq,
+    V: Pod + PartialEq,
+{
+    let old: Vec<K> =
+        map.keys().collect::<Result<_, _>>().with_context(|| format!("cannot read {name}"))?;
+    for key in old {
+        if !list.iter().any(|(wanted, _)| *wanted == key) {
+            gone(map.remove(&key)).with_context(|| format!("cannot remove one from {name}"))?;
+        }
+    }
+    for (key, value) in list {
+        if map.get(key, 0).is_ok_and(|there| there == *value) {
+            continue;
+        }
+        map.insert(key, value, 0).with_context(|| {
+            format!("cannot write {name}, which may be full: it got {}", list.len())
+        })?;
+    }
+    Ok(())
+}
+
 /// A key that is not there is as good as removed.
-pub(super) fn gone(removed: Result<(), MapError>) -> Result<()> {
+fn gone(removed: Result<(), MapError>) -> Result<()> {
     match removed {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
