@@ -1,6 +1,7 @@
 //! `flood`: which share of calls of a trusted network goes well while strangers send, from nothing to several times what
 //! the proxy can take.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -134,6 +135,7 @@ fn flood(args: &Args) -> Result<()> {
         effort: Effort::new(args.quick),
         tuning: Tuning { children: 4, write_behind: false },
         rate: args.calls,
+        busy: HashMap::new(),
         rows: Vec::new(),
         threads,
     };

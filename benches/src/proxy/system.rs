@@ -3,6 +3,7 @@
 //!
 //! docs/performance.md says how it is measured.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -180,6 +181,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         effort,
         tuning: Tuning { children: args.children, write_behind: false },
         rate: 0.0,
+        busy: HashMap::new(),
         rows: Vec::new(),
         threads,
     };
