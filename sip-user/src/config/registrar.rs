@@ -69,6 +69,19 @@ pub(super) struct RawRegistrar {
     max_contacts: Option<Spanned<i64>>,
     max_users: Option<Spanned<i64>>,
     fork_rate: Option<Spanned<i64>>,
+    #[serde(default)]
+    answer_qualify: AnswerQualify,
+}
+
+/// Who answers a PBX that asks by OPTIONS for a user.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum AnswerQualify {
+    /// His phone.
+    #[default]
+    Relay,
+    /// We, by whether he is registered.
+    Registered,
 }
 
 #[derive(Default, Deserialize)]
@@ -168,6 +181,7 @@ impl RawRegistrar {
                 jitter: u8::try_from(jitter).unwrap_or(default.jitter),
                 max_contacts,
                 max_aors,
+                answer_qualify: self.answer_qualify == AnswerQualify::Registered,
                 ..default
             },
             // Those whom a PBX may still have are users too.
