@@ -1502,6 +1502,13 @@ mod tests {
             "5:9",
             "both trusted (line 4) and denied",
         );
+        assert_error("[trust]\nregistered = [\"10.0.0.0/8\"]\n", "4:15", "needs [registrar]");
+        assert_error(
+            "[trust]\nnetworks = [\"10.0.0.0/8\"]\nregistered = [\"10.0.0.0/8\"]\n[registrar]\n\
+             [store]\nurl = \"sqlite:///x\"\n",
+            "5:15",
+            "in both networks (line 4) and registered",
+        );
         assert_error(
             "[trust]\ndeny = [\"10.0.0.1\", \"10.0.0.1/32\"]\n",
             "4:21",

@@ -739,11 +739,12 @@ fn who_is_registered_is_steered() {
     let mut d = where_registered_is_enough();
     let calls = |d: &mut Daemon, at: &str, call: &str| {
         d.hear(at, &call_of(at, call));
-        let steered = [PBX1, PBX2].iter().any(|pbx| d.take(pbx).contains(&"INVITE".to_owned()));
-        (steered, d.take(at))
+        d.take(at)
     };
-    let asked = (false, vec!["407".to_owned()]);
-    let steered = (true, Vec::new());
+    let asked = ["407"];
+    // Here nobody answers the probes of PBXs: after a while none takes a call that gets so far.
+    let steered: [&str; 0] = [];
+    let too_late = ["503"];
     assert_eq!(calls(&mut d, ANNA, "before"), asked);
     assert_eq!(d.register("anna", "Expires: 600\r\n"), ["200"]);
     assert_eq!(calls(&mut d, ANNA, "now"), steered);
@@ -753,13 +754,13 @@ fn who_is_registered_is_steered() {
     assert_eq!(calls(&mut d, STRANGER, "stranger"), asked);
     // His time is over.
     d.pass(599_000);
-    assert_eq!(calls(&mut d, ANNA, "last"), steered);
+    assert_eq!(calls(&mut d, ANNA, "last"), too_late);
     d.pass(1_000);
     assert_eq!(calls(&mut d, ANNA, "over"), asked);
     assert!(d.stateful().endpoints().is_empty());
     // He goes.
     assert_eq!(d.register("anna", "Expires: 600\r\n"), ["200"]);
-    assert_eq!(calls(&mut d, ANNA, "back"), steered);
+    assert_eq!(calls(&mut d, ANNA, "back"), too_late);
     assert_eq!(d.register("anna", "Expires: 0\r\n"), ["200"]);
     assert_eq!(calls(&mut d, ANNA, "gone"), asked);
     // He is taken out by hand.
@@ -771,9 +772,9 @@ fn who_is_registered_is_steered() {
     assert_eq!(calls(&mut d, ANNA, "removed"), asked);
     // The user is removed, or has another password.
     assert_eq!(d.register("anna", ""), ["200"]);
-    assert_eq!(calls(&mut d, ANNA, "again"), steered);
+    assert_eq!(calls(&mut d, ANNA, "again"), too_late);
     d.stateful().forget("bob", "example.com");
-    assert_eq!(calls(&mut d, ANNA, "not-bob"), steered);
+    assert_eq!(calls(&mut d, ANNA, "not-bob"), too_late);
     d.stateful().forget("anna", "example.com");
     assert_eq!(calls(&mut d, ANNA, "forgotten"), asked);
 }
