@@ -300,7 +300,7 @@ const REGISTRAR: [u64; 3] = [literal(b"401 Unau"), literal(b"thorized"), literal
 
 /// Characters, by the bits of two words.
 #[derive(Clone, Copy)]
-struct Class(u64, u64);
+pub(crate) struct Class(u64, u64);
 
 impl Class {
     /// Letters, digits and these.
@@ -321,7 +321,7 @@ impl Class {
 /// Of a token (25.1).
 const TOKEN: Class = Class::with(b"-.!%*_+`'~");
 /// Of a user, without escapes and what is rare.
-const USER: Class = Class::with(b"-_.!~*'+");
+pub(crate) const USER: Class = Class::with(b"-_.!~*'+");
 const HOST: Class = Class::with(b".-");
 const WORDS: Class = Class::with(b"");
 /// Of a display name in quotes: no quote, no backslash.
@@ -329,7 +329,7 @@ const QUOTED: Class = Class::with(b" !#$%&'()*+,-./:;<=>?@[]^_`{|}~");
 
 /// The first byte at or behind `at` that is not of a class, or `end`.
 #[inline(always)]
-fn run<T: Text>(t: T, at: u32, end: u32, class: Class) -> u32 {
+pub(crate) fn run<T: Text>(t: T, at: u32, end: u32, class: Class) -> u32 {
     let mut state = Run { t, at: t.fresh(at), end, class };
     repeat(MAX_TEXT, &mut state, |s| {
         if s.at >= s.end || !is_of(s.t.byte(s.at), s.class) {

@@ -4,7 +4,7 @@
 
 use crate::hash::{Keys, spread, universal};
 use crate::header::Span;
-use crate::siphash::siphash_word;
+use crate::siphash::{siphash, siphash_word};
 use crate::tables::Endpoint;
 use crate::text::{Text, hex8, literal, unhex8};
 
@@ -28,6 +28,7 @@ enum Purpose {
     Cookie = literal(b"cookie"),
     Tag = literal(b"tag"),
     Challenge = literal(b"ask"),
+    User = literal(b"user"),
 }
 
 /// The key for what belongs to a call: its hash is secret and as good as random, so it can be half of
@@ -80,6 +81,13 @@ fn tag_for<T: Text>(keys: &Keys, t: T, call_id: Span, purpose: Purpose) -> (u64,
     let (hash, marks) = universal(keys, t, call_id.at, call_id.end);
     let tag = siphash_word([first, second ^ purpose as u64], hash);
     (hex8(tag as u32), marks)
+}
+
+/// The name of a user in a table, by the user part of a URI as it stands.
+#[inline(always)]
+pub fn user<T: Text>(keys: &Keys, t: T, name: Span) -> u64 {
+    let [first, second] = keys.secret;
+    siphash([first, second ^ Purpose::User as u64], t, name.at, name.end).0
 }
 
 /// What a Record-Route of ours carries: enough to route a request of its dialog without memory. It is

@@ -16,6 +16,7 @@ pub mod insert;
 #[cfg(not(target_arch = "bpf"))]
 pub mod message;
 pub mod nonce;
+pub mod qualify;
 pub mod reason;
 pub mod repeat;
 pub mod route;

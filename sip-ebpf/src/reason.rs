@@ -58,6 +58,8 @@ reasons! {
     ResponseForwarded = "response_forwarded", Sent;
     /// A request without credentials was asked for them, by 401 or 407.
     Challenged = "challenged", Sent;
+    /// An OPTIONS of a PBX for a user of ours was answered: 200 if he is registered, else 404.
+    QualifyAnswered = "qualify_answered", Sent;
 
     /// The ACK of such an answer, which nobody remembers.
     ChallengeAcked = "challenge_acked", Drop;

@@ -10,6 +10,8 @@
 //! | `LOCALS` | hash | [`Endpoint`] | [`Local`] | daemon |
 //! | `SOURCES` | LPM trie | prefix length, IPv4 address | `u32` of [`source`] bits | daemon |
 //! | `REGISTERED` | hash | IPv4 address | `u32`: one | daemon |
+//! | `ENDPOINTS` | hash | [`Endpoint`] that somebody is registered from | `u64`: CLOCK_MONOTONIC ns, until when | daemon |
+//! | `USERS` | LRU hash | `u64`: [`crate::cookie::user`] | `u64`: CLOCK_MONOTONIC ns, until when he is registered; zero: he is gone | daemon |
 //! | `DEBTS` | array of [`DEBT_BUCKETS`] | bucket | [`DebtBucket`] | kernel |
 //! | `PBXS` | array of [`MAX_PBX`] | slot | [`Pbx`] | daemon |
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
@@ -32,7 +34,7 @@ use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
 /// layout.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
 pub const MAX_PBX: u32 = 64;
@@ -95,6 +97,8 @@ pub mod flag {
     /// Ask for credentials in the daemon's name, by `DOMAINS` and `ASKING` ([`crate::challenge`]). Needs both of the first
     /// switches.
     pub const CHALLENGE: u32 = 1 << 4;
+    /// Answer a PBX that asks by OPTIONS for a user of ours, by `USERS` ([`crate::qualify`]). Needs the first switch.
+    pub const QUALIFY: u32 = 1 << 5;
     /// Copy INVITEs that are steered into `EVENTS`, and send up what refuses them for a reason of its own (5xx): the
     /// daemon places such calls anew.
     pub const SHADOW: u32 = 1 << 8;
@@ -171,15 +175,19 @@ pub mod source {
     pub const EXEMPT: u32 = 1 << 3;
     /// Requests from here need no credentials.
     pub const BELIEVED: u32 = 1 << 4;
+    /// INVITEs from here are steered while somebody is registered from where they come from, the port included.
+    pub const REGISTERED: u32 = 1 << 5;
 }
 
 /// Keys in `PROGRAMS`: what the first program jumps to.
 pub mod program {
     /// [`crate::challenge`].
     pub const CHALLENGE: u32 = 0;
+    /// [`crate::qualify`].
+    pub const QUALIFY: u32 = 1;
 
     /// How many there are.
-    pub const COUNT: u32 = 1;
+    pub const COUNT: u32 = 2;
 }
 
 /// What the program must know besides the tables. All zero means: not configured, all goes up.
@@ -305,6 +313,12 @@ pub const DEBT_BUCKETS: u32 = 65_536;
 
 /// How many sources `REGISTERED` holds.
 pub const MAX_REGISTERED: u32 = 65_536;
+
+/// How many endpoints `ENDPOINTS` holds.
+pub const MAX_ENDPOINTS: u32 = 65_536;
+
+/// How many users `USERS` holds; of more, those that were longest not asked for are the daemon's to answer.
+pub const MAX_USERS: u32 = 131_072;
 
 /// One bucket of what sources owe; see [`crate::gate`] for the words.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -101,6 +101,8 @@ pub struct Sip {
 pub struct Trust {
     /// INVITEs from here are steered.
     pub networks: Vec<IpNet>,
+    /// INVITEs from here are steered while somebody is registered, by a right password, from the very address and port.
+    pub registered: Vec<IpNet>,
     /// Datagrams from here are dropped.
     pub deny: Vec<IpNet>,
 }
@@ -594,6 +596,8 @@ struct RawTrust {
     #[serde(default)]
     networks: Vec<Spanned<String>>,
     #[serde(default)]
+    registered: Vec<Spanned<String>>,
+    #[serde(default)]
     deny: Vec<Spanned<String>>,
 }
 
@@ -835,6 +839,13 @@ impl RawFile {
         if let (Some(auth), None) = (&self.auth, &self.registrar) {
             problems.at(auth, "[auth] needs [registrar]: nobody else asks for credentials");
         }
+        if let (Some(first), None) = (self.trust.registered.first(), &self.registrar) {
+            problems.at(
+                first,
+                "registered needs [registrar]: without one nobody is registered. Write networks whose calls need no \
+                 password into networks",
+            );
+        }
         let store = self.store.map(|store| store.check(problems));
         let users = store.as_ref().map(|store| &store.users);
         let auth = self.auth.map(Spanned::into_inner).unwrap_or_default().check(users, problems);
@@ -961,6 +972,7 @@ impl RawTrust {
         let mut trust = Trust::default();
         let mut seen = BTreeMap::new();
         for (item, list) in (self.networks.iter().map(|n| (n, "networks")))
+            .chain(self.registered.iter().map(|n| (n, "registered")))
             .chain(self.deny.iter().map(|n| (n, "deny")))
         {
             let Some(net) = problems.network(item) else {
@@ -968,14 +980,19 @@ impl RawTrust {
             };
             match list {
                 "deny" => trust.deny.push(net),
+                "registered" => trust.registered.push(net),
                 _ => trust.networks.push(net),
             }
             if let Some((first, at)) = seen.insert(net, (list, item.span().start)) {
                 let line = problems.line(at);
                 let reason = if first == list {
                     format!("{net} is listed twice, first on line {line}")
-                } else {
+                } else if (first, list) == ("networks", "deny") {
                     format!("{net} is both trusted (line {line}) and denied: keep one of them")
+                } else {
+                    format!(
+                        "{net} stands in both {first} (line {line}) and {list}: keep one of them"
+                    )
                 };
                 problems.at(item, reason);
             }
@@ -1484,6 +1501,13 @@ mod tests {
             "[trust]\nnetworks = [\"10.0.0.0/8\"]\ndeny = [\"10.0.0.0/8\"]\n",
             "5:9",
             "both trusted (line 4) and denied",
+        );
+        assert_error("[trust]\nregistered = [\"10.0.0.0/8\"]\n", "4:15", "needs [registrar]");
+        assert_error(
+            "[trust]\nnetworks = [\"10.0.0.0/8\"]\nregistered = [\"10.0.0.0/8\"]\n[registrar]\n\
+             [store]\nurl = \"sqlite:///x\"\n",
+            "5:15",
+            "in both networks (line 4) and registered",
         );
         assert_error(
             "[trust]\ndeny = [\"10.0.0.1\", \"10.0.0.1/32\"]\n",

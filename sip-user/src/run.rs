@@ -209,7 +209,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
     }
     let mut fastpath = fastpath::open(&config.xdp, key.0)?;
     let fastpath_events = fastpath.events();
-    let kernel = fastpath.calls();
+    let (kernel, users) = (fastpath.calls(), fastpath.users());
     let seed = Seed::new(key, now)?;
     let mut dispatcher = Dispatcher::new(&config.sip.listen, config.probe.clone());
     dispatcher.set_call_rules(config.dispatch);
@@ -226,8 +226,8 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
         proxy.set_worker(peers.me(), calls.clone());
         proxy.gate_mut().share(debts.clone());
         let dispatcher = dispatcher.follower();
-        let (config, kernel) = (config.clone(), kernel.clone());
-        let parts = Parts { config, proxy, dispatcher, sockets, kernel, peers, keeper };
+        let (config, kernel, users) = (config.clone(), kernel.clone(), users.clone());
+        let parts = Parts { config, proxy, dispatcher, sockets, kernel, users, peers, keeper };
         starts.push(Start { parts, reports, mailbox, seed });
     }
     let others = starts.split_off(1);

@@ -239,7 +239,7 @@ impl World {
                     let secrets = Ok(Some(vec![password(phone)]));
                     self.stateful.handle_secrets(self.now, ticket, secrets);
                 }
-                Command::Save(_) | Command::Learned { .. } => {}
+                Command::Save(_) | Command::Learned { .. } | Command::User { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

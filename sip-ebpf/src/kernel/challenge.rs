@@ -37,7 +37,7 @@ static NONCES: Array<u64, 1> = Array::new();
 /// All of it must be on: what the program jumps with has then been read whole.
 const NEEDED: u32 = flag::CHALLENGE | flag::STEER | flag::KEEPALIVES;
 
-/// Jumps to the program below if it may have an answer to what would go up. Comes back if there is none.
+/// Jumps to the program below, or to [`super::qualify`], if it may have an answer to what would go up. Comes back if there is none.
 #[inline(always)]
 pub(super) fn jump(ctx: &XdpContext, scratch: *mut Scratch, reason: Reason) {
     // One way for the verifier, whatever the reason.
@@ -45,11 +45,20 @@ pub(super) fn jump(ctx: &XdpContext, scratch: *mut Scratch, reason: Reason) {
     let candidate = reason == Reason::Untrusted as u32
         || reason == Reason::Method as u32
         || reason == Reason::UnknownCall as u32;
-    if !candidate || !CONFIG.get(0).is_some_and(|config| config.flags & NEEDED == NEEDED) {
+    let qualify = reason == Reason::OptionsNotForUs as u32;
+    if !candidate && !qualify {
+        return;
+    }
+    let needed = if qualify { super::qualify::NEEDED } else { NEEDED };
+    if !CONFIG.get(0).is_some_and(|config| config.flags & needed == needed) {
         return;
     }
     // SAFETY: the entry of this CPU.
     unsafe { (*scratch).reason = reason };
+    if qualify {
+        // SAFETY: nothing here has to be dropped.
+        return unsafe { PROGRAMS.tail_call(ctx, program::QUALIFY) };
+    }
     // SAFETY: nothing here has to be dropped.
     unsafe { PROGRAMS.tail_call(ctx, program::CHALLENGE) };
 }

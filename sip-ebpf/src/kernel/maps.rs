@@ -7,8 +7,8 @@ use aya_ebpf::macros::btf_map;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
     CallBucket, Config, DEBT_BUCKETS, DEFAULT_CALL_BUCKETS, DebtBucket, EVENTS_SIZE, Endpoint,
-    Event, Local, MAX_LOCALS, MAX_PBX, MAX_REGISTERED, MAX_SOURCES, MAX_VLANS, Pbx, Schedule,
-    VlanPort,
+    Event, Local, MAX_ENDPOINTS, MAX_LOCALS, MAX_PBX, MAX_REGISTERED, MAX_SOURCES, MAX_VLANS, Pbx,
+    Schedule, VlanPort,
 };
 
 use super::hop::{HOPS_LEN, Hop};
@@ -29,6 +29,9 @@ pub(super) static SOURCES: LpmTrie<u32, u32, { MAX_SOURCES as usize }> = LpmTrie
 
 #[btf_map]
 pub(super) static REGISTERED: HashMap<u32, u32, { MAX_REGISTERED as usize }> = HashMap::new();
+
+#[btf_map]
+pub(super) static ENDPOINTS: HashMap<Endpoint, u64, { MAX_ENDPOINTS as usize }> = HashMap::new();
 
 #[btf_map]
 pub(super) static DEBTS: Array<DebtBucket, { DEBT_BUCKETS as usize }> = Array::new();

@@ -9,6 +9,7 @@ mod events;
 mod frame;
 mod hop;
 mod maps;
+mod qualify;
 mod scratch;
 mod send;
 mod tables;

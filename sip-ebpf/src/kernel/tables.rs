@@ -14,7 +14,8 @@ use sip_ebpf::tables::{
 
 use super::asm;
 use super::maps::{
-    CALLS, DEBTS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, REGISTERED, SCHEDULE, SOURCES, TURN,
+    CALLS, DEBTS, ENDPOINTS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, REGISTERED, SCHEDULE, SOURCES,
+    TURN,
 };
 use super::scratch::{Out, Scratch};
 use super::send;
@@ -68,6 +69,16 @@ impl<'a> Kernel<'a> {
             _ if standing == Standing::Registered as u32 => Err(Reason::RateRegistered),
             _ => Err(Reason::RateStranger),
         }
+    }
+
+    /// Whether somebody is registered from the very address and port that the packet comes from. Asked anew each time: it
+    /// is rarely asked, and changes often.
+    #[inline(always)]
+    fn is_registered(&self) -> bool {
+        // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
+        let endpoint = unsafe { &(*self.from).endpoint };
+        // SAFETY: an aligned word, copied at once.
+        unsafe { ENDPOINTS.get(endpoint) }.is_some_and(|until| self.now() < *until)
     }
 
     #[inline(always)]
@@ -218,7 +229,9 @@ impl Tables for Kernel<'_> {
 
     #[inline(always)]
     fn trusted(&self, _src: Endpoint) -> bool {
+        // Whoever is trusted is not looked up, and of others only those whose network may have some.
         self.source() & source::TRUSTED != 0
+            || (self.source() & source::REGISTERED != 0 && self.is_registered())
     }
 
     #[inline(always)]

@@ -69,6 +69,19 @@ pub(super) struct RawRegistrar {
     max_contacts: Option<Spanned<i64>>,
     max_users: Option<Spanned<i64>>,
     fork_rate: Option<Spanned<i64>>,
+    #[serde(default)]
+    answer_qualify: AnswerQualify,
+}
+
+/// Who answers a PBX that asks by OPTIONS for a user.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum AnswerQualify {
+    /// His phone.
+    #[default]
+    Relay,
+    /// We, by whether he is registered.
+    Registered,
 }
 
 #[derive(Default, Deserialize)]
@@ -168,6 +181,7 @@ impl RawRegistrar {
                 jitter: u8::try_from(jitter).unwrap_or(default.jitter),
                 max_contacts,
                 max_aors,
+                answer_qualify: self.answer_qualify == AnswerQualify::Registered,
                 ..default
             },
             // Those whom a PBX may still have are users too.
@@ -316,7 +330,7 @@ mod tests {
         let config = parse(
             "[registrar]\ndomains = [\"Example.com\", \"192.0.2.9\"]\ndefault_expires = \"10m\"\n\
              min_expires = \"5m\"\nmax_expires = \"1h\"\njitter = 0\nmax_contacts = 3\nmax_users = 100\n\
-             fork_rate = 7\n[auth]\nrealm = \"pbx\"\nalgorithms = [\"SHA-256\", \"MD5\"]\n\
+             fork_rate = 7\nanswer_qualify = \"registered\"\n[auth]\nrealm = \"pbx\"\nalgorithms = [\"SHA-256\", \"MD5\"]\n\
              nonce_validity = \"1m\"\nrequire_qop = true\nrequire_uri = false\ntrusted = [\"10.0.0.0/8\"]\ncache = \"2m\"\n\
              cache_unknown = \"3s\"\n[store]\nurl = \"mysql://u:p@localhost/voip\"\n\
              table = { table = \"voip.users\", username = \"name\", password = \"secret\" }\n",
@@ -326,6 +340,7 @@ mod tests {
         assert_eq!((rules.default_expires, rules.min_expires, rules.max_expires), (600, 300, 3600));
         assert_eq!((rules.jitter, rules.max_contacts, rules.max_aors), (0, 3, 100));
         assert_eq!((forking.rate, forking.max_users), (7, 200));
+        assert!(rules.answer_qualify && !registrar::Rules::default().answer_qualify);
         let Auth { rules, digest, trusted } = config.auth;
         assert_eq!(rules.realm, Realm::Fixed("pbx".into()));
         assert_eq!((rules.keep.as_secs(), rules.keep_unknown.as_secs()), (120, 3));
@@ -353,6 +368,7 @@ mod tests {
         assert_error(&registrar("max_contacts = 0"), "4:16", "from 1 to 1000");
         assert_error(&registrar("max_users = 0"), "4:13", "from 1 to");
         assert_error(&registrar("fork_rate = 0"), "4:13", "from 1 to");
+        assert_error(&registrar("answer_qualify = \"yes\""), "4:18", "unknown variant");
         let auth = |text: &str| format!("[auth]\n{text}\n[registrar]\n{STORE}");
         assert_error(&auth("realm = \"\""), "4:9", "printable");
         assert_error(&auth("algorithms = []"), "4:14", "is empty");

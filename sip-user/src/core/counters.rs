@@ -71,6 +71,8 @@ events! {
     NoShadow = "no_shadow";
     /// There was no room for the copy of an INVITE that was steered: the call goes on without a net.
     ShadowsFull = "shadows_full";
+    /// There was no room for where somebody has registered from (`trust.registered`): he is asked for credentials.
+    EndpointsFull = "endpoints_full";
     /// An ICMP error for a packet from one of our addresses.
     IcmpError = "icmp_error";
 }

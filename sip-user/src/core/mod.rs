@@ -14,6 +14,7 @@ pub mod counters;
 pub mod decision;
 pub mod digest;
 pub mod dispatcher;
+pub mod endpoints;
 pub mod family;
 pub mod forking;
 pub mod gate;

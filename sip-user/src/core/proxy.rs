@@ -23,7 +23,7 @@ use sip_ebpf::route::{self, Packet, Plan};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
 use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, source};
 use sip_ebpf::text::literal;
-use sip_ebpf::{Reason, insert};
+use sip_ebpf::{Reason, insert, qualify};
 
 use super::bans;
 use super::call_table::CallTable;
@@ -217,6 +217,7 @@ impl Proxy {
         let sources = policy.sources.with_bans_of(&self.policy.sources);
         self.gate.set_rules(policy.rates);
         self.policy = Policy { sources, ..policy };
+        self.keep_endpoints();
     }
 
     /// Who is registered, and who owes what.
@@ -252,6 +253,13 @@ impl Proxy {
         self.stateful = stateful.map(Box::new);
         if let Some(stateful) = &mut self.stateful {
             stateful.set_cookie_keys(self.keys);
+        }
+        self.keep_endpoints();
+    }
+
+    fn keep_endpoints(&mut self) {
+        if let Some(stateful) = &mut self.stateful {
+            stateful.keep_endpoints(self.policy.sources.only(source::REGISTERED));
         }
     }
 
@@ -430,6 +438,8 @@ impl Proxy {
             keys: &self.keys,
             from: arrival.from,
             sources: &self.policy.sources,
+            endpoints: self.stateful.as_deref().map(Stateful::endpoints),
+            now: arrival.now,
             dispatcher: RefCell::new(&mut *dispatcher),
             calls: &self.calls,
             kernel: arrival.kernel,
@@ -689,6 +699,16 @@ impl Proxy {
         if from_pbx.is_none() && self.is_scanner(arrival, message) {
             return self.counters.event(Event::ScannerDropped);
         }
+        if decision.reason == Reason::OptionsNotForUs
+            && from_pbx.is_some()
+            && self.is_qualify(message)
+        {
+            let owner = self.worker.of_request(message, true);
+            if !self.pass_on(arrival, owner) {
+                self.answer_qualify(arrival, message, &decision.plan, out);
+            }
+            return;
+        }
         let refusal = match decision.reason {
             reason if self.needs_memory(message, reason, in_dialog) => {
                 let owner = self.worker.of_request(message, from_pbx.is_some());
@@ -793,6 +813,48 @@ impl Proxy {
             },
             _ => false,
         }
+    }
+
+    /// Whether an OPTIONS of a PBX is for a user of ours, and we are to answer it.
+    fn is_qualify(&self, message: &Message<'_>) -> bool {
+        let Some(stateful) = self.stateful.as_ref().filter(|has| has.answers_qualify()) else {
+            return false;
+        };
+        let index = message.index();
+        let ours = |uri: Uri<'_>| uri.user.is_some() && stateful.is_ours(&uri);
+        !index.has(Kind::Route)
+            && !index.has(Kind::Require)
+            && message.request_uri().is_ok_and(ours)
+    }
+
+    /// Answers such a one, in the usual form as the kernel does.
+    fn answer_qualify(
+        &mut self,
+        arrival: &Arrival<'_>,
+        message: &Message<'_>,
+        plan: &Plan,
+        out: &mut Vec<Transmit>,
+    ) {
+        let (stateful, uri) = (self.stateful.as_deref(), message.request_uri().ok());
+        let there =
+            stateful.zip(uri).is_some_and(|(has, uri)| has.is_registered(arrival.now, &uri));
+        let (bytes, index) = (message.bytes(), message.index());
+        if let (Some(Line::V4(dst, local)), Some(src)) =
+            (self.lines.get(arrival.local), endpoint(arrival.from))
+        {
+            let packet = Packet { src, dst: *dst };
+            if qualify::asked(bytes, index, packet, local, plan).is_some() {
+                self.front.clear();
+                let mut sink = Growing(&mut self.front);
+                let front = qualify::answer(bytes, index, packet, plan, there, &mut sink);
+                let front = self.front.get(..front.new as usize).unwrap_or_default();
+                self.counters.reply(if there { 200 } else { 404 });
+                let (local, to) = (arrival.local, arrival.from);
+                return out.push(Transmit { local, to, bytes: front.to_vec() });
+            }
+        }
+        let answer = if there { about_us() } else { Refusal::new(404, "Not Found") };
+        self.answer(arrival, message, &answer, out);
     }
 
     /// A request that needs memory.
@@ -949,10 +1011,7 @@ impl Proxy {
         if message.index().has(Kind::Require) {
             return unsupported(message.requires());
         }
-        // The end of the kernel's own answer, but for the length that every answer of ours ends with.
-        let about = str::from_utf8(edit::ABOUT_US).unwrap_or_default();
-        let about = about.strip_suffix("Content-Length: 0\r\n\r\n").unwrap_or_default();
-        Refusal::with(200, "OK", about)
+        about_us()
     }
 
     /// Whether the Request-URI names one of our addresses.
@@ -1100,6 +1159,14 @@ impl From<&Fault> for Refusal {
     fn from(fault: &Fault) -> Self {
         Self::new(fault.code, &fault.phrase)
     }
+}
+
+/// The 200 of an OPTIONS.
+fn about_us() -> Refusal {
+    // The end of the kernel's own answer, but for the length that every answer of ours ends with.
+    let about = str::from_utf8(edit::ABOUT_US).unwrap_or_default();
+    let about = about.strip_suffix("Content-Length: 0\r\n\r\n").unwrap_or_default();
+    Refusal::with(200, "OK", about)
 }
 
 /// 420: we know no extension that would have to be known (8.2.2.3, 16.3 step 5).

@@ -63,6 +63,9 @@ pub struct Rules {
     /// Whether a Path is refused with 421 when the phone does not say that it supports it (RFC 3327 5.3).
     /// Otherwise it is kept, and not told to the phone.
     pub path_needs_support: bool,
+    /// Whether a PBX that asks by OPTIONS for a user is answered here, by whether he is registered; otherwise his phone is
+    /// asked.
+    pub answer_qualify: bool,
 }
 
 impl Default for Rules {
@@ -76,6 +79,7 @@ impl Default for Rules {
             max_aors: 500_000,
             retry_after: 60,
             path_needs_support: false,
+            answer_qualify: false,
         }
     }
 }
@@ -323,6 +327,12 @@ impl Registrar {
         self.records.iter().flat_map(|(_, record)| {
             record.bindings.iter().map(|binding| binding.row(&record.domain, &self.locals))
         })
+    }
+
+    /// The keys of a user's contacts.
+    pub fn keys(&self, aor: &Aor) -> Vec<Key> {
+        let at = self.find(aor.user(), aor.domain());
+        self.bindings_of(at).iter().map(|binding| binding.key(aor.domain())).collect()
     }
 
     /// How many addresses-of-record have contacts.

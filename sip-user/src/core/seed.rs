@@ -136,6 +136,7 @@ impl Daemon {
                 Command::Save(_)
                 | Command::Remove(_)
                 | Command::Guessed { .. }
+                | Command::User { .. }
                 | Command::Learned { .. } => {}
             }
         }
@@ -710,6 +711,127 @@ fn a_method_that_no_contact_takes() {
     assert_eq!(status(&refused), "SIP/2.0 405 Method Not Allowed");
     assert_eq!(header(&refused, "Allow"), ["INVITE, CANCEL, OPTIONS"]);
     assert_eq!(d.take(BOB), [""; 0]);
+}
+
+// ---- Policies ------------------------------------------------------------------------------------
+
+/// A phone that asks no more once it is registered from where it calls.
+fn call_of(at: &str, call: &str) -> String {
+    format!(
+        "INVITE sip:200@example.com SIP/2.0\r\nVia: SIP/2.0/UDP {at};rport;branch=z9hG4bK{call}\r\n\
+         Max-Forwards: 70\r\nFrom: <sip:anna@example.com>;tag=anna\r\nTo: <sip:200@example.com>\r\n\
+         Call-ID: {call}\r\nCSeq: 1 INVITE\r\nContact: <sip:anna@{at}>\r\nContent-Length: 0\r\n\r\n"
+    )
+}
+
+/// The network of the phones is one where that is enough.
+fn where_registered_is_enough() -> Daemon {
+    let mut d = Daemon::new();
+    let registered = vec!["10.10.1.0/24".parse().unwrap()];
+    let sources = Sources::new(&Trust { registered, ..Trust::default() });
+    let policy = Policy { sources, ..d.proxy.policy().clone() };
+    d.proxy.set_policy(policy);
+    d
+}
+
+#[test]
+fn who_is_registered_is_steered() {
+    let mut d = where_registered_is_enough();
+    let calls = |d: &mut Daemon, at: &str, call: &str| {
+        d.hear(at, &call_of(at, call));
+        d.take(at)
+    };
+    let asked = ["407"];
+    // Here nobody answers the probes of PBXs: after a while none takes a call that gets so far.
+    let steered: [&str; 0] = [];
+    let too_late = ["503"];
+    assert_eq!(calls(&mut d, ANNA, "before"), asked);
+    assert_eq!(d.register("anna", "Expires: 600\r\n"), ["200"]);
+    assert_eq!(calls(&mut d, ANNA, "now"), steered);
+    // Another port of the same address, another phone, and a PBX's stranger.
+    assert_eq!(calls(&mut d, "10.10.1.2:5063", "port"), asked);
+    assert_eq!(calls(&mut d, BOB, "bob"), asked);
+    assert_eq!(calls(&mut d, STRANGER, "stranger"), asked);
+    // His time is over.
+    d.pass(599_000);
+    assert_eq!(calls(&mut d, ANNA, "last"), too_late);
+    d.pass(1_000);
+    assert_eq!(calls(&mut d, ANNA, "over"), asked);
+    assert!(d.stateful().endpoints().is_empty());
+    // He goes.
+    assert_eq!(d.register("anna", "Expires: 600\r\n"), ["200"]);
+    assert_eq!(calls(&mut d, ANNA, "back"), too_late);
+    assert_eq!(d.register("anna", "Expires: 0\r\n"), ["200"]);
+    assert_eq!(calls(&mut d, ANNA, "gone"), asked);
+    // He is taken out by hand.
+    let aor = registrar::Aor::new("anna", "example.com").unwrap();
+    assert_eq!(d.register("anna", ""), ["200"]);
+    let now = d.now;
+    assert_eq!(d.stateful().remove(now, &aor, None), 1);
+    d.collect();
+    assert_eq!(calls(&mut d, ANNA, "removed"), asked);
+    // The user is removed, or has another password.
+    assert_eq!(d.register("anna", ""), ["200"]);
+    assert_eq!(calls(&mut d, ANNA, "again"), too_late);
+    d.stateful().forget("bob", "example.com");
+    assert_eq!(calls(&mut d, ANNA, "not-bob"), too_late);
+    d.stateful().forget("anna", "example.com");
+    assert_eq!(calls(&mut d, ANNA, "forgotten"), asked);
+}
+
+#[test]
+fn who_is_believed_has_proved_nothing() {
+    let mut d = where_registered_is_enough();
+    let mut trust = Trust::default();
+    trust.networks.push("10.10.1.2/32".parse().unwrap());
+    d.stateful().believe(Sources::new(&trust));
+    // Without a password.
+    let text = d.request("REGISTER", "anna", "sip:example.com", "r", "");
+    d.hear(ANNA, &text);
+    assert_eq!(d.take(ANNA), ["200"]);
+    assert!(d.stateful().endpoints().is_empty());
+}
+
+#[test]
+fn elsewhere_registering_changes_nothing() {
+    let mut d = Daemon::new();
+    assert_eq!(d.register("anna", ""), ["200"]);
+    d.hear(ANNA, &call_of(ANNA, "c"));
+    assert_eq!(d.take(ANNA), ["407"]);
+    assert!(d.stateful().endpoints().is_empty(), "nothing is kept that nobody asks for");
+}
+
+#[test]
+fn a_pbx_asks_for_a_user() {
+    let ask = |d: &mut Daemon, uri: &str| {
+        d.call_from(PBX1, uri, "OPTIONS");
+        d.take(PBX1)
+    };
+    // Unless it is to be answered here, the phone is asked.
+    let mut d = Daemon::new();
+    d.register("bob", "");
+    assert_eq!(ask(&mut d, "sip:bob@10.10.0.1:5060"), [""; 0]);
+    assert_eq!(d.take(BOB), ["OPTIONS"]);
+
+    let mut d = Daemon::with(|settings| settings.registrar.answer_qualify = true);
+    let all = ["sip:bob@10.10.0.1", "sip:bob@10.10.0.1:5060;x=y", "sip:b%6fb@example.com"];
+    for uri in all {
+        assert_eq!(ask(&mut d, uri), ["404"], "{uri}");
+        assert_eq!(status(&d.got(PBX1, "404")), "SIP/2.0 404 Not Found");
+    }
+    d.register("bob", "Expires: 600\r\n");
+    for uri in all {
+        assert_eq!(ask(&mut d, uri), ["200"], "{uri}");
+        assert_eq!(header(&d.got(PBX1, "200"), "Accept"), ["application/sdp"], "{uri}");
+    }
+    assert_eq!(ask(&mut d, "sip:anna@10.10.0.1"), ["404"]);
+    assert_eq!(d.take(BOB), [""; 0], "no phone is asked");
+    d.pass(600_000);
+    assert_eq!(ask(&mut d, "sip:bob@10.10.0.1"), ["404"]);
+    // Of others it is asked as before: by relaying, after a password.
+    let text = d.request("OPTIONS", "anna", "sip:bob@10.10.0.1", "o", "");
+    d.hear(ANNA, &text);
+    assert_eq!(d.take(ANNA), ["407"]);
 }
 
 // ---- 12. Dispatch --------------------------------------------------------------------------------

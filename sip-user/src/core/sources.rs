@@ -27,6 +27,9 @@ impl Sources {
         for net in &trust.deny {
             sources.put(*net, source::DENIED);
         }
+        for net in &trust.registered {
+            sources.put(*net, source::REGISTERED);
+        }
         sources
     }
 
@@ -50,6 +53,18 @@ impl Sources {
         let inner: Vec<_> = self.networks().filter(within).collect();
         inner.into_iter().for_each(|net| self.put(net, source::BELIEVED));
         self
+    }
+
+    /// The networks that are marked with one of these bits, and nothing else of them.
+    pub fn only(&self, bits: u32) -> Self {
+        let mut only = Self::default();
+        for net in self.networks() {
+            match self.exact(net) & bits {
+                0 => {}
+                marked => only.put(net, marked),
+            }
+        }
+        only
     }
 
     /// Takes over what is banned.
@@ -199,7 +214,7 @@ mod tests {
 
     fn sources(networks: &[&str], deny: &[&str]) -> Sources {
         let parse = |list: &[&str]| list.iter().map(|n| n.parse().unwrap()).collect();
-        Sources::new(&Trust { networks: parse(networks), deny: parse(deny) })
+        Sources::new(&Trust { networks: parse(networks), deny: parse(deny), ..Trust::default() })
     }
 
     #[test]

@@ -33,6 +33,7 @@ use super::authenticator::{self, Asked, Authenticator, Away, Claim, Parked, Sour
 use super::context::{self, Contexts};
 use super::digest::Secret;
 use super::dispatcher::Dispatcher;
+use super::endpoints::Endpoints;
 use super::forking::{self, Forking};
 use super::registrar::{self, Aor, Change, Domains, Key, NotRestored, Registrar, Row};
 use super::reply::{self, Response};
@@ -89,6 +90,14 @@ pub enum Command {
     Save(Box<Row>),
     /// Remove a binding.
     Remove(Box<Key>),
+    /// A user is registered until then, or no longer: for the kernel's table `USERS`. Only if PBXs that ask for him are
+    /// answered ([`registrar::Rules::answer_qualify`]).
+    User {
+        /// His name there ([`sip_ebpf::cookie::user`]).
+        name: u64,
+        /// `None`: he is gone.
+        until: Option<Instant>,
+    },
     /// Store the record of a call, which is over.
     Cdr(Box<Cdr>),
     /// Somebody has given a wrong password: evidence for [`super::bans::Bans::wrong_digest`].
@@ -144,6 +153,10 @@ pub struct Stateful {
     transactions: Transactions,
     authenticator: Option<Authenticator>,
     registrar: Registrar,
+    /// Where those are who have proved who they are.
+    endpoints: Endpoints,
+    /// The networks that such endpoints are kept of.
+    kept: Sources,
     forking: Forking,
     contexts: Contexts,
     admission: Admission,
@@ -194,6 +207,8 @@ impl Stateful {
             transactions: Transactions::new(key, *transactions, now),
             authenticator,
             registrar: Registrar::new(*registrar, domains.clone(), locals, key),
+            endpoints: Endpoints::default(),
+            kept: Sources::default(),
             forking: Forking::new(*forking, locals, key),
             flights: HashMap::default(),
             pbxs: BTreeMap::new(),
@@ -273,7 +288,8 @@ impl Stateful {
         }
         let mut changes = Vec::new();
         self.registrar.handle_timeout(now, &mut changes);
-        self.apply(now, changes);
+        self.endpoints.handle_timeout(now);
+        self.apply(now, changes, None);
         self.forking.handle_timeout(now);
         if let Some(accounting) = &mut self.accounting {
             accounting.handle_timeout(now);
@@ -323,7 +339,7 @@ impl Stateful {
                 Err(why) => refused.push((row.key.clone(), why)),
             }
         }
-        self.apply(now, changes);
+        self.apply(now, changes, None);
         self.carry_out(now);
         (taken, refused)
     }
@@ -332,7 +348,7 @@ impl Stateful {
     pub fn remove(&mut self, now: Instant, aor: &Aor, contact: Option<&str>) -> usize {
         let mut changes = Vec::new();
         let gone = self.registrar.remove(aor, contact, &mut changes);
-        self.apply(now, changes);
+        self.apply(now, changes, None);
         self.carry_out(now);
         gone
     }
@@ -365,6 +381,56 @@ impl Stateful {
     /// Who is registered.
     pub fn registrar(&self) -> &Registrar {
         &self.registrar
+    }
+
+    /// Where those are who have proved who they are.
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// As [`Stateful::endpoints`].
+    pub fn endpoints_mut(&mut self) -> &mut Endpoints {
+        &mut self.endpoints
+    }
+
+    /// The networks that such endpoints are kept of, marked [`source::REGISTERED`]: from the next REGISTER on.
+    pub fn keep_endpoints(&mut self, networks: Sources) {
+        self.kept = networks;
+    }
+
+    /// Networks whose requests are believed, for tests.
+    #[cfg(test)]
+    pub(super) fn believe(&mut self, believed: Sources) {
+        self.settings.believed = believed;
+    }
+
+    /// What is known of a user's password counts no more, nor who he has proved to be.
+    pub fn forget(&mut self, user: &str, domain: &str) {
+        if let Some(authenticator) = &mut self.authenticator {
+            authenticator.forget(user, domain);
+        }
+        if let Some(aor) = Aor::new(user, domain).filter(|_| !self.endpoints.is_empty()) {
+            for key in self.registrar.keys(&aor) {
+                self.endpoints.gone(&key);
+            }
+        }
+    }
+
+    /// Whether we answer PBXs that ask by OPTIONS for users of ours.
+    pub fn answers_qualify(&self) -> bool {
+        self.settings.registers && self.settings.registrar.answer_qualify
+    }
+
+    /// Whether a user of ours is registered: where a PBX asks for him at an address of ours, in any domain.
+    pub fn is_registered(&self, now: Instant, uri: &Uri<'_>) -> bool {
+        let Some(aor) = Aor::of(uri) else { return false };
+        let ip = uri.host.and_then(|host| host.ip());
+        let by_address = |ip| self.settings.locals.iter().any(|local| local.ip() == ip);
+        let all = match ip.is_some_and(by_address) {
+            true => self.registrar.lookup_user(aor.user(), now),
+            false => self.registrar.lookup(&aor, now),
+        };
+        !all.is_empty()
     }
 
     /// What the PBXs have been told.
@@ -503,7 +569,7 @@ impl Stateful {
         };
         match verdict {
             Verdict::Passed if message.method() == Method::Register => {
-                self.register(now, message, id, flow);
+                self.register(now, message, id, flow, claim.is_some());
             }
             Verdict::Passed => self.forward(now, message, id, bytes, flow),
             Verdict::Refused(response) => self.answer(now, message, id, flow, &response),

@@ -51,7 +51,8 @@ impl World {
     pub(super) fn new(setup: &Setup<'_>) -> Self {
         let now = Instant::now();
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
-        let trust = Trust { networks: nets(setup.trusted), deny: nets(setup.denied) };
+        let trust =
+            Trust { networks: nets(setup.trusted), deny: nets(setup.denied), ..Trust::default() };
         let policy = Policy {
             sources: Sources::new(&trust),
             no_destination: setup.no_destination,

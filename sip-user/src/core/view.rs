@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use sip_ebpf::calls::{Call, state};
 use sip_ebpf::hash::Keys;
@@ -10,6 +11,7 @@ use sip_ebpf::tables::{Endpoint, Pbx, source};
 
 use super::call_table::CallTable;
 use super::dispatcher::Dispatcher;
+use super::endpoints::Endpoints;
 use super::family::Family;
 use super::sources::Sources;
 
@@ -41,6 +43,9 @@ pub(super) struct View<'a> {
     pub(super) keys: &'a Keys,
     pub(super) from: SocketAddr,
     pub(super) sources: &'a Sources,
+    /// Where somebody is registered, if there is a registrar.
+    pub(super) endpoints: Option<&'a Endpoints>,
+    pub(super) now: Instant,
     pub(super) dispatcher: RefCell<&'a mut Dispatcher>,
     pub(super) calls: &'a CallTable,
     pub(super) kernel: &'a dyn KernelCalls,
@@ -64,7 +69,9 @@ impl Tables for View<'_> {
     }
 
     fn trusted(&self, _src: Endpoint) -> bool {
-        self.sources.lookup(self.from.ip()) & source::TRUSTED != 0
+        let bits = self.sources.lookup(self.from.ip());
+        let registered = || self.endpoints.is_some_and(|known| known.has(self.from, self.now));
+        bits & source::TRUSTED != 0 || bits & source::REGISTERED != 0 && registered()
     }
 
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {

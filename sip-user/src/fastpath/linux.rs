@@ -1,7 +1,7 @@
 //! The kernel half: the program loaded, attached to each interface, pinned, and adopted again.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use super::interfaces::{self, Interface};
 use super::object::{self, Build, Options, PROGRAM};
 use super::pins::{self, Pins};
 use super::tables::Tables;
-use super::{Attachment, CallBuckets, Events, Fastpath, Mode};
+use super::{Attachment, CallBuckets, Events, Fastpath, Mode, Users};
 use crate::config::{Loops, Xdp as Config, XdpMode};
 use crate::core::challenges::Challenges;
 
@@ -39,6 +39,7 @@ const VLANS_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Linux {
     tables: Tables,
     asking: super::challenges::Tables,
+    users: Arc<super::users::Table>,
     attachments: Vec<Attachment>,
     links: Vec<Link>,
     pins: Option<Pins>,
@@ -89,6 +90,10 @@ impl Linux {
             let reason = format!("{error:#}");
             warn!(reason, "the program does not ask for credentials: the daemon does");
         }
+        if let Err(error) = object::load_qualify(&mut ebpf) {
+            let reason = format!("{error:#}");
+            warn!(reason, "the program does not answer for users: the daemon does");
+        }
         let attached = attach_all(&mut ebpf, config, pins.as_ref())?;
 
         let mut was_off = false;
@@ -110,9 +115,11 @@ impl Linux {
         let mut tables = Tables::new(&mut ebpf, key, config.call_buckets)?;
         tables.set_outlive(config.outlive);
         let asking = super::challenges::Tables::new(&mut ebpf)?;
+        let users = Arc::new(super::users::Table::new(&mut ebpf)?);
         let mut this = Self {
             tables,
             asking,
+            users,
             attachments,
             links,
             pins,
@@ -170,6 +177,18 @@ impl Fastpath for Linux {
 
     fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()> {
         self.tables.change_registered(changes)
+    }
+
+    fn set_endpoints(&mut self, endpoints: &[(SocketAddrV4, Instant)]) -> Result<()> {
+        self.tables.set_endpoints(endpoints)
+    }
+
+    fn change_endpoints(&mut self, changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()> {
+        self.tables.change_endpoints(changes)
+    }
+
+    fn users(&self) -> Option<Arc<dyn Users>> {
+        Some(self.users.clone())
     }
 
     fn set_challenges(&mut self, challenges: Option<&Challenges>) -> Result<()> {

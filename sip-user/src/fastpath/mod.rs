@@ -5,10 +5,10 @@
 //! stands in where there is no XDP: it takes everything and does nothing.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
@@ -27,6 +27,7 @@ pub mod object;
 pub mod off;
 mod pins;
 pub mod tables;
+pub mod users;
 
 pub use events::Events;
 
@@ -98,6 +99,15 @@ pub trait Fastpath {
     /// Some of them that have come (`true`) or gone.
     fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()>;
 
+    /// The whole set of endpoints that somebody is registered from, and until when.
+    fn set_endpoints(&mut self, endpoints: &[(SocketAddrV4, Instant)]) -> Result<()>;
+
+    /// Some of them that have changed; `None`: gone.
+    fn change_endpoints(&mut self, changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()>;
+
+    /// Who is registered, as the kernel knows it. `None` where there is no such table.
+    fn users(&self) -> Option<Arc<dyn Users>>;
+
     /// How to ask for credentials in our name; `None`: not at all. It counts with the next [`Fastpath::set_config`], by
     /// [`sip_ebpf::tables::flag::CHALLENGE`].
     fn set_challenges(&mut self, challenges: Option<&Challenges>) -> Result<()>;
@@ -130,6 +140,16 @@ pub trait Fastpath {
     /// Ends it. `keep` leaves program and tables pinned for the next daemon; else every interface is as
     /// it was.
     fn close(self: Box<Self>, keep: bool) -> Result<()>;
+}
+
+/// Who is registered, for any thread: what the program answers PBXs by that ask for a user. Of whom nothing is there, the
+/// daemon is asked.
+pub trait Users: Send + Sync {
+    /// Until when a user is registered, by his name there ([`sip_ebpf::cookie::user`]); `None`: he is gone.
+    fn set(&self, name: u64, until: Option<Instant>) -> Result<()>;
+
+    /// Forgets all.
+    fn clear(&self) -> Result<()>;
 }
 
 /// The kernel's call table, for any thread: the memory that the program itself works on.

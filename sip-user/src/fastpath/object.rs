@@ -18,6 +18,9 @@ pub const PROGRAM: &str = "sipline";
 /// What that one jumps to, to ask for credentials.
 pub const CHALLENGE: &str = "sipline_challenge";
 
+/// What that one jumps to, to answer PBXs that ask for users.
+pub const QUALIFY: &str = "sipline_qualify";
+
 const PROGRAMS: &str = "PROGRAMS";
 
 /// The scanner alone, for tests and benches.
@@ -179,11 +182,23 @@ pub fn load(loops: Loops, options: &Options) -> Result<(Build, Ebpf)> {
 /// # Errors
 /// As [`program`].
 pub fn load_challenge(ebpf: &mut Ebpf) -> Result<()> {
-    let fd = program(ebpf, CHALLENGE)?.fd()?.try_clone()?;
+    load_next(ebpf, CHALLENGE, tables::program::CHALLENGE)
+}
+
+/// The same for [`QUALIFY`].
+///
+/// # Errors
+/// As [`program`].
+pub fn load_qualify(ebpf: &mut Ebpf) -> Result<()> {
+    load_next(ebpf, QUALIFY, tables::program::QUALIFY)
+}
+
+fn load_next(ebpf: &mut Ebpf, name: &str, key: u32) -> Result<()> {
+    let fd = program(ebpf, name)?.fd()?.try_clone()?;
     let map =
         ebpf.map_mut(PROGRAMS).with_context(|| format!("the object has no map {PROGRAMS}"))?;
     let mut programs = ProgramArray::try_from(map)?;
-    programs.set(tables::program::CHALLENGE, &fd, 0).context("cannot write PROGRAMS")
+    programs.set(key, &fd, 0).context("cannot write PROGRAMS")
 }
 
 fn refused(error: &ProgramError) -> anyhow::Error {

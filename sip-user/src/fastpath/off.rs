@@ -1,8 +1,8 @@
 //! No kernel half: everything is taken and nothing is done, so that the daemon has one code path.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
@@ -10,7 +10,7 @@ use sip_ebpf::gate;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, Pbx, Schedule};
 
-use super::{Attachment, CallBuckets, Events, Fastpath};
+use super::{Attachment, CallBuckets, Events, Fastpath, Users};
 use crate::core::challenges::Challenges;
 
 /// The absence of a kernel half.
@@ -53,6 +53,18 @@ impl Fastpath for Off {
 
     fn change_registered(&mut self, _changes: &[(Ipv4Addr, bool)]) -> Result<()> {
         Ok(())
+    }
+
+    fn set_endpoints(&mut self, _endpoints: &[(SocketAddrV4, Instant)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn change_endpoints(&mut self, _changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn users(&self) -> Option<Arc<dyn Users>> {
+        None
     }
 
     fn set_challenges(&mut self, _challenges: Option<&Challenges>) -> Result<()> {

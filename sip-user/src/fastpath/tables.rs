@@ -1,10 +1,10 @@
 //! The kernel's tables, written as [`sip_ebpf::tables`] says.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -23,12 +23,13 @@ use super::events::Calls;
 use super::{CallBuckets, Events};
 
 /// The maps that outlive a daemon when they are pinned.
-pub const KEPT: [&str; 15] = [
+pub const KEPT: [&str; 16] = [
     "CONFIG",
     "HEARTBEAT",
     "LOCALS",
     "SOURCES",
     "REGISTERED",
+    "ENDPOINTS",
     "DEBTS",
     "PBXS",
     "PBX_BY_ADDR",
@@ -52,6 +53,7 @@ pub struct Tables {
     locals: HashMap<MapData, Endpoint, Local>,
     sources: LpmTrie<MapData, u32, u32>,
     registered: HashMap<MapData, u32, u32>,
+    endpoints: HashMap<MapData, Endpoint, u64>,
     debts: Array<MapData, DebtBucket>,
     pbxs: Array<MapData, Pbx>,
     by_addr: HashMap<MapData, Endpoint, u32>,
@@ -92,6 +94,7 @@ impl Tables {
             locals: take(ebpf, "LOCALS")?,
             sources: take(ebpf, "SOURCES")?,
             registered: take(ebpf, "REGISTERED")?,
+            endpoints: take(ebpf, "ENDPOINTS")?,
             debts: take(ebpf, "DEBTS")?,
             pbxs: take(ebpf, "PBXS")?,
             by_addr: take(ebpf, "PBX_BY_ADDR")?,
@@ -191,6 +194,37 @@ impl Tables {
             }
         }
         self.next_generation()
+    }
+
+    /// Makes `endpoints` the whole of `ENDPOINTS`.
+    pub fn set_endpoints(&mut self, endpoints: &[(SocketAddrV4, Instant)]) -> Result<()> {
+        let new: HashSet<Endpoint> = endpoints.iter().map(|(at, _)| endpoint(*at)).collect();
+        let old: Vec<Endpoint> =
+            self.endpoints.keys().collect::<Result<_, _>>().context("cannot read ENDPOINTS")?;
+        for key in old.iter().filter(|key| !new.contains(key)) {
+            gone(self.endpoints.remove(key)).context("cannot remove one from ENDPOINTS")?;
+        }
+        for (at, until) in endpoints {
+            let written = self.endpoints.insert(endpoint(*at), monotonic_of(*until), 0);
+            written.context("cannot write ENDPOINTS")?;
+        }
+        Ok(())
+    }
+
+    /// Writes those that have changed; `None`: gone. Others stay, and no CPU has to look anything up again.
+    pub fn change_endpoints(&mut self, changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()> {
+        // Those that go make room first.
+        for (at, _) in changes.iter().filter(|(_, until)| until.is_none()) {
+            let removed = gone(self.endpoints.remove(&endpoint(*at)));
+            removed.context("cannot remove one from ENDPOINTS")?;
+        }
+        for (at, until) in changes {
+            if let Some(until) = until {
+                let written = self.endpoints.insert(endpoint(*at), monotonic_of(*until), 0);
+                written.context("cannot write ENDPOINTS")?;
+            }
+        }
+        Ok(())
     }
 
     /// Empties `DEBTS`, for tests that need a certain past.
@@ -374,7 +408,7 @@ where
 }
 
 /// A key that is not there is as good as removed.
-fn gone(removed: Result<(), MapError>) -> Result<()> {
+pub(super) fn gone(removed: Result<(), MapError>) -> Result<()> {
     match removed {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
@@ -396,6 +430,17 @@ fn monotonic() -> Duration {
     // SAFETY: `now` is written. This clock exists in every Linux, so the call cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// A time by that clock, in nanoseconds.
+pub(super) fn monotonic_of(at: Instant) -> u64 {
+    let now = Instant::now();
+    let left = at.saturating_duration_since(now);
+    nanoseconds(monotonic().saturating_add(left).saturating_sub(now.saturating_duration_since(at)))
+}
+
+fn endpoint(at: SocketAddrV4) -> Endpoint {
+    Endpoint::new(at.ip().octets(), at.port())
 }
 
 fn nanoseconds(time: Duration) -> u64 {

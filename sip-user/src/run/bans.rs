@@ -1,16 +1,18 @@
 //! Bans: every worker brings evidence to the first one, which decides; all carry it out, and the kernel too.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use sip_ebpf::tables::MAX_ENDPOINTS;
 
 use super::node::{Answered, Node, failed};
 use super::worker::Worker;
 use crate::control::protocol::{self, Outcome, Response};
 use crate::control::status::unix;
 use crate::core::bans::{self, Ban, Command};
+use crate::core::counters::Event;
 use crate::core::registered::Source;
 
 /// How many bans of one moment have a line each in the log: sources can be forged.
@@ -18,6 +20,14 @@ const TOLD_AT_ONCE: usize = 8;
 
 /// How many sources one worker tells the others of at a time; more are told of with their next REGISTER.
 const MAX_LEARNED: usize = 65_536;
+
+/// What the kernel has of something that is known of an address: it carries IPv4.
+pub(super) fn ipv4<T>(from: SocketAddr, what: T) -> Option<(SocketAddrV4, T)> {
+    match from {
+        SocketAddr::V4(v4) => Some((v4, what)),
+        SocketAddr::V6(_) => None,
+    }
+}
 
 /// What somebody has done.
 #[derive(Debug)]
@@ -71,6 +81,7 @@ impl Worker {
                 });
             }
         }
+        self.tell_endpoints();
         let registered = &mut self.proxy.gate_mut().registered;
         registered.handle_timeout(Instant::now());
         let changes = registered.take_changes();
@@ -79,6 +90,44 @@ impl Worker {
         {
             let written = head.fastpath.change_registered(&changes);
             head.check_write("REGISTERED", written);
+        }
+    }
+
+    /// The same of endpoints that somebody is registered from.
+    fn tell_endpoints(&mut self) {
+        let me = self.peers.me();
+        let Some(stateful) = self.proxy.stateful_mut() else { return };
+        let endpoints = stateful.endpoints_mut();
+        endpoints.handle_timeout(Instant::now());
+        let (changes, news) = (endpoints.take_changes(), endpoints.take_news());
+        let refused = endpoints.take_refused();
+        if refused > 0 {
+            self.proxy.counters_mut().events(Event::EndpointsFull, refused);
+            tracing::warn!(
+                refused,
+                most = MAX_ENDPOINTS,
+                "no room for where they have registered from: they are asked for credentials"
+            );
+        }
+        if !me.is_alone() && !news.is_empty() {
+            let (news, number): (Arc<[_]>, _) = (news.into(), me.number());
+            for other in self.peers.others() {
+                let news = news.clone();
+                self.peers.order(other, move |worker| {
+                    if let Some(stateful) = worker.proxy.stateful_mut() {
+                        let endpoints = stateful.endpoints_mut();
+                        news.iter().for_each(|(from, until)| endpoints.told(number, *from, *until));
+                    }
+                });
+            }
+        }
+        let v4: Vec<_> =
+            changes.into_iter().filter_map(|(from, until)| ipv4(from, until)).collect();
+        if let Some(head) = &mut self.head
+            && !v4.is_empty()
+        {
+            let written = head.fastpath.change_endpoints(&v4);
+            head.check_write("ENDPOINTS", written);
         }
     }
 

@@ -98,6 +98,9 @@ impl Worker {
     /// Everything that the kernel must know, the switches last.
     pub(super) fn write_tables(&mut self) -> Result<()> {
         let challenges = self.challenges();
+        let stateful = self.proxy.stateful();
+        let endpoints = stateful.map(|has| has.endpoints().all()).unwrap_or_default();
+        let qualify = stateful.is_some_and(|has| has.answers_qualify());
         let Some(head) = &mut self.head else { return Ok(()) };
         let sources = &self.proxy.policy().sources;
         for slot in 0..MAX_PBX {
@@ -106,6 +109,8 @@ impl Worker {
         head.fastpath.set_schedule(self.dispatcher.schedule())?;
         head.fastpath.set_sources(&sources.ipv4())?;
         head.fastpath.set_registered(&self.proxy.gate().registered.ipv4())?;
+        let v4 = endpoints.into_iter().filter_map(|(from, until)| super::bans::ipv4(from, until));
+        head.fastpath.set_endpoints(&v4.collect::<Vec<_>>())?;
         head.fastpath.set_locals(&self.proxy.locals())?;
         let rates = self.proxy.policy().rates;
         head.fastpath.set_rates(rates.unwrap_or_default())?;
@@ -113,7 +118,14 @@ impl Worker {
         let shadow = if self.proxy.patience().is_some() { flag::SHADOW } else { 0 };
         head.fastpath.set_challenges(challenges.as_ref())?;
         let ask = if challenges.is_some() { flag::CHALLENGE } else { 0 };
-        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY | gate | shadow | ask)
+        let answer = if qualify { flag::QUALIFY } else { 0 };
+        let more = gate | shadow | ask | answer;
+        head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY | more)?;
+        // While it is off nobody writes the table: what stands there would be old when it is on again.
+        match head.fastpath.users() {
+            Some(users) if !qualify => users.clear(),
+            _ => Ok(()),
+        }
     }
 
     /// How the kernel asks for credentials in our name, if it may.

@@ -99,9 +99,7 @@ impl Worker {
     fn forget(&mut self, name: &str, domain: &str) -> bool {
         let stateful = self.proxy.stateful_mut().filter(|has| has.registers());
         let Some(stateful) = stateful else { return false };
-        if let Some(authenticator) = stateful.authenticator_mut() {
-            authenticator.forget(name, domain);
-        }
+        stateful.forget(name, domain);
         true
     }
 }

@@ -96,7 +96,7 @@ pub(super) fn settings(config: &Config, worker: Worker) -> Option<Settings> {
         None => return None,
     };
     let locals = config.sip.listen.clone();
-    let believed = Trust { networks: config.auth.trusted.clone(), deny: Vec::new() };
+    let believed = Trust { networks: config.auth.trusted.clone(), ..Trust::default() };
     let share = |most| share(most, worker);
     let rate = registrar.forking.rate.div_ceil(worker.count() as u32);
     let transactions = transaction::Config::default();

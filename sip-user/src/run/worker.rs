@@ -29,7 +29,7 @@ use crate::core::proxy::{Datagram, KernelCalls, Proxy, Transmit};
 use crate::core::registered::Source;
 use crate::core::registrar::Row;
 use crate::core::stateful::Command as StatefulCommand;
-use crate::fastpath::{CallBuckets, Events};
+use crate::fastpath::{CallBuckets, Events, Users};
 use crate::io::coalesce::Coalescer;
 use crate::io::udp::{BATCH, Batch, Udp};
 
@@ -50,6 +50,8 @@ pub(super) struct Worker {
     batch: Batch,
     out: Vec<Transmit>,
     kernel: Kernel,
+    /// Who is registered, as the kernel answers for us.
+    users: Option<Arc<dyn Users>>,
     pub(super) peers: Peers,
     /// Sources that have registered, and that the others do not know of yet.
     pub(super) learned: HashMap<Source, Instant>,
@@ -74,6 +76,7 @@ pub(super) struct Parts {
     pub(super) dispatcher: Dispatcher,
     pub(super) sockets: Vec<UdpSocket>,
     pub(super) kernel: Option<Arc<dyn CallBuckets>>,
+    pub(super) users: Option<Arc<dyn Users>>,
     pub(super) peers: Peers,
     pub(super) keeper: Option<Keeper>,
 }
@@ -81,10 +84,11 @@ pub(super) struct Parts {
 impl Worker {
     /// Call it inside the runtime of its thread.
     pub(super) fn new(parts: Parts, coalescer: Arc<Coalescer>) -> Result<Self> {
-        let Parts { config, proxy, dispatcher, sockets, kernel, peers, keeper } = parts;
+        let Parts { config, proxy, dispatcher, sockets, kernel, users, peers, keeper } = parts;
         let sockets: io::Result<Rc<[Udp]>> = sockets.into_iter().map(Udp::of).collect();
         Ok(Self {
             kernel: Kernel { calls: kernel, mask: config.xdp.call_buckets.saturating_sub(1) },
+            users,
             config,
             proxy,
             dispatcher,
@@ -372,6 +376,7 @@ impl Worker {
             (StatefulCommand::Save(row), Some(keeper)) => keeper.save(row),
             (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(key),
             (StatefulCommand::Learned { from, until }, _) => self.learn(from, until),
+            (StatefulCommand::User { name, until }, _) => self.mirror_user(name, until),
             (StatefulCommand::Guessed { from }, _) => self.suspect(Suspicion::wrong_digest(from)),
             (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(cdr),
             // The configuration gives both or neither.
@@ -379,6 +384,16 @@ impl Worker {
                 tracing::debug!(?cdr, "the record of a call, and no store for it");
             }
             (_, None) => {}
+        }
+    }
+
+    /// A user has come or gone. What the kernel's table does not take, it does not know: the daemon is asked then. Only what
+    /// it knew before would be wrong, so then all of it goes.
+    fn mirror_user(&mut self, name: u64, until: Option<Instant>) {
+        let Some(users) = &self.users else { return };
+        if let Err(error) = users.set(name, until) {
+            let cleared = users.clear().is_ok();
+            tracing::error!(error = format!("{error:#}"), cleared, "the kernel's table of users");
         }
     }
 

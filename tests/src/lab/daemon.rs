@@ -80,6 +80,8 @@ pub struct Settings {
     pub database: Option<String>,
     /// Whether calls of the phones' network are steered without asking who calls.
     pub trusted: bool,
+    /// Whether that is so while somebody is registered from where they come from, and PBXs that ask for users are answered.
+    pub registered: bool,
     /// `[sip] no_destination`
     pub no_destination: String,
     /// `[sip] workers`; none: as many as there are CPUs.
@@ -104,6 +106,7 @@ impl Settings {
             registrar: false,
             database: None,
             trusted: true,
+            registered: false,
             no_destination: "503".into(),
             workers: None,
             gate: "enabled = false".into(),
@@ -124,6 +127,7 @@ no_destination = "{no_destination}"
 {workers}
 [trust]
 networks = {trusted:?}
+registered = {registered:?}
 
 [gate]
 {gate}
@@ -157,6 +161,10 @@ level = "info"
                 true => &["10.10.1.0/24", "fd10:10:1::/64"][..],
                 false => &[],
             },
+            registered = match self.registered {
+                true => &["10.10.1.0/24", "fd10:10:1::/64"][..],
+                false => &[],
+            },
             timeout = milliseconds.min(1000),
             fall = self.fall,
             mode = self.mode,
@@ -170,13 +178,14 @@ level = "info"
         }
         if self.registrar {
             let own = format!("sqlite://{}", lab.dir().join("sipline.db").display());
+            let qualify = if self.registered { "registered" } else { "relay" };
             let (url, users) = match &self.database {
                 Some(url) => (url, "asterisk"),
                 None => (&own, "own"),
             };
             let _ = write!(
                 text,
-                "\n[registrar]\ndomains = [\"example.com\"]\n\n\
+                "\n[registrar]\ndomains = [\"example.com\"]\nanswer_qualify = \"{qualify}\"\n\n\
                  [store]\nurl = \"{url}\"\nusers = \"{users}\"\n",
             );
         }

@@ -98,6 +98,7 @@ impl World {
                 Command::Cdr(_) => {}
                 Command::Guessed { from } => self.guessed.push(from),
                 Command::Learned { from, until } => self.learned.push((from, until)),
+                Command::User { .. } => {}
             }
         }
     }

@@ -1,0 +1,73 @@
+//! The third program: answers a PBX that asks for a user of ours. The first one jumps here as it does to
+//! [`super::challenge`].
+
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
+use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+use sip_ebpf::route::Tables;
+use sip_ebpf::tables::{MAX_USERS, flag};
+use sip_ebpf::{Reason, cookie, qualify};
+
+use super::maps::{CONFIG, COUNTERS, SCRATCH};
+use super::scratch::{Out, Scratch};
+use super::tables::Kernel;
+use super::text::Bytes;
+use super::{fits, send};
+
+#[btf_map]
+static USERS: LruHashMap<u64, u64, { MAX_USERS as usize }> = LruHashMap::new();
+
+/// All of it must be on: what the program jumps with has then been read whole.
+pub(super) const NEEDED: u32 = flag::QUALIFY | flag::KEEPALIVES;
+
+/// Answers an OPTIONS of a PBX for a user who is known to be registered, or to be so no longer; all else goes up for the
+/// reason that the first program had.
+#[xdp]
+fn sipline_qualify(ctx: XdpContext) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return XDP_ABORTED;
+    };
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let before = unsafe { (*scratch).reason };
+    let (reason, action) = match packet(&ctx, scratch) {
+        Ok((reason, action)) => (reason as u32, action),
+        Err(Reason::Mtu) => (Reason::Mtu as u32, XDP_PASS),
+        Err(_) => (before, XDP_PASS),
+    };
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason) {
+        // SAFETY: this CPU's own counter.
+        unsafe { *counter += 1 };
+    }
+    action
+}
+
+#[inline(always)]
+fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reason> {
+    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
+    let s = unsafe { &mut *scratch };
+    let Some(config) = CONFIG.get(0) else { return Err(Reason::NotConfigured) };
+    let Some(kernel) = Kernel::new(config, scratch, s.packet.src) else {
+        return Err(Reason::NotConfigured);
+    };
+    if kernel.pbx_at(s.packet.src).is_none() {
+        return Err(Reason::OptionsNotForUs);
+    }
+    if !kernel.alive() {
+        return Err(Reason::HeartbeatStale);
+    }
+    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let Some(user) = qualify::asked(t, &s.index, s.packet, &s.local, &s.plan) else {
+        return Err(Reason::OptionsNotForUs);
+    };
+    let name = cookie::user(&config.keys, t, user);
+    // SAFETY: an aligned word, copied at once.
+    let Some(until) = (unsafe { USERS.get(name) }).copied() else {
+        return Err(Reason::OptionsNotForUs);
+    };
+    let mut out = Out::new(scratch);
+    let there = s.now() < until;
+    s.front = qualify::answer(t, &s.index, s.packet, &s.plan, there, &mut out);
+    fits(s.front)?;
+    send::answer::<false>(ctx, scratch).map(|action| (Reason::QualifyAnswered, action))
+}
