@@ -34,6 +34,7 @@ const WITHOUT: [(Reason, &str); 5] = [
     (Reason::SteeredFailed, "as above"),
     (Reason::Challenged, "it needs a registrar, and nonces differ: kernel_challenge.rs"),
     (Reason::ChallengeAcked, "as above"),
+    (Reason::QualifyAnswered, "it needs a user who is registered: kernel_policy.rs"),
 ];
 
 #[test]
