@@ -59,7 +59,7 @@ fn policy(mode: Mode) {
 
     // From another port of the same address a password is asked for.
     let events = phones(&lab, "phone-calls", "elsewhere", 5070);
-    assert_eq!(ended(&events), USERS as usize, "{events:?}");
+    assert_eq!(ended(&events), USERS as usize, "{events:?} {}", control.ask("stats").unwrap());
 
     // A PBX asks for users.
     drop(pbx1);
@@ -118,6 +118,10 @@ fn phones(lab: &Lab, scenario: &str, name: &str, port: u16) -> Vec<Event> {
     let line = |number| format!("u{number};[authentication username=u{number} password=secret]");
     let phones =
         Sipp::caller(scenario, 10, USERS).port(port).inject((1..=USERS).map(line).collect());
+    let phones = match scenario {
+        "phone-calls" => phones.auth_uri(&format!("200@{PROXY}:{PORT}")),
+        _ => phones,
+    };
     phones.start(lab, name).unwrap().finish().unwrap()
 }
 
