@@ -339,6 +339,9 @@ impl Bench {
             self.busy.insert(name, highest.rate * BUSY);
         }
         if let Some(rate) = self.busy.get(name).copied() {
+            // Without what it still keeps of all those.
+            server.stop()?;
+            server = self.start(scenario, proxy)?;
             let us = self.at_rate(&mut server, scenario, proxy, rate)?;
             put(&mut self.rows, &format!("{name}, CPU at {rate:.0}/s"), "us", proxy, us);
         }
