@@ -24,7 +24,7 @@ struct Fixture {
 }
 
 /// Reasons without a fixture, and why.
-const WITHOUT: [(Reason, &str); 5] = [
+const WITHOUT: [(Reason, &str); 6] = [
     (
         Reason::Headroom,
         "TEST_RUN gives each frame 216 bytes of headroom and more than a kilobyte of tailroom, and \
