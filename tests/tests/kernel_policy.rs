@@ -160,7 +160,7 @@ fn pbxs_that_ask_for_users_are_answered_as_by_the_daemon() {
         let table = Table::new(subject.ebpf()).expect("USERS");
         subject.change(|world| world.flags = world.flags.map(|flags| flags | flag::QUALIFY));
         let mut alone = Alone::new();
-        let mut hear = |subject: &mut Subject, alone: &mut Alone, from, text: &str| {
+        let hear = |subject: &mut Subject, alone: &mut Alone, from, text: &str| {
             for (name, until) in alone.users.drain(..) {
                 table.set(name, until).expect("USERS");
             }
