@@ -1,16 +1,13 @@
 //! Phones that register with a password and then call without one, from a network where that is enough: the same with XDP
 //! native and without. Whoever is registered no longer is asked again. And PBXs that ask for a user are answered.
 
-use std::io::Write;
 use std::net::UdpSocket;
-use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use sipline_tests::kernel;
 use sipline_tests::lab::{
-    Control, Daemon, Event, Lab, Mode, PORT, PROXY, Place, Settings, Sipp, Word, binary,
+    Control, Daemon, Event, Lab, Mode, PORT, PROXY, Place, Settings, Sipp, Word, users,
 };
 
 const USERS: u32 = 5;
@@ -135,13 +132,7 @@ fn counted(control: &Control, name: &str) -> u64 {
 }
 
 fn add_user(lab: &Lab, user: &str) {
-    let mut command = lab.command(Place::Proxy, binary().unwrap());
-    command.args(["users", "--json", "--config"]).arg(lab.dir().join("sipline.toml"));
-    command.arg("--socket").arg(lab.dir().join("control.sock")).args(["add", user]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"secret\n").unwrap();
-    let output = child.wait_with_output().unwrap();
-    let added: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let added = users(lab, &["add", user], "secret\n");
     assert_eq!(added["added"], user, "{added}");
 }
 

@@ -3,15 +3,12 @@
 
 use std::{
     collections::BTreeSet,
-    io::Write,
-    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
 use sipline_tests::lab::{
-    Control, Daemon, Event, Lab, Mode, Place, Running, Settings, Sipp, Word, binary,
+    Control, Daemon, Event, Lab, Mode, Place, Running, Settings, Sipp, Word, users,
 };
 
 /// How many users there are: u1, u2, ... of example.com.
@@ -98,7 +95,7 @@ fn registrations(mode: Mode) {
     });
 
     // A user who is removed is forgotten at once.
-    let removed = control_users(&lab, &["remove", "u1@example.com"], "");
+    let removed = users(&lab, &["remove", "u1@example.com"], "");
     assert_eq!(removed["daemon_told"], true, "{removed}");
     let events = phones(&lab, "phone-registers", 1, "secret");
     assert_eq!(count(&events, Word::Refused), 1, "{events:?}");
@@ -106,20 +103,8 @@ fn registrations(mode: Mode) {
 
 /// `sipline users add`, with the password on standard input.
 fn add_user(lab: &Lab, user: &str) {
-    let added = control_users(lab, &["add", user], "secret\n");
+    let added = users(lab, &["add", user], "secret\n");
     assert_eq!((&added["added"], &added["daemon_told"]), (&user.into(), &true.into()), "{added}");
-}
-
-fn control_users(lab: &Lab, args: &[&str], input: &str) -> Value {
-    let mut command = lab.command(Place::Proxy, binary().unwrap());
-    command.args(["users", "--json", "--config"]).arg(lab.dir().join("sipline.toml"));
-    command.arg("--socket").arg(lab.dir().join("control.sock")).args(args);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!("{args:?}: {error}: {}", String::from_utf8_lossy(&output.stdout))
-    })
 }
 
 /// Phones of the users u1 to u`count` with a password, until they are through.

@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
     str::FromStr,
     thread,
     time::{Duration, Instant},
@@ -420,4 +420,20 @@ fn log_file(lab: &Lab) -> PathBuf {
         .map(|number| lab.dir().join(format!("sipline.{number}.log")))
         .find(|path| !path.exists())
         .unwrap_or_else(|| lab.dir().join("sipline.log"))
+}
+
+/// What `sipline users` answers as JSON to these arguments and this input, with the configuration of the lab's daemon.
+///
+/// # Panics
+/// When it cannot be started or does not answer by JSON.
+pub fn users(lab: &Lab, args: &[&str], input: &str) -> Value {
+    let mut command = lab.command(Place::Proxy, binary().unwrap());
+    command.args(["users", "--json", "--config"]).arg(lab.dir().join("sipline.toml"));
+    command.arg("--socket").arg(lab.dir().join("control.sock")).args(args);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{args:?}: {error}: {}", String::from_utf8_lossy(&output.stdout))
+    })
 }

@@ -31,7 +31,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 pub use baresip::Baresip;
-pub use daemon::{Backend, Control, Daemon, Mode, Settings, Totals, binary};
+pub use daemon::{Backend, Control, Daemon, Mode, Settings, Totals, binary, users};
 pub use database::{Database, Engine};
 pub use process::Process;
 pub use remains::remove_stale;
