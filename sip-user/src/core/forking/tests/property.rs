@@ -104,7 +104,14 @@ impl Life {
                 let expires = self.take(register, 90);
                 self.w.answer(token, 200, &format!("Expires: {expires}\r\n"));
             }
-            Fate::Refused(status) => _ = self.w.answer(token, status, ""),
+            Fate::Refused(status) => {
+                let said = said(register);
+                if status == 404 && said.expires == 0 {
+                    // Whoever says so has nothing to take back (RFC 3261 21.4.5): this one does not lie.
+                    self.pbxs[register.slot as usize].users.remove(&said.user);
+                }
+                self.w.answer(token, status, "");
+            }
             Fate::Brief => _ = self.w.answer(token, 423, "Min-Expires: 100\r\n"),
             Fate::Challenged => {
                 self.w.answer(token, 401, "WWW-Authenticate: Digest x\r\n");
