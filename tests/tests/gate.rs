@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use sipline_tests::kernel;
 use sipline_tests::lab::{
-    Control, Daemon, Event, Lab, Mode, PORT, PROXY, Place, Settings, Sipp, Word, users,
+    Control, Daemon, Event, Lab, Mode, PORT, PROXY, Place, Settings, Sipp, Word, count, users,
+    wait_until,
 };
 
 /// The office: phones behind one address, where users have ten each.
@@ -44,10 +45,10 @@ fn gate(mode: Mode) {
     }
 
     // One phone of the office registers, and from then on it is known; the others come back at once.
-    assert_eq!(ended(&phones(&lab, "first", 1, 1)), 1);
+    assert_eq!(count(&phones(&lab, "first", 1, 1), Word::Ended), 1);
     thread::sleep(Duration::from_secs(1));
     let events = phones(&lab, "office", PHONES, 2000);
-    assert_eq!(ended(&events), PHONES as usize, "{}", daemon.process.last_words());
+    assert_eq!(count(&events, Word::Ended), PHONES as usize, "{}", daemon.process.last_words());
     assert_eq!(refused(&control), 0);
 
     // A stranger with as many phones: of what they send, twice each, as much as strangers may is answered.
@@ -74,14 +75,14 @@ fn gate(mode: Mode) {
         (stranger, sent)
     });
     let events = phones(&lab, "beside", PHONES, 100);
-    assert_eq!(ended(&events), PHONES as usize, "{}", daemon.process.last_words());
+    assert_eq!(count(&events, Word::Ended), PHONES as usize, "{}", daemon.process.last_words());
     let (stranger, sent) = flood.join().unwrap();
-    wait_until(|| refused(&control) - before + 300 > u64::from(sent));
+    wait_until(LIMIT, || refused(&control) - before + 300 > u64::from(sent));
 
     // One datagram of a scanner, and he hears nothing any more.
     thread::sleep(Duration::from_secs(4));
     send(&stranger, sent, "friendly-scanner");
-    wait_until(|| control.command(&["bans"]).unwrap()["total"] == 1);
+    wait_until(LIMIT, || control.command(&["bans"]).unwrap()["total"] == 1);
     let bans = control.command(&["bans"]).unwrap();
     assert_eq!(bans["bans"][0]["network"], format!("{STRANGER}/32"), "{bans}");
     assert_eq!(bans["bans"][0]["reason"], "scanner", "{bans}");
@@ -148,20 +149,7 @@ fn phones(lab: &Lab, name: &str, count: u32, rate: u32) -> Vec<Event> {
     phones.inject((0..count).map(line).collect()).start(lab, name).unwrap().finish().unwrap()
 }
 
-fn ended(events: &[Event]) -> usize {
-    events.iter().filter(|event| event.word == Word::Ended).count()
-}
-
 fn add_user(lab: &Lab, user: &str) {
     let added = users(lab, &["add", user], "secret\n");
     assert_eq!(added["added"], user, "{added}");
-}
-
-#[track_caller]
-fn wait_until(holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < LIMIT, "not after {LIMIT:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }

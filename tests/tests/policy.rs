@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use sipline_tests::kernel;
 use sipline_tests::lab::{
-    Control, Daemon, Event, Lab, Mode, PORT, PROXY, Place, Settings, Sipp, Word, users,
+    Control, Daemon, Event, Lab, Mode, PORT, PROXY, Place, Settings, Sipp, Word, count, users,
+    wait_until,
 };
 
 const USERS: u32 = 5;
@@ -41,12 +42,12 @@ fn policy(mode: Mode) {
     }
 
     let events = phones(&lab, "phone-registers", "register", PORT);
-    assert_eq!(ended(&events), USERS as usize, "{events:?}");
+    assert_eq!(count(&events, Word::Ended), USERS as usize, "{events:?}");
     // News of them goes with the next beat of the heart.
     thread::sleep(Duration::from_secs(1));
     let callers = Sipp::caller("caller", 10, CALLS).start(&lab, "callers");
     let events = callers.unwrap().finish().unwrap();
-    assert_eq!(ended(&events), CALLS as usize, "{}", daemon.process.last_words());
+    assert_eq!(count(&events, Word::Ended), CALLS as usize, "{}", daemon.process.last_words());
     let stats = control.ask("stats").unwrap();
     let steered = |half: &str| stats[half]["invite_steered"].as_u64().unwrap_or(0);
     assert_eq!(steered("kernel") + steered("daemon"), u64::from(CALLS), "{stats}");
@@ -56,7 +57,12 @@ fn policy(mode: Mode) {
 
     // From another port of the same address a password is asked for.
     let events = phones(&lab, "phone-calls", "elsewhere", 5070);
-    assert_eq!(ended(&events), USERS as usize, "{events:?} {}", control.ask("stats").unwrap());
+    assert_eq!(
+        count(&events, Word::Ended),
+        USERS as usize,
+        "{events:?} {}",
+        control.ask("stats").unwrap()
+    );
 
     // A PBX asks for users.
     drop(pbx1);
@@ -74,10 +80,10 @@ fn policy(mode: Mode) {
         let user = format!("u{number}@example.com");
         control.command(&["registrations", "remove", &user]).unwrap();
     }
-    wait_until(|| control.command(&["registrations"]).unwrap()["total"] == 0);
+    wait_until(LIMIT, || control.command(&["registrations"]).unwrap()["total"] == 0);
     thread::sleep(Duration::from_secs(1));
     let events = phones(&lab, "phone-calls", "again", PORT);
-    assert_eq!(ended(&events), USERS as usize, "{events:?}");
+    assert_eq!(count(&events, Word::Ended), USERS as usize, "{events:?}");
     assert_eq!(counted(&control, "invite_steered"), u64::from(CALLS));
 }
 
@@ -122,10 +128,6 @@ fn phones(lab: &Lab, scenario: &str, name: &str, port: u16) -> Vec<Event> {
     phones.start(lab, name).unwrap().finish().unwrap()
 }
 
-fn ended(events: &[Event]) -> usize {
-    events.iter().filter(|event| event.word == Word::Ended).count()
-}
-
 fn counted(control: &Control, name: &str) -> u64 {
     let stats = control.ask("stats").unwrap();
     ["kernel", "daemon"].iter().filter_map(|half| stats[half][name].as_u64()).sum()
@@ -134,13 +136,4 @@ fn counted(control: &Control, name: &str) -> u64 {
 fn add_user(lab: &Lab, user: &str) {
     let added = users(lab, &["add", user], "secret\n");
     assert_eq!(added["added"], user, "{added}");
-}
-
-#[track_caller]
-fn wait_until(holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < LIMIT, "not after {LIMIT:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use sipline_tests::lab::{
-    Control, Daemon, Event, Lab, Mode, Place, Running, Settings, Sipp, Word, users,
+    Control, Daemon, Event, Lab, Mode, Place, Running, Settings, Sipp, Word, users, wait_until,
 };
 
 /// How many users there are: u1, u2, ... of example.com.
@@ -49,7 +49,7 @@ fn registrations(mode: Mode) {
     let events = phones(&lab, "phone-registers", USERS, "secret");
     assert_eq!(count(&events, Word::Ended), USERS as usize, "{}", control.ask("stats").unwrap());
     assert_eq!(total(&control), u64::from(USERS));
-    wait_until(|| pbxs.iter().all(|pbx| told(pbx, Word::Invited) == USERS as usize));
+    wait_until(LIMIT, || pbxs.iter().all(|pbx| told(pbx, Word::Invited) == USERS as usize));
     let one = control.command(&["registrations", "show", "u7@example.com"]).unwrap();
     let shown = &one["registrations"][0];
     assert!(shown["contact"].as_str().unwrap().starts_with("sip:u7@10.10.1.2:"), "{one}");
@@ -67,7 +67,7 @@ fn registrations(mode: Mode) {
 
     // One goes by hand.
     control.command(&["registrations", "remove", "u20@example.com"]).unwrap();
-    wait_until(|| pbxs.iter().all(|pbx| told(pbx, Word::Ended) == 1));
+    wait_until(LIMIT, || pbxs.iter().all(|pbx| told(pbx, Word::Ended) == 1));
 
     // An end in good order writes what waits; the next one has everybody, and tells the PBXs again.
     let status = daemon.terminate().unwrap();
@@ -76,20 +76,22 @@ fn registrations(mode: Mode) {
     assert_eq!(total(&control), u64::from(USERS - 1));
     // By new Call-IDs, so each is counted anew.
     let twice = 2 * USERS as usize - 1;
-    wait_until(|| pbxs.iter().all(|pbx| told(pbx, Word::Invited) == twice));
+    wait_until(LIMIT, || pbxs.iter().all(|pbx| told(pbx, Word::Invited) == twice));
 
     // What has been written is there even if nobody could say goodbye.
-    wait_until(|| control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
+    wait_until(LIMIT, || control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
     daemon.process.kill().unwrap();
     let daemon = Daemon::start(&lab, &settings).unwrap();
     assert_eq!(total(&control), u64::from(USERS - 1));
 
     let before = pbxs.map(|pbx| told(pbx, Word::Ended));
-    wait_until(|| pbxs.iter().all(|pbx| told(pbx, Word::Invited) == twice + USERS as usize - 1));
+    wait_until(LIMIT, || {
+        pbxs.iter().all(|pbx| told(pbx, Word::Invited) == twice + USERS as usize - 1)
+    });
     let events = phones(&lab, "phone-leaves", USERS, "secret");
     assert_eq!(count(&events, Word::Ended), USERS as usize, "{}", daemon.process.last_words());
     assert_eq!(total(&control), 0);
-    wait_until(|| {
+    wait_until(LIMIT, || {
         let told = pbxs.iter().zip(before).map(|(pbx, before)| told(pbx, Word::Ended) - before);
         told.into_iter().all(|told| told == USERS as usize - 1)
     });
@@ -129,13 +131,4 @@ fn told(pbx: &Running, word: Word) -> usize {
 
 fn count(events: &[Event], word: Word) -> usize {
     events.iter().filter(|event| event.word == word).count()
-}
-
-#[track_caller]
-fn wait_until(holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < LIMIT, "not after {LIMIT:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }

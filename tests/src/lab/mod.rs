@@ -26,6 +26,8 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -48,6 +50,31 @@ pub const PROXY: &str = "10.10.0.1";
 pub const PROXY_IPV6: &str = "fd10:10:0::1";
 /// The port that everybody uses for SIP.
 pub const PORT: u16 = 5060;
+
+/// Waits until `look` finds something.
+///
+/// # Panics
+/// When that takes longer than `limit`.
+#[track_caller]
+pub fn wait_for<T>(limit: Duration, look: impl Fn() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < limit, "not after {limit:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until something holds.
+///
+/// # Panics
+/// When that takes longer than `limit`.
+#[track_caller]
+pub fn wait_until(limit: Duration, holds: impl Fn() -> bool) {
+    wait_for(limit, || holds().then_some(()));
+}
 
 const BPFFS: &str = "/sys/fs/bpf";
 

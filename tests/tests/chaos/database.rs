@@ -1,15 +1,17 @@
 //! The database goes away while phones call and register.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sipline_tests::lab::{Database, Engine, Mode, Running, Scene, Settings, Sipp, Word, count};
+use sipline_tests::lab::{
+    Database, Engine, Mode, Running, Scene, Settings, Sipp, Word, count, wait_until,
+};
 use sqlx::{AnyConnection, Connection, Executor, Row};
 
 /// How many users there are: u1, u2, ... of example.com.
 pub(crate) const USERS: u32 = 20;
 /// How long what takes a moment may take.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// How long the database is away. What ages meanwhile is what is known of users, for which `auth.cache` is set to 2 s,
 /// and the pause between attempts to reach it, 5 s at most: a minute would show nothing that this does not.
 const AWAY: Duration = Duration::from_secs(12);
@@ -34,7 +36,7 @@ pub(crate) fn the_database_may_be_away(mode: Mode) {
     let events = registering.finish().unwrap();
     phones.scene.expect_all_ended(&events, registers as usize);
     let control = &phones.scene.control;
-    wait_until(|| control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
+    wait_until(LIMIT, || control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
     let stats = control.ask("stats").unwrap();
     let counters = &stats["registrar"]["counters"];
     let lost = (&counters["store_refused"], &counters["store_failed"]);
@@ -84,7 +86,7 @@ impl Phones {
         let events = phones.start(&self.scene.lab, "first").unwrap().finish().unwrap();
         assert_eq!(count(&events, Word::Ended), USERS as usize, "{events:?}");
         let control = &self.scene.control;
-        wait_until(|| control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
+        wait_until(LIMIT, || control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
     }
 
     /// They call somebody behind the PBXs.
@@ -121,13 +123,4 @@ fn lines(count: u32) -> Vec<String> {
         format!("u{user};[authentication username=u{user} password=secret]")
     };
     (0..count).map(line).collect()
-}
-
-#[track_caller]
-pub(crate) fn wait_until(holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < LIMIT, "not after {LIMIT:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }

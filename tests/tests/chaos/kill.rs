@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use sipline_tests::lab::{INTERFACES, Mode, Scene, Sipp, Story, Word, now};
+use sipline_tests::lab::{INTERFACES, Mode, Scene, Sipp, Story, Word, now, wait_until};
 
-use crate::database::{Phones, USERS, wait_until};
+use crate::database::{LIMIT, Phones, USERS};
 
 /// How long the kernel speaks for a daemon after its last heartbeat, with what a beat may be late.
 const VOUCHED: f64 = 1.3;
@@ -66,6 +66,6 @@ pub(crate) fn phones_outlive_the_daemon(mode: Mode) {
     let events = callers.finish().unwrap();
     phones.scene.expect_all_ended(&events, 240);
     // Records of calls that went on when it was killed are lost with it; of all that the next one placed there is one.
-    wait_until(|| control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
+    wait_until(LIMIT, || control.ask("stats").unwrap()["registrar"]["unwritten"] == 0);
     phones.scene.end();
 }
