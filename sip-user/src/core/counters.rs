@@ -71,6 +71,10 @@ events! {
     NoShadow = "no_shadow";
     /// There was no room for the copy of an INVITE that was steered: the call goes on without a net.
     ShadowsFull = "shadows_full";
+    /// There were too many sources that somebody has registered from: this one may send no more than strangers may.
+    RegisteredFull = "registered_full";
+    /// There were too many sources that may have to be banned: the oldest was forgotten.
+    SuspectsForgotten = "suspects_forgotten";
     /// There was no room for where somebody has registered from (`trust.registered`): he is asked for credentials.
     EndpointsFull = "endpoints_full";
     /// An ICMP error for a packet from one of our addresses.

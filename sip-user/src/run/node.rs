@@ -20,6 +20,7 @@ use crate::control::protocol::{Backends, Failure, Outcome, Reloaded, Request, Re
 use crate::control::status::{Course, Memory, Parts, Status, Tally, state_name};
 use crate::core::bans::Bans;
 use crate::core::challenges::{Challenges, Clocks};
+use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Refusal};
 use crate::fastpath::Fastpath;
 
@@ -195,7 +196,14 @@ impl Worker {
     }
 
     fn tally(&self) -> Result<Tally, String> {
-        Tally::of(&self.proxy, &self.sockets).map_err(|error| error.to_string())
+        let mut tally = Tally::of(&self.proxy, &self.sockets).map_err(|error| error.to_string())?;
+        // All workers know the same sources, and one decides about bans.
+        if let Some(head) = &self.head {
+            let refused = self.proxy.gate().registered.refused();
+            tally.daemon.events(Event::RegisteredFull, refused);
+            tally.daemon.events(Event::SuspectsForgotten, head.bans.suspects_forgotten());
+        }
+        Ok(tally)
     }
 
     /// For a look at how everything is; `tally` are the numbers of all workers.
