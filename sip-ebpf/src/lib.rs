@@ -19,6 +19,7 @@ pub mod nonce;
 pub mod qualify;
 pub mod reason;
 pub mod repeat;
+pub mod report;
 pub mod route;
 pub mod scan;
 pub mod siphash;

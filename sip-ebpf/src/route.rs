@@ -51,6 +51,9 @@ pub trait Tables {
 
     /// Whether somebody is there who places calls anew that their PBX does not take.
     fn guarded(&self) -> bool;
+
+    /// Whether somebody wants to know how far calls are, now or when he is back.
+    fn noted(&self) -> bool;
 }
 
 /// From where to where a datagram came.
@@ -97,6 +100,8 @@ pub struct Plan {
     pub record: u32,
     /// Of a response: where the digits of the branch in our Via stand, if that is as we write it; else zero.
     pub own_digits: u32,
+    /// Of a response that decides its call, as the first one: [`state::ENDED`], and [`state::CANCELLED`] if that was before.
+    pub decided: u32,
 }
 
 /// Decides. `index` is what [`crate::scan::scan`] found in `t`; `local` is what stands in the table
@@ -417,6 +422,7 @@ fn response<T: Text, W: Tables>(
     tables: &W,
     plan: &mut Plan,
 ) -> Reason {
+    plan.decided = 0;
     let (digits, ours) = match own_via(t, via, local, &mut plan.via) {
         Some(digits) => (digits, 0),
         None => match foreign(t, via, plan) {
@@ -523,12 +529,15 @@ fn below_ours<T: Text, W: Tables>(
     } else {
         Span { at: via.start as u32, end: via.end as u32 + 2 }
     };
-    if from_pbx { outcome(t, index, tables, call) } else { Reason::ResponseForwarded }
+    if from_pbx { outcome(t, index, tables, plan) } else { Reason::ResponseForwarded }
 }
 
 /// What a response of a PBX means for its call: that it was heard, that it is decided, that another PBX may take it.
 #[inline(always)]
-fn outcome<T: Text, W: Tables>(t: T, index: &Index, tables: &W, call: u64) -> Reason {
+fn outcome<T: Text, W: Tables>(t: T, index: &Index, tables: &W, plan: &mut Plan) -> Reason {
+    if !tables.noted() {
+        return Reason::ResponseForwarded;
+    }
     let Some(cseq) = index.first(Kind::CSeq) else { return Reason::ResponseForwarded };
     // The last eight bytes of the value: a number is before the method (20.16). Of a value that is shorter, what is
     // before it is read, and that is no digit.
@@ -542,10 +551,10 @@ fn outcome<T: Text, W: Tables>(t: T, index: &Index, tables: &W, call: u64) -> Re
         return Reason::SteeredFailed;
     }
     let bits = if class < b'2' { state::HEARD } else { state::HEARD | state::ENDED };
-    match tables.note(call, bits) {
-        Some(call) if call.state & state::TAKEN != 0 => Reason::TakenOver,
-        _ => Reason::ResponseForwarded,
-    }
+    // One that the table has forgotten may be told twice, and is told.
+    let was = tables.note(plan.call, bits).map_or(0, |call| call.state);
+    plan.decided = (bits & !was & state::ENDED) | (was & state::CANCELLED);
+    if was & state::TAKEN != 0 { Reason::TakenOver } else { Reason::ResponseForwarded }
 }
 
 /// A Via as we write it, which is how it comes back from nearly everybody: where the digits of its branch

@@ -17,8 +17,9 @@
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
 //! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
 //! | `CALLS` | array of [`Config::calls_mask`] + 1, mapped by the daemon | bucket | [`CallBucket`] | kernel; the daemon notes what it takes over |
-//! | `EVENTS` | ring of [`EVENTS_SIZE`] bytes | | [`Event`] and the message that it is about | kernel |
-//! | `EVENT_COUNTS` | per-CPU array of 2 | [`event::PUT`], [`event::FULL`] | `u64` | kernel |
+//! | `EVENTS` | ring of [`EVENTS_SIZE`] bytes | | [`Event`], and of an INVITE the message | kernel |
+//! | `EVENT_COUNTS` | per-CPU array of [`event::COUNTS`] | [`event::PUT`] and others | `u64` | kernel |
+//! | `OPEN` | hash | `u64`: [`crate::cookie::call`] | [`OPEN_LEN`] bytes: what the daemon knows of a call that is carried without it | daemon |
 //! | `PROGRAMS` | array of programs | [`program`] | the programs that the first one jumps to | daemon |
 //! | `DOMAINS` | hash | [`crate::challenge::Domain`] | [`crate::challenge::Challenge`] | daemon |
 //! | `ASKING` | array of 1 | 0 | [`crate::challenge::Asking`] | daemon |
@@ -34,7 +35,7 @@ use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
 /// layout.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
 pub const MAX_PBX: u32 = 64;
@@ -102,6 +103,9 @@ pub mod flag {
     /// Copy INVITEs that are steered into `EVENTS`, and send up what refuses them for a reason of its own (5xx): the
     /// daemon places such calls anew.
     pub const SHADOW: u32 = 1 << 8;
+    /// Copy INVITEs that are steered into `EVENTS`, and tell there what becomes of their calls ([`crate::report`]), also
+    /// while the daemon is away: it keeps their records.
+    pub const RECORD: u32 = 1 << 9;
 }
 
 /// Keys in `HEARTBEAT`.
@@ -116,15 +120,32 @@ pub mod beat {
 pub mod event {
     /// An INVITE was steered, as it came in.
     pub const INVITE: u32 = 1;
+    /// The first final response of a PBX to an INVITE that was steered went by.
+    pub const FINAL: u32 = 2;
+    /// A BYE went to a PBX.
+    pub const BYE_OF_CALLER: u32 = 3;
+    /// A BYE came from a PBX.
+    pub const BYE_OF_CALLEE: u32 = 4;
 
-    /// Key in `EVENT_COUNTS`: events that were put into the ring.
+    /// Key in `EVENT_COUNTS`: INVITEs that were put into the ring.
     pub const PUT: u32 = 0;
-    /// Key in `EVENT_COUNTS`: events for which it was full.
+    /// Key in `EVENT_COUNTS`: INVITEs for which it had no room.
     pub const FULL: u32 = 1;
+    /// Key in `EVENT_COUNTS`: reports ([`crate::report`]) that were put into the ring.
+    pub const TOLD: u32 = 2;
+    /// Key in `EVENT_COUNTS`: reports for which it was full.
+    pub const LOST: u32 = 3;
+
+    /// How many keys there are.
+    pub const COUNTS: u32 = 4;
 }
 
-/// Size of the ring `EVENTS`, in bytes: some 4,000 INVITEs.
+/// Size of the ring `EVENTS`, in bytes.
 pub const EVENTS_SIZE: usize = 4 << 20;
+
+/// How much of it INVITEs may fill, some 3,000 of them: the rest is for reports of some 18,000 calls, or the ends of calls
+/// would be lost for new ones while nobody reads.
+pub const EVENTS_OF_INVITES: usize = EVENTS_SIZE / 4 * 3;
 
 /// The head of a record in `EVENTS`. `len` bytes of message follow; what is behind them means nothing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -138,10 +159,14 @@ pub struct Event {
     pub src: Endpoint,
     /// Which address of ours it came to.
     pub dst: Endpoint,
-    /// Slot of the PBX.
+    /// Of an INVITE: slot of the PBX.
     pub slot: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Of a final response: see [`crate::report::status`].
+    pub status: u32,
+    /// Keyed hash of the Call-ID ([`crate::cookie::call`]).
+    pub call: u64,
+    /// When it went by: CLOCK_MONOTONIC, ns; of an INVITE, as of the last tick of the kernel's.
+    pub time: u64,
 }
 
 impl Event {
@@ -150,13 +175,16 @@ impl Event {
         let word = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
         let half = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
         let endpoint = |at| Some(Endpoint { addr: word(at)?, port: half(at + 4)?, pad: 0 });
+        let long = |at: usize| Some(u64::from_ne_bytes(*record.get(at..)?.first_chunk()?));
         let event = Self {
             kind: word(0)?,
             len: word(4)?,
             src: endpoint(8)?,
             dst: endpoint(16)?,
             slot: word(24)?,
-            pad: 0,
+            status: word(28)?,
+            call: long(32)?,
+            time: long(40)?,
         };
         let text = record.get(size_of::<Self>()..)?.get(..event.len as usize)?;
         Some((event, text))
@@ -185,9 +213,11 @@ pub mod program {
     pub const CHALLENGE: u32 = 0;
     /// [`crate::qualify`].
     pub const QUALIFY: u32 = 1;
+    /// [`crate::report`].
+    pub const REPORT: u32 = 2;
 
     /// How many there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// What the program must know besides the tables. All zero means: not configured, all goes up.
@@ -327,6 +357,12 @@ pub struct DebtBucket {
     /// One word a source; zero is free.
     pub words: [u64; SOURCES_PER_BUCKET],
 }
+
+/// How many calls `OPEN` holds. Each takes memory only while it is there.
+pub const MAX_OPEN: u32 = 131_072;
+
+/// Length of an entry of `OPEN`.
+pub const OPEN_LEN: usize = 960;
 
 /// Calls in one bucket: one cache line.
 pub const CALLS_PER_BUCKET: usize = 8;

@@ -35,6 +35,7 @@ use crate::config::{Config, Key, LogFormat};
 use crate::control::http;
 use crate::control::server::{self, Server};
 use crate::control::status::Course;
+use crate::core::accounting::Moments;
 use crate::core::bans::Bans;
 use crate::core::call_table::CallTable;
 use crate::core::dispatcher::Dispatcher;
@@ -209,7 +210,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
     }
     let mut fastpath = fastpath::open(&config.xdp, key.0)?;
     let fastpath_events = fastpath.events();
-    let (kernel, users) = (fastpath.calls(), fastpath.users());
+    let (kernel, users, open) = (fastpath.calls(), fastpath.users(), fastpath.open_calls());
     let seed = Seed::new(key, now)?;
     let mut dispatcher = Dispatcher::new(&config.sip.listen, config.probe.clone());
     dispatcher.set_call_rules(config.dispatch);
@@ -227,7 +228,9 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
         proxy.gate_mut().share(debts.clone());
         let dispatcher = dispatcher.follower();
         let (config, kernel, users) = (config.clone(), kernel.clone(), users.clone());
-        let parts = Parts { config, proxy, dispatcher, sockets, kernel, users, peers, keeper };
+        let open = open.clone();
+        let parts =
+            Parts { config, proxy, dispatcher, sockets, kernel, users, open, peers, keeper };
         starts.push(Start { parts, reports, mailbox, seed });
     }
     let others = starts.split_off(1);
@@ -239,6 +242,7 @@ fn open(path: &Path, config: Config, coalescer: Arc<Coalescer>) -> Result<Opened
     first.events = fastpath_events;
     let stateful = stateful::open(&first.config, &seed, first.peers.me())?;
     first.proxy.set_stateful(stateful);
+    first.restore_calls();
     first.head = Some(Box::new(Head {
         path: path.to_owned(),
         fastpath,
@@ -307,6 +311,38 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("log", old.log != new.log),
     ];
     all.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect()
+}
+
+/// One moment, by both clocks.
+#[derive(Clone, Copy)]
+struct Moment {
+    here: Instant,
+    monotonic: u64,
+}
+
+impl Moment {
+    fn now(here: Instant) -> Self {
+        Self { here, monotonic: monotonic_ns() }
+    }
+}
+
+/// The clock of the kernel goes on when we end.
+impl Moments for Moment {
+    fn to_clock(&self, at: Instant) -> u64 {
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        match at.checked_duration_since(self.here) {
+            Some(after) => self.monotonic.saturating_add(nanoseconds(after)),
+            None => self.monotonic.saturating_sub(nanoseconds(self.here - at)),
+        }
+    }
+
+    fn at_clock(&self, time: u64) -> Instant {
+        let moment = match time.checked_sub(self.monotonic) {
+            Some(after) => self.here.checked_add(Duration::from_nanos(after)),
+            None => self.here.checked_sub(Duration::from_nanos(self.monotonic - time)),
+        };
+        moment.unwrap_or(self.here)
+    }
 }
 
 /// The clock of the kernel's call table.

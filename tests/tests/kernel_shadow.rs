@@ -6,8 +6,8 @@ use sip_ebpf::Reason;
 use sip_ebpf::calls::{self, state};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
-use sip_ebpf::tables::{EVENTS_SIZE, Event, event, flag};
-use sip_user::fastpath::Events;
+use sip_ebpf::tables::{EVENTS_OF_INVITES, Event, event, flag};
+use sip_user::fastpath::{EventCounts, Events};
 use sipline_tests::fixtures::subject::CALL_BUCKETS;
 use sipline_tests::fixtures::world::{KEY, PBX1, PBX2, PHONE, PROXY, World, endpoint};
 use sipline_tests::fixtures::{Message, Subject, each_build};
@@ -24,10 +24,14 @@ fn all(events: &mut Events) -> Vec<(Event, Vec<u8>)> {
     all
 }
 
+fn hash_of(call: &str) -> u64 {
+    let span = Span { at: 0, end: call.len() as u32 };
+    sip_ebpf::cookie::call(&Keys::new(KEY), call.as_bytes(), span).0
+}
+
 /// What the table says of a call.
 fn state_of(subject: &mut Subject, call: &str) -> u32 {
-    let span = Span { at: 0, end: call.len() as u32 };
-    let (hash, _) = sip_ebpf::cookie::call(&Keys::new(KEY), call.as_bytes(), span);
+    let hash = hash_of(call);
     let words = subject.tables().call_bucket(calls::bucket(hash, CALL_BUCKETS - 1)).unwrap().words;
     let (_, call, _) = calls::note(&words, hash, now(), 0).expect("a call");
     call.state
@@ -35,8 +39,7 @@ fn state_of(subject: &mut Subject, call: &str) -> u32 {
 
 /// As the daemon does it: the memory is the program's own.
 fn take(subject: &mut Subject, call: &str) {
-    let span = Span { at: 0, end: call.len() as u32 };
-    let (hash, _) = sip_ebpf::cookie::call(&Keys::new(KEY), call.as_bytes(), span);
+    let hash = hash_of(call);
     let table = subject.tables().calls();
     let bucket = table.bucket(calls::bucket(hash, CALL_BUCKETS - 1)).expect("a bucket");
     let words = bucket.each_ref().map(|word| word.load(Ordering::Relaxed));
@@ -71,10 +74,15 @@ fn an_invite_is_copied_as_it_came() {
                 let slot = u32::from(pbx == PBX2);
                 let (src, dst) = (endpoint(PHONE), endpoint(PROXY));
                 let len = text.len() as u32;
-                assert_eq!(event, Event { kind: event::INVITE, len, src, dst, slot, pad: 0 });
+                // Of the last tick of the kernel's clock.
+                let (call, time) = (hash_of(&invite.value("Call-ID")), event.time);
+                assert!(now() - time < 1_000_000_000, "{event:?}");
+                let (kind, status) = (event::INVITE, 0);
+                assert_eq!(event, Event { kind, len, src, dst, slot, status, call, time });
             }
         }
-        assert_eq!(subject.tables().event_counts().unwrap(), [4, 0]);
+        let four = EventCounts { copied: 4, ..EventCounts::default() };
+        assert_eq!(subject.tables().event_counts().unwrap(), four);
         // Nothing else is told, and nothing when nobody listens.
         subject.send(PHONE, Message::request("OPTIONS", PHONE, "o"));
         subject.change(|world| world.alive = false);
@@ -82,7 +90,7 @@ fn an_invite_is_copied_as_it_came() {
         subject.reset();
         subject.pass(PHONE, &Message::invite(PHONE, "off"), Reason::InviteSteered);
         assert_eq!(all(&mut events), []);
-        assert_eq!(subject.tables().event_counts().unwrap(), [4, 0]);
+        assert_eq!(subject.tables().event_counts().unwrap(), four);
     });
 }
 
@@ -90,7 +98,7 @@ fn an_invite_is_copied_as_it_came() {
 fn a_full_ring_is_counted_and_the_call_goes_on() {
     each_build(|subject| {
         let mut events = guarded(subject);
-        let most = EVENTS_SIZE / 1024;
+        let most = EVENTS_OF_INVITES / 1024;
         for n in 0..most + 10 {
             subject.pass(
                 PHONE,
@@ -98,7 +106,8 @@ fn a_full_ring_is_counted_and_the_call_goes_on() {
                 Reason::InviteSteered,
             );
         }
-        let [put, full] = subject.tables().event_counts().unwrap();
+        let counts = subject.tables().event_counts().unwrap();
+        let (put, full) = (counts.copied, counts.uncopied);
         assert_eq!((put + full, full >= 10), (most as u64 + 10, true));
         assert_eq!(all(&mut events).len() as u64, put);
         subject.pass(PHONE, &Message::invite(PHONE, "room"), Reason::InviteSteered);

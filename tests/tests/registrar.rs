@@ -1,11 +1,7 @@
 //! Phones register with the built daemon, with a password, and both PBXs are told: the same with XDP native and
 //! without. Everything is in SQLite, and there again after a restart.
 
-use std::{
-    collections::BTreeSet,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use sipline_tests::lab::{
     Control, Daemon, Event, Lab, Mode, Place, Running, Settings, Sipp, Word, users, wait_until,

@@ -1,8 +1,7 @@
-//! The second program: asks for credentials in the daemon's name. The first one jumps here with what it would otherwise
-//! pass up, so that neither is too much for the verifier.
+//! The second program: asks for credentials in the daemon's name.
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
-use aya_ebpf::btf_maps::{Array, HashMap, ProgramArray};
+use aya_ebpf::bindings::xdp_action::XDP_DROP;
+use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
@@ -12,17 +11,13 @@ use sip_ebpf::header::Span;
 use sip_ebpf::nonce::Stamp;
 use sip_ebpf::route::Tables;
 use sip_ebpf::scan::Kind;
-use sip_ebpf::tables::{flag, program, source};
+use sip_ebpf::tables::{flag, source};
 
-use super::maps::{CONFIG, COUNTERS, SCRATCH};
-use super::scratch::{self, Out, Scratch};
+use super::maps::CONFIG;
+use super::scratch::{Out, Scratch};
 use super::tables::Kernel;
 use super::text::Bytes;
-use super::{asm, fits, send};
-
-/// What the first program jumps to.
-#[btf_map]
-static PROGRAMS: ProgramArray<{ program::COUNT as usize }> = ProgramArray::new();
+use super::{asm, fits, programs, send};
 
 #[btf_map]
 static DOMAINS: HashMap<Domain, Challenge, { MAX_DOMAINS as usize }> = HashMap::new();
@@ -35,53 +30,13 @@ static ASKING: Array<Asking, 1> = Array::new();
 static NONCES: Array<u64, 1> = Array::new();
 
 /// All of it must be on: what the program jumps with has then been read whole.
-const NEEDED: u32 = flag::CHALLENGE | flag::STEER | flag::KEEPALIVES;
-
-/// Jumps to the program below, or to [`super::qualify`], if it may have an answer to what would go up. Comes back if there is none.
-#[inline(always)]
-pub(super) fn jump(ctx: &XdpContext, scratch: *mut Scratch, reason: Reason) {
-    // One way for the verifier, whatever the reason.
-    let reason = scratch::fresh(scratch, reason as u32);
-    let candidate = reason == Reason::Untrusted as u32
-        || reason == Reason::Method as u32
-        || reason == Reason::UnknownCall as u32;
-    let qualify = reason == Reason::OptionsNotForUs as u32;
-    if !candidate && !qualify {
-        return;
-    }
-    let needed = if qualify { super::qualify::NEEDED } else { NEEDED };
-    if !CONFIG.get(0).is_some_and(|config| config.flags & needed == needed) {
-        return;
-    }
-    // SAFETY: the entry of this CPU.
-    unsafe { (*scratch).reason = reason };
-    if qualify {
-        // SAFETY: nothing here has to be dropped.
-        return unsafe { PROGRAMS.tail_call(ctx, program::QUALIFY) };
-    }
-    // SAFETY: nothing here has to be dropped.
-    unsafe { PROGRAMS.tail_call(ctx, program::CHALLENGE) };
-}
+pub(super) const NEEDED: u32 = flag::CHALLENGE | flag::STEER | flag::KEEPALIVES;
 
 /// Answers a request that has no credentials, and takes the ACK of such an answer; all else goes up for the reason that
 /// the first program had.
 #[xdp]
 fn sipline_challenge(ctx: XdpContext) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return XDP_ABORTED;
-    };
-    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let before = unsafe { (*scratch).reason };
-    let (reason, action) = match packet(&ctx, scratch) {
-        Ok((reason, action)) => (reason as u32, action),
-        Err(Reason::Mtu) => (Reason::Mtu as u32, XDP_PASS),
-        Err(_) => (before, XDP_PASS),
-    };
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason) {
-        // SAFETY: this CPU's own counter.
-        unsafe { *counter += 1 };
-    }
-    action
+    programs::answer(&ctx, packet)
 }
 
 #[inline(always)]

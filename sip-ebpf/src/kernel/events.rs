@@ -1,12 +1,12 @@
-//! What the daemon is told: copies of INVITEs that were steered.
+//! What the daemon is told: copies of INVITEs that were steered, and what becomes of their calls.
 //!
 //! Each is written into the ring at once, and nobody is woken for it: the daemon looks into the ring in its own time,
 //! which is short beside the time that a PBX has for its answer.
 
-use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
-use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_query, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
-use sip_ebpf::tables::{Event, event};
+use sip_ebpf::tables::{EVENTS_OF_INVITES, Event, event};
 
 use super::asm;
 use super::frame::IP_UDP;
@@ -28,7 +28,39 @@ pub(super) fn invite(ctx: &XdpContext, s: &Scratch) {
     } else {
         record::<TEXT, { (TEXT + HEAD) as usize }>(ctx, s)
     };
-    if let Some(counter) = EVENT_COUNTS.get_ptr_mut(if put { event::PUT } else { event::FULL }) {
+    count(if put { event::PUT } else { event::FULL });
+}
+
+/// Tells the daemon what became of a call: [`Scratch::told`], with this status.
+#[inline(always)]
+pub(super) fn report(s: &Scratch, status: u32) {
+    let told = EVENTS.reserve(0).map(|mut place| {
+        place.write(Event {
+            kind: s.told,
+            len: 0,
+            src: s.packet.src,
+            dst: s.packet.dst,
+            slot: 0,
+            status,
+            call: s.plan.call,
+            // SAFETY: no arguments.
+            time: unsafe { bpf_ktime_get_ns() },
+        });
+        place.submit(BPF_RB_NO_WAKEUP as u64);
+    });
+    count(if told.is_some() { event::TOLD } else { event::LOST });
+}
+
+/// How many bytes of the ring nobody has read yet.
+#[inline(always)]
+fn unread() -> u64 {
+    // SAFETY: the map, and a question that changes nothing.
+    unsafe { bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), BPF_RB_AVAIL_DATA as u64) }
+}
+
+#[inline(always)]
+fn count(key: u32) {
+    if let Some(counter) = EVENT_COUNTS.get_ptr_mut(key) {
         // SAFETY: this CPU's own counter.
         unsafe { *counter += 1 };
     }
@@ -37,7 +69,9 @@ pub(super) fn invite(ctx: &XdpContext, s: &Scratch) {
 /// A record with room for `ROOM` bytes of message; `SIZE` is that and the head. False if there is no room in the ring.
 #[inline(always)]
 fn record<const ROOM: u32, const SIZE: usize>(ctx: &XdpContext, s: &Scratch) -> bool {
-    let len = asm::mask::<4095>(s.frame.len);
+    // None where INVITEs have no room left: one way for the verifier.
+    let room = (unread() < EVENTS_OF_INVITES as u64) as u32;
+    let len = asm::mask::<4095>(s.frame.len.wrapping_mul(room));
     if len == 0 || len > ROOM {
         return false;
     }
@@ -50,7 +84,10 @@ fn record<const ROOM: u32, const SIZE: usize>(ctx: &XdpContext, s: &Scratch) -> 
         (&raw mut (*head).src).write(s.packet.src);
         (&raw mut (*head).dst).write(s.packet.dst);
         (&raw mut (*head).slot).write(s.plan.slot);
-        (&raw mut (*head).pad).write(0);
+        (&raw mut (*head).status).write(0);
+        (&raw mut (*head).call).write(s.plan.call);
+        // The call table was just asked for by this clock.
+        (&raw mut (*head).time).write(s.last_now());
         bpf_xdp_load_bytes(ctx.ctx, s.frame.l2 + IP_UDP, head.add(1).cast(), len) == 0
     };
     if loaded {

@@ -1,14 +1,14 @@
 //! The tables as the program sees them; [`sip_ebpf::tables`] tells what is in them.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
     CallBucket, Config, DEBT_BUCKETS, DEFAULT_CALL_BUCKETS, DebtBucket, EVENTS_SIZE, Endpoint,
-    Event, Local, MAX_ENDPOINTS, MAX_LOCALS, MAX_PBX, MAX_REGISTERED, MAX_SOURCES, MAX_VLANS, Pbx,
-    Schedule, VlanPort,
+    Event, Local, MAX_ENDPOINTS, MAX_LOCALS, MAX_OPEN, MAX_PBX, MAX_REGISTERED, MAX_SOURCES,
+    MAX_VLANS, OPEN_LEN, Pbx, Schedule, VlanPort, event,
 };
 
 use super::hop::{HOPS_LEN, Hop};
@@ -59,7 +59,16 @@ pub(super) static CALLS: Array<
 pub(super) static EVENTS: RingBuf<Event, EVENTS_SIZE> = RingBuf::new();
 
 #[btf_map]
-pub(super) static EVENT_COUNTS: PerCpuArray<u64, 2> = PerCpuArray::new();
+pub(super) static EVENT_COUNTS: PerCpuArray<u64, { event::COUNTS as usize }> = PerCpuArray::new();
+
+/// Never looked at here: a place for the daemon that lives as long as the calls do.
+#[btf_map]
+pub(super) static OPEN: HashMap<
+    u64,
+    [u8; OPEN_LEN],
+    { MAX_OPEN as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 #[btf_map]
 pub(super) static VLANS: HashMap<u32, VlanPort, { MAX_VLANS as usize }> = HashMap::new();

@@ -9,7 +9,9 @@ mod events;
 mod frame;
 mod hop;
 mod maps;
+mod programs;
 mod qualify;
+mod report;
 mod scratch;
 mod send;
 mod tables;
@@ -51,7 +53,7 @@ fn sipline(ctx: XdpContext) -> u32 {
         true => (Reason::Junk, XDP_DROP),
         false => (reason, action),
     };
-    challenge::jump(&ctx, scratch, reason);
+    programs::ask(&ctx, scratch, reason);
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own counter.
         unsafe { *counter += 1 };
@@ -59,6 +61,7 @@ fn sipline(ctx: XdpContext) -> u32 {
     if LOG.load() != 0 && !matches!(reason, Reason::NotIpv4 | Reason::NotUdp | Reason::NotOurs) {
         aya_log_ebpf::debug!(&ctx, "action {} for reason {}", action, reason as u32);
     }
+    programs::tell(&ctx, scratch, reason, action);
     action
 }
 
@@ -188,7 +191,7 @@ fn sip(
     if !matches!(reason.way(), Way::Sent) {
         return Err(reason);
     }
-    if matches!(reason, Reason::InviteSteered | Reason::InviteRepeated) && kernel.guarded() {
+    if matches!(reason, Reason::InviteSteered | Reason::InviteRepeated) && kernel.copies() {
         events::invite(ctx, s);
     }
     let mut out = KnownFront { out: Out::new(scratch), from: kernel.from() };

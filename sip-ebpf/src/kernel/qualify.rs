@@ -1,7 +1,5 @@
-//! The third program: answers a PBX that asks for a user of ours. The first one jumps here as it does to
-//! [`super::challenge`].
+//! The third program: answers a PBX that asks for a user of ours.
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
 use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
@@ -9,11 +7,11 @@ use sip_ebpf::route::Tables;
 use sip_ebpf::tables::{MAX_USERS, flag};
 use sip_ebpf::{Reason, cookie, qualify};
 
-use super::maps::{CONFIG, COUNTERS, SCRATCH};
+use super::maps::CONFIG;
 use super::scratch::{Out, Scratch};
 use super::tables::Kernel;
 use super::text::Bytes;
-use super::{fits, send};
+use super::{fits, programs, send};
 
 #[btf_map]
 static USERS: LruHashMap<u64, u64, { MAX_USERS as usize }> = LruHashMap::new();
@@ -25,21 +23,7 @@ pub(super) const NEEDED: u32 = flag::QUALIFY | flag::KEEPALIVES;
 /// reason that the first program had.
 #[xdp]
 fn sipline_qualify(ctx: XdpContext) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return XDP_ABORTED;
-    };
-    // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let before = unsafe { (*scratch).reason };
-    let (reason, action) = match packet(&ctx, scratch) {
-        Ok((reason, action)) => (reason as u32, action),
-        Err(Reason::Mtu) => (Reason::Mtu as u32, XDP_PASS),
-        Err(_) => (before, XDP_PASS),
-    };
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason) {
-        // SAFETY: this CPU's own counter.
-        unsafe { *counter += 1 };
-    }
-    action
+    programs::answer(&ctx, packet)
 }
 
 #[inline(always)]

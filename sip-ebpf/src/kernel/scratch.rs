@@ -52,8 +52,12 @@ pub(super) struct Scratch {
     pub(super) front: Front,
     /// How much of the text has been read from the packet.
     pub(super) loaded: u32,
-    /// Why the first program would pass the packet up: a [`Reason`](sip_ebpf::Reason), for the second.
+    /// Why the first program would pass the packet up: a [`Reason`](sip_ebpf::Reason), for the next one.
     pub(super) reason: u32,
+    /// What the first program has done with it, for the one that tells of it.
+    pub(super) action: u32,
+    /// What is told: a kind of [`sip_ebpf::tables::event`].
+    pub(super) told: u32,
     /// A key that is looked up.
     pub(super) domain: Domain,
     pub(super) text: [u8; (TEXT + SLACK) as usize],
@@ -111,6 +115,12 @@ impl Scratch {
             self.now = unsafe { bpf_ktime_get_coarse_ns() };
             self.tick = tick;
         }
+        self.now
+    }
+
+    /// What [`Scratch::now`] said last.
+    #[inline(always)]
+    pub(super) fn last_now(&self) -> u64 {
         self.now
     }
 

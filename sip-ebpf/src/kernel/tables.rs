@@ -71,6 +71,12 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// Whether somebody wants a copy of INVITEs that are steered.
+    #[inline(always)]
+    pub(super) fn copies(&self) -> bool {
+        self.config.flags & flag::RECORD != 0 || self.guarded()
+    }
+
     /// Whether somebody is registered from the very address and port that the packet comes from. Asked anew each time: it
     /// is rarely asked, and changes often.
     #[inline(always)]
@@ -313,5 +319,10 @@ impl Tables for Kernel<'_> {
     #[inline(always)]
     fn guarded(&self) -> bool {
         self.config.flags & flag::SHADOW != 0 && self.alive()
+    }
+
+    #[inline(always)]
+    fn noted(&self) -> bool {
+        self.config.flags & (flag::SHADOW | flag::RECORD) != 0
     }
 }

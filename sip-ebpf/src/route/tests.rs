@@ -26,6 +26,7 @@ struct Here {
     turn: Option<u32>,
     call: Cell<Option<(u64, Call)>>,
     guarded: bool,
+    noted: bool,
 }
 
 impl Default for Here {
@@ -37,6 +38,7 @@ impl Default for Here {
             turn: Some(1),
             call: Cell::new(None),
             guarded: false,
+            noted: true,
         }
     }
 }
@@ -84,6 +86,10 @@ impl Tables for Here {
 
     fn guarded(&self) -> bool {
         self.guarded
+    }
+
+    fn noted(&self) -> bool {
+        self.noted
     }
 }
 
@@ -384,4 +390,40 @@ fn responses() {
     assert_eq!(decide(&two, PBX[0], &tables).0, Reason::OddHeader);
     let other = good.replace("Call-ID: one", "Call-ID: two");
     assert_eq!(decide(&other, PBX[0], &tables).0, Reason::BadBranch);
+}
+
+/// What a PBX says decides its call once, and only for who asks.
+#[test]
+fn the_first_final_response_decides() {
+    let mut tables = Here::default();
+    let (_, plan) = decide(&request("INVITE", "", ""), PHONE, &tables);
+    let branch = text_of(&hex(plan.branch));
+    let answer = |line: &str, method: &str| {
+        format!(
+            "SIP/2.0 {line}\r\nVia: SIP/2.0/UDP 10.10.0.1:5060;branch=z9hG4bKslk{branch}\r\n\
+             Via: SIP/2.0/UDP 10.10.1.2:5062;branch=z9hG4bKabc\r\nFrom: <sip:a@b>;tag=a\r\n\
+             To: <sip:b@b>;tag=b\r\nCall-ID: one\r\nCSeq: 1 {method}\r\nContent-Length: 0\r\n\r\n"
+        )
+    };
+    let decided = |tables: &Here, line: &str, method: &str| {
+        let (reason, plan) = decide(&answer(line, method), PBX[1], tables);
+        assert_eq!(reason, Reason::ResponseForwarded, "{line}");
+        plan.decided
+    };
+    tables.noted = false;
+    assert_eq!(decided(&tables, "200 OK", "INVITE"), 0);
+    assert_eq!(tables.call(call_of("one")).map(|call| call.state), Some(0));
+    tables.noted = true;
+    assert_eq!(decided(&tables, "180 Ringing", "INVITE"), 0);
+    assert_eq!(decided(&tables, "200 OK", "CANCEL"), 0);
+    assert_eq!(decided(&tables, "486 Busy Here", "INVITE"), state::ENDED);
+    assert_eq!(decided(&tables, "486 Busy Here", "INVITE"), 0);
+    decide(&request("INVITE", "", ""), PHONE, &tables);
+    decide(&request("CANCEL", "", ""), PHONE, &tables);
+    let both = state::ENDED | state::CANCELLED;
+    assert_eq!(decided(&tables, "487 Request Terminated", "INVITE"), both);
+    // Of a call that is not known it is said each time.
+    tables.call.set(None);
+    assert_eq!(decided(&tables, "200 OK", "INVITE"), state::ENDED);
+    assert_eq!(decided(&tables, "200 OK", "INVITE"), state::ENDED);
 }

@@ -19,7 +19,7 @@ use super::http::{Page, plain, typed};
 use super::status::{Memory, Parts, STATES, Status, state_name, unix};
 use crate::core::bans::Why;
 use crate::core::counters::Event;
-use crate::fastpath::Mode;
+use crate::fastpath::{EventCounts, Mode};
 
 /// For how long the heart may stand still before the daemon counts as sick: many times the distance of two
 /// beats, so that a burst of work is no illness.
@@ -169,11 +169,16 @@ impl Status {
                 ([("reason", reason.name()), ("way", way)], self.of_kernel(*reason))
             }),
         )?;
-        let [put, full] = self.events;
+        let EventCounts { copied, uncopied, told, untold } = self.events;
+        out.counter(
+            "sipline_kernel_call_reports",
+            "What the kernel had to tell of calls that it carries, by whether there was room for it",
+            [([("report", "put")], told), ([("report", "ring_full")], untold)],
+        )?;
         out.counter(
             "sipline_kernel_shadows",
             "INVITEs that the kernel has steered, by whether there was room for their copy",
-            [([("copy", "put")], put), ([("copy", "ring_full")], full)],
+            [([("copy", "put")], copied), ([("copy", "ring_full")], uncopied)],
         )
     }
 

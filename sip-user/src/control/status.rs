@@ -16,7 +16,7 @@ use crate::core::dispatcher::{Dispatcher, Origin};
 use crate::core::proxy::Proxy;
 use crate::core::stateful::Stateful;
 use crate::core::{accounting, authenticator, stateful};
-use crate::fastpath::Fastpath;
+use crate::fastpath::{EventCounts, Fastpath};
 use crate::io::udp::Udp;
 use crate::store;
 
@@ -193,8 +193,8 @@ pub struct Status {
     pub xdp: XdpStats,
     /// Counters of the kernel; the index is `Reason as usize`.
     pub kernel: Vec<u64>,
-    /// Copies of INVITEs that the kernel has put into its ring, and those that it had no room for.
-    pub events: [u64; 2],
+    /// What the kernel has put into its ring, and what it had no room for.
+    pub events: EventCounts,
     /// Counters of the daemon.
     pub daemon: Counters,
     /// The PBXs, by id.
@@ -367,7 +367,13 @@ impl Status {
         let by_daemon = of(Event::Received).saturating_sub(of(Event::ProbeAnswer));
         let mut kernel: BTreeMap<_, _> =
             reasons().map(|reason| (reason.name().to_owned(), self.of_kernel(reason))).collect();
-        for (name, count) in ["shadow_copied", "shadow_ring_full"].into_iter().zip(self.events) {
+        let EventCounts { copied, uncopied, told, untold } = self.events;
+        for (name, count) in [
+            ("shadow_copied", copied),
+            ("shadow_ring_full", uncopied),
+            ("calls_reported", told),
+            ("calls_unreported", untold),
+        ] {
             kernel.insert(name.to_owned(), count);
         }
         Stats {

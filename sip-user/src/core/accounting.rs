@@ -8,12 +8,15 @@
 //! Events in, commands out: call `handle_*`, then take commands with [`Accounting::poll_command`] until there are
 //! none, and call [`Accounting::handle_timeout`] when [`Accounting::poll_timeout`] says. The number of calls is
 //! bounded: where there is no room, a call goes on without a record, and is counted.
+//!
+//! A call that is carried without memory has a record too (`steered.rs`).
 
 mod cdr;
+mod steered;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,11 +27,13 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use slab::Slab;
 
 pub use cdr::{Cdr, Disposition, Ending};
+pub use steered::Moments;
 
 use super::dispatcher::Ticket;
 use super::put::{self, Put};
 use super::timers::Timers;
 use cdr::{Texts, channel};
+use steered::Steered;
 
 /// How long a caller may take to send an INVITE again that was refused in a way that asks for it.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -60,6 +65,10 @@ impl Default for Rules {
 pub enum Command {
     /// Store the record of a call, which is over.
     Cdr(Box<Cdr>),
+    /// Keep what is known of a steered call for whoever comes after us ([`Accounting::kept`]).
+    Keep(u64),
+    /// Keep it no longer.
+    Drop(u64),
 }
 
 /// An INVITE that starts a call.
@@ -164,6 +173,7 @@ pub struct Accounting {
     /// Places in `calls`. Calls that are answered may share a key with the next one.
     by_key: HashTable<u32>,
     ends: Timers,
+    steered: Steered,
     attempts: u64,
     sequence: u32,
     counts: Counts,
@@ -189,6 +199,10 @@ struct Call {
     callee: Option<SocketAddr>,
     from_pbx: bool,
     pbx: Option<Box<str>>,
+    /// It is carried without memory, and known by this hash of its Call-ID.
+    hash: Option<u64>,
+    /// What an earlier daemon has called it.
+    id: Option<Box<str>>,
     /// Dropped with the call.
     place: Option<Ticket>,
     texts: Box<Texts>,
@@ -233,6 +247,7 @@ impl Accounting {
             calls: Slab::new(),
             by_key: HashTable::new(),
             ends: Timers::default(),
+            steered: Steered::default(),
             attempts: 0,
             sequence: 0,
             counts: Counts::default(),
@@ -269,10 +284,11 @@ impl Accounting {
             call.is_some_and(|call| call.key == key && call.answered.is_none())
         };
         if let Some(slot) = self.by_key.find(key as u64, pending).copied() {
-            let call = self.calls.get_mut(slot as usize)?;
-            if cseq <= call.cseq {
+            if cseq <= self.calls.get(slot as usize)?.cseq {
                 return None;
             }
+            self.take_from_steered(slot);
+            let call = self.calls.get_mut(slot as usize)?;
             (call.attempt, call.cseq) = (attempt, cseq);
             (call.failed, call.cancelled, call.rang) = (None, false, None);
             call.legs.clear();
@@ -303,18 +319,25 @@ impl Accounting {
             callee: None,
             from_pbx: invite.pbx.is_some(),
             pbx: invite.pbx.map(channel),
+            hash: None,
+            id: None,
             place: None,
             texts: Box::new(Texts::of(message, invite.account)),
         };
-        let slot = self.calls.insert(call);
-        // A slab of more than 2^32 calls does not fit into memory.
-        let slot = u32::try_from(slot).ok()?;
-        let calls = &self.calls;
-        self.by_key.insert_unique(key as u64, slot, |slot| {
-            calls.get(*slot as usize).map_or(0, |call| call.key as u64)
-        });
+        let slot = self.insert(call)?;
         self.ends.set(slot, now.checked_add(LONGEST_SETUP));
         Some(Token { slot, attempt })
+    }
+
+    fn insert(&mut self, call: Call) -> Option<u32> {
+        let key = call.key as u64;
+        // A slab of more than 2^32 calls does not fit into memory.
+        let slot = u32::try_from(self.calls.insert(call)).ok()?;
+        let calls = &self.calls;
+        self.by_key.insert_unique(key, slot, |slot| {
+            calls.get(*slot as usize).map_or(0, |call| call.key as u64)
+        });
+        Some(slot)
     }
 
     /// The call is tried at this PBX, or at a phone at this address; at several ones, the last counts.
@@ -443,9 +466,10 @@ impl Accounting {
         self.ends.first().map(|(end, _)| end)
     }
 
-    /// We end: all calls are closed, because nobody will hear their BYE.
-    pub fn stop(&mut self, now: Instant) {
-        let slots: Vec<_> = self.calls.iter().map(|(slot, call)| (slot, call.failed)).collect();
+    /// We end: calls are closed, because nobody will hear their BYE; all, unless those that are steered are `kept`.
+    pub fn stop(&mut self, now: Instant, kept: bool) {
+        let closed = self.calls.iter().filter(|(_, call)| !kept || call.hash.is_none());
+        let slots: Vec<_> = closed.map(|(slot, call)| (slot, call.failed)).collect();
         for (slot, failed) in slots {
             let (at, ending) = failed.map_or((now, Ending::Stopped), |f| (f.at, f.ending));
             self.close(slot as u32, at, ending);
@@ -514,6 +538,10 @@ impl Accounting {
             let Some(call) = self.calls.get(*slot as usize).filter(|call| call.key == key) else {
                 continue;
             };
+            // The BYE of such a one is told otherwise.
+            if call.hash.is_some() {
+                continue;
+            }
             if call.legs.iter().any(|leg| leg.tag == tag && !leg.ended) {
                 return Some(*slot);
             }
@@ -535,8 +563,12 @@ impl Accounting {
             self.calls = Slab::new();
             self.by_key = HashTable::new();
         }
+        let (hash, cseq) = (call.hash, call.cseq);
         let cdr = self.record(call, at, ending);
         self.commands.push_back(Command::Cdr(Box::new(cdr)));
+        if let Some(hash) = hash {
+            self.steered_over(hash, at, cseq);
+        }
     }
 
     fn record(&self, call: Call, at: Instant, ending: Ending) -> Cdr {
@@ -598,6 +630,9 @@ impl Accounting {
 
     /// In Asterisk's manner the second and a number, and behind it the node.
     fn unique_id(&self, call: &Call) -> Box<str> {
+        if let Some(id) = &call.id {
+            return id.clone();
+        }
         // Ten digits until the year 2286, so that the whole never has more than 31 characters.
         let second = (self.unix(call.started) / 1_000_000).min(9_999_999_999);
         let mut id = String::with_capacity(32);

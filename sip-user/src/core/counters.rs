@@ -71,6 +71,8 @@ events! {
     NoShadow = "no_shadow";
     /// There was no room for the copy of an INVITE that was steered: the call goes on without a net.
     ShadowsFull = "shadows_full";
+    /// There was no room for what is known of a call that the kernel carries: after a restart it has no record.
+    OpenFull = "open_calls_full";
     /// There were too many sources that somebody has registered from: this one may send no more than strangers may.
     RegisteredFull = "registered_full";
     /// There were too many sources that may have to be banned: the oldest was forgotten.

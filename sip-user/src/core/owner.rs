@@ -5,6 +5,7 @@
 //! | REGISTER, PUBLISH | the user in To: his contacts and his secrets are there |
 //! | INVITE, CANCEL and ACK of a phone | the user in From, who is asked who he is |
 //! | all else that needs memory | the user in the Request-URI, whose contacts are wanted |
+//! | a call that was steered without memory, from its INVITE to its BYE | the Call-ID |
 //! | a response to a request of ours | who has sent that, by the branch |
 //! | a response to a probe | the first one, who probes |
 //!
@@ -18,8 +19,10 @@
 //! (`auth.require_uri`) may one be repeated to a user of another worker, once.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use sip_ebpf::message::Message;
+use sip_ebpf::report::Report;
 use sip_ebpf::scan::Method;
 use sip_ebpf::siphash::siphash;
 use sip_ebpf::text::Text;
@@ -88,14 +91,10 @@ impl Worker {
         Some(self.of_user(uri.user?))
     }
 
-    /// Whose a call is that was steered without memory, from its INVITE to its last response: the user's in From, as
-    /// for all that phones send. One that names none has an owner too.
-    pub fn of_call(self, message: &Message<'_>) -> usize {
-        if self.is_alone() {
-            return self.number();
-        }
-        let from = message.from().ok();
-        self.of_user(from.and_then(|from| from.uri.user).unwrap_or_default())
+    /// Whose a call is that was steered without memory, with its record: by the keyed hash of its Call-ID, which is all
+    /// that the kernel tells of it.
+    pub fn of_call(self, hash: u64) -> usize {
+        (((hash >> 32) * u64::from(self.count)) >> 32) as usize
     }
 
     /// Whose the response is whose top Via has this branch of the daemon's. None: whoever has it.
@@ -126,8 +125,10 @@ pub enum Passed {
     Message,
     /// It is a BYE, which was sent on already and ends a record. So many workers did not have that.
     Bye(u8),
-    /// It is an INVITE that was steered to the PBX in this slot.
-    Steered(u32),
+    /// It is an INVITE that was steered to the PBX in this slot, at this time.
+    Steered(u32, Instant),
+    /// It is no message: something has become of a steered call, of which this is the hash, at this time.
+    Report(u64, Instant, Report),
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -19,6 +19,7 @@ use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, OptionTags, Scheme, Uri};
 use sip_ebpf::reason::Way;
+use sip_ebpf::report::Report;
 use sip_ebpf::route::{self, Packet, Plan};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
 use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, source};
@@ -279,6 +280,11 @@ impl Proxy {
         self.policy.shadow.filter(|_| self.stateful.is_some())
     }
 
+    /// Whether calls that are steered have records.
+    pub fn records_steered(&self) -> bool {
+        self.stateful.as_ref().is_some_and(|stateful| stateful.records_steered())
+    }
+
     /// Whether there is a registrar.
     fn registers(&self) -> bool {
         self.stateful.as_ref().is_some_and(|stateful| stateful.registers())
@@ -364,12 +370,13 @@ impl Proxy {
                     self.bye_passed(&arrival, &bye, tries);
                 }
             }
-            Passed::Steered(slot) => {
+            Passed::Steered(slot, at) => {
                 let known = self.identify(bytes, &mut index);
                 if let (Some(known), Ok(invite)) = (known, Message::scanned(bytes, &index)) {
-                    self.steered(&arrival, dispatcher, &invite, known, slot, out);
+                    self.steered(&arrival, at, dispatcher, &invite, known, slot, out);
                 }
             }
+            Passed::Report(hash, at, report) => self.report(&arrival, at, hash, report),
         }
         self.index = Some(index);
     }
@@ -445,6 +452,7 @@ impl Proxy {
             kernel: arrival.kernel,
             clock,
             guarded: self.patience().is_some(),
+            recorded: self.records_steered(),
         };
         let (packet, local) = match (line, endpoint(arrival.from)) {
             (Line::V4(dst, local), Some(src)) => (Packet { src, dst: *dst }, local),
@@ -552,12 +560,16 @@ impl Proxy {
             }
             self.send(arrival, bytes, index, &decision, out);
             let steered = matches!(decision.reason, Reason::InviteSteered | Reason::InviteRepeated);
+            let at = arrival.now;
             if steered
-                && self.patience().is_some()
+                && (self.patience().is_some() || self.records_steered())
                 && let Ok(invite) = Message::scanned(bytes, index)
             {
                 let (plan, slot) = (&decision.plan, decision.plan.slot);
-                self.steered(arrival, dispatcher, &invite, (plan.call, plan.branch), slot, out);
+                self.steered(arrival, at, dispatcher, &invite, (plan.call, plan.branch), slot, out);
+            }
+            if let Some(report) = Report::of(bytes, index, &decision.plan, decision.reason) {
+                self.report(arrival, at, decision.plan.call, report);
             }
             return;
         }
@@ -720,7 +732,7 @@ impl Proxy {
                     Err(fault) => Refusal::from(&fault),
                 }
             }
-            Reason::TakenOver => match self.taken_request(arrival, dispatcher, message) {
+            Reason::TakenOver => match self.taken_request(arrival, dispatcher, message, decision) {
                 Ok(()) => return,
                 Err(fault) => Refusal::from(&fault),
             },
@@ -728,6 +740,7 @@ impl Proxy {
                 if self.follow_routes(arrival, dispatcher, message, decision).is_some() {
                     if message.method() == Method::Bye {
                         self.note_bye(arrival, dispatcher, message);
+                        self.report_bye(arrival, decision, decision.reason);
                     }
                     return self.send(arrival, message.bytes(), message.index(), decision, out);
                 }
@@ -751,6 +764,8 @@ impl Proxy {
             Reason::NoPbx if in_dialog => {
                 if message.method() == Method::Bye {
                     self.note_bye(arrival, dispatcher, message);
+                    // It came from the side that is no PBX.
+                    self.report_bye(arrival, decision, Reason::DialogToPbx);
                 }
                 Refusal::new(481, "Call/Transaction Does Not Exist")
             }

@@ -137,6 +137,8 @@ impl Daemon {
                 | Command::Remove(_)
                 | Command::Guessed { .. }
                 | Command::User { .. }
+                | Command::KeepCall(_)
+                | Command::DropCall(_)
                 | Command::Learned { .. } => {}
             }
         }

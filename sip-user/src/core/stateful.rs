@@ -100,6 +100,10 @@ pub enum Command {
     },
     /// Store the record of a call, which is over.
     Cdr(Box<Cdr>),
+    /// Keep what is known of a steered call for whoever comes after us ([`Accounting::kept`]).
+    KeepCall(u64),
+    /// Keep it no longer.
+    DropCall(u64),
     /// Somebody has given a wrong password: evidence for [`super::bans::Bans::wrong_digest`].
     Guessed {
         /// The source.
@@ -632,10 +636,14 @@ impl Stateful {
                     forking::Command::Register(register) => self.tell_pbx(now, &register),
                     forking::Command::Challenged(challenged) => self.authorize(now, &challenged),
                 }
-            } else if let Some(accounting::Command::Cdr(cdr)) =
+            } else if let Some(command) =
                 self.accounting.as_mut().and_then(Accounting::poll_command)
             {
-                self.commands.push_back(Command::Cdr(cdr));
+                self.commands.push_back(match command {
+                    accounting::Command::Cdr(cdr) => Command::Cdr(cdr),
+                    accounting::Command::Keep(hash) => Command::KeepCall(hash),
+                    accounting::Command::Drop(hash) => Command::DropCall(hash),
+                });
             } else {
                 return;
             }

@@ -51,6 +51,7 @@ pub(super) struct View<'a> {
     pub(super) kernel: &'a dyn KernelCalls,
     pub(super) clock: u64,
     pub(super) guarded: bool,
+    pub(super) recorded: bool,
 }
 
 impl View<'_> {
@@ -124,6 +125,10 @@ impl Tables for View<'_> {
 
     fn guarded(&self) -> bool {
         self.guarded
+    }
+
+    fn noted(&self) -> bool {
+        self.guarded || self.recorded
     }
 }
 

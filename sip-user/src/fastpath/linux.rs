@@ -24,7 +24,7 @@ use super::interfaces::{self, Interface};
 use super::object::{self, Build, Options, PROGRAM};
 use super::pins::{self, Pins};
 use super::tables::Tables;
-use super::{Attachment, CallBuckets, Events, Fastpath, Mode, Users};
+use super::{Attachment, CallBuckets, EventCounts, Events, Fastpath, Mode, OpenCalls, Users};
 use crate::config::{Loops, Xdp as Config, XdpMode};
 use crate::core::challenges::Challenges;
 
@@ -40,6 +40,7 @@ pub(super) struct Linux {
     tables: Tables,
     asking: super::challenges::Tables,
     users: Arc<super::users::Table>,
+    open: Arc<super::open::Table>,
     attachments: Vec<Attachment>,
     links: Vec<Link>,
     pins: Option<Pins>,
@@ -94,6 +95,10 @@ impl Linux {
             let reason = format!("{error:#}");
             warn!(reason, "the program does not answer for users: the daemon does");
         }
+        if let Err(error) = object::load_report(&mut ebpf) {
+            let reason = format!("{error:#}");
+            warn!(reason, "the program does not tell what becomes of calls: they have no record");
+        }
         let attached = attach_all(&mut ebpf, config, pins.as_ref())?;
 
         let mut was_off = false;
@@ -116,10 +121,12 @@ impl Linux {
         tables.set_outlive(config.outlive);
         let asking = super::challenges::Tables::new(&mut ebpf)?;
         let users = Arc::new(super::users::Table::new(&mut ebpf)?);
+        let open = Arc::new(super::open::Table::new(&mut ebpf)?);
         let mut this = Self {
             tables,
             asking,
             users,
+            open,
             attachments,
             links,
             pins,
@@ -234,7 +241,11 @@ impl Fastpath for Linux {
         self.tables.events()
     }
 
-    fn event_counts(&mut self) -> Result<[u64; 2]> {
+    fn open_calls(&self) -> Option<Arc<dyn OpenCalls>> {
+        Some(self.open.clone())
+    }
+
+    fn event_counts(&mut self) -> Result<EventCounts> {
         self.tables.event_counts()
     }
 

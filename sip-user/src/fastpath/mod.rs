@@ -25,6 +25,7 @@ pub mod interfaces;
 mod linux;
 pub mod object;
 pub mod off;
+pub mod open;
 mod pins;
 pub mod tables;
 pub mod users;
@@ -64,7 +65,7 @@ pub struct Attachment {
 
 /// What the daemon needs of the kernel half, or of its absence.
 ///
-/// After [`open`] the program passes everything up until `set_config` names its switches, so tables are
+/// After [`open`](fn@open) the program passes everything up until `set_config` names its switches, so tables are
 /// filled first and the switches are set last. All writes are idempotent.
 pub trait Fastpath {
     /// The mode that holds for every interface: the slowest of [`Fastpath::attachments`].
@@ -134,8 +135,11 @@ pub trait Fastpath {
     /// What the kernel tells ([`sip_ebpf::tables::Event`]); to be asked once. `None` where there is none.
     fn events(&mut self) -> Option<Events>;
 
-    /// Events that the kernel has put into the ring, and those that it had no room for.
-    fn event_counts(&mut self) -> Result<[u64; 2]>;
+    /// What the ring has taken, and what it had no room for.
+    fn event_counts(&mut self) -> Result<EventCounts>;
+
+    /// Calls that are carried by the kernel alone, as their records stand so far. `None` where nothing outlives us.
+    fn open_calls(&self) -> Option<Arc<dyn OpenCalls>>;
 
     /// Ends it. `keep` leaves program and tables pinned for the next daemon; else every interface is as
     /// it was.
@@ -150,6 +154,32 @@ pub trait Users: Send + Sync {
 
     /// Forgets all.
     fn clear(&self) -> Result<()>;
+}
+
+/// What the ring `EVENTS` has taken, and what it had no room for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct EventCounts {
+    /// INVITEs that were copied.
+    pub copied: u64,
+    /// INVITEs for which there was no room.
+    pub uncopied: u64,
+    /// Reports of what became of calls.
+    pub told: u64,
+    /// Reports for which there was no room: these calls end by the limit.
+    pub untold: u64,
+}
+
+/// Calls that are carried by the kernel alone, as their records stand so far, by the keyed hash of the Call-ID: what the
+/// next daemon goes on with. For any thread.
+pub trait OpenCalls: Send + Sync {
+    /// Writes one; at most [`sip_ebpf::tables::OPEN_LEN`] bytes.
+    fn set(&self, call: u64, record: &[u8]) -> Result<()>;
+
+    /// It is over, or the daemon's.
+    fn remove(&self, call: u64) -> Result<()>;
+
+    /// All of them.
+    fn all(&self) -> Result<Vec<(u64, Vec<u8>)>>;
 }
 
 /// The kernel's call table, for any thread: the memory that the program itself works on.

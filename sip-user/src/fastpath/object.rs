@@ -21,6 +21,9 @@ pub const CHALLENGE: &str = "sipline_challenge";
 /// What that one jumps to, to answer PBXs that ask for users.
 pub const QUALIFY: &str = "sipline_qualify";
 
+/// What that one jumps to, to tell what becomes of calls.
+pub const REPORT: &str = "sipline_report";
+
 const PROGRAMS: &str = "PROGRAMS";
 
 /// The scanner alone, for tests and benches.
@@ -191,6 +194,14 @@ pub fn load_challenge(ebpf: &mut Ebpf) -> Result<()> {
 /// As [`program`].
 pub fn load_qualify(ebpf: &mut Ebpf) -> Result<()> {
     load_next(ebpf, QUALIFY, tables::program::QUALIFY)
+}
+
+/// The same for [`REPORT`].
+///
+/// # Errors
+/// As [`program`].
+pub fn load_report(ebpf: &mut Ebpf) -> Result<()> {
+    load_next(ebpf, REPORT, tables::program::REPORT)
 }
 
 fn load_next(ebpf: &mut Ebpf, name: &str, key: u32) -> Result<()> {

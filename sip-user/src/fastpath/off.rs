@@ -10,7 +10,7 @@ use sip_ebpf::gate;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, Pbx, Schedule};
 
-use super::{Attachment, CallBuckets, Events, Fastpath, Users};
+use super::{Attachment, CallBuckets, EventCounts, Events, Fastpath, OpenCalls, Users};
 use crate::core::challenges::Challenges;
 
 /// The absence of a kernel half.
@@ -107,8 +107,12 @@ impl Fastpath for Off {
         None
     }
 
-    fn event_counts(&mut self) -> Result<[u64; 2]> {
-        Ok([0; 2])
+    fn open_calls(&self) -> Option<Arc<dyn OpenCalls>> {
+        None
+    }
+
+    fn event_counts(&mut self) -> Result<EventCounts> {
+        Ok(EventCounts::default())
     }
 
     fn close(self: Box<Self>, _keep: bool) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What outlives the daemon: maps and links pinned in a bpffs, under the version of their layout.
 //!
 //! ```text
-//! <pin>/v1/CALLS ...            the maps in KEPT
+//! <pin>/v1/CALLS ...            the maps in KEPT and HELD
 //! <pin>/v1/link-eth0            the program's attachment to eth0
 //! <pin>/v1/lo-forwarding-was-0  present if we switched it on (any map, pinned once more)
 //! ```
@@ -20,7 +20,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use sip_ebpf::tables::LAYOUT;
 use tracing::{info, warn};
 
-use super::tables::KEPT;
+use super::tables::{HELD, KEPT};
 
 const LINK: &str = "link-";
 const FORWARDING: &str = "lo-forwarding-was-0";
@@ -75,9 +75,10 @@ impl Pins {
         fitting
     }
 
-    /// Pins every map of [`KEPT`] that is not `there` yet, over a pin that did not fit.
+    /// Pins every map of [`KEPT`] that is not `there` yet, over a pin that did not fit, and those of [`HELD`] over what an
+    /// earlier program jumped by.
     pub(super) fn pin_maps(&self, ebpf: &Ebpf, there: &BTreeMap<&str, PathBuf>) -> Result<()> {
-        for name in KEPT {
+        for name in KEPT.into_iter().chain(HELD) {
             if there.contains_key(name) {
                 continue;
             }
@@ -174,7 +175,11 @@ impl Pins {
 
 fn info_of(map: &Map) -> Result<MapInfo, aya::maps::MapError> {
     let data = match map {
-        Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::LpmTrie(data) => data,
+        Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::RingBuf(data) => data,
         _ => return Err(aya::maps::MapError::InvalidMapType { map_type: 0 }),
     };
     data.info()

@@ -20,10 +20,10 @@ use sip_ebpf::tables::{
 };
 
 use super::events::Calls;
-use super::{CallBuckets, Events};
+use super::{CallBuckets, EventCounts, Events};
 
 /// The maps that outlive a daemon when they are pinned.
-pub const KEPT: [&str; 16] = [
+pub const KEPT: [&str; 18] = [
     "CONFIG",
     "HEARTBEAT",
     "LOCALS",
@@ -40,7 +40,12 @@ pub const KEPT: [&str; 16] = [
     "COUNTERS",
     "STEERED",
     "EVENT_COUNTS",
+    "EVENTS",
+    "OPEN",
 ];
+
+/// Those that outlive a daemon too, but are made anew by the next one: its programs work in memory of their own.
+pub const HELD: [&str; 1] = ["PROGRAMS"];
 
 /// The tables of one loaded object.
 pub struct Tables {
@@ -343,11 +348,16 @@ impl Tables {
         self.events.take()
     }
 
-    /// `EVENT_COUNTS` summed over CPUs: [`event::PUT`] and [`event::FULL`].
-    pub fn event_counts(&self) -> Result<[u64; 2]> {
-        let sums = sums(&self.event_counts, 2).context("cannot read EVENT_COUNTS")?;
+    /// `EVENT_COUNTS` summed over CPUs.
+    pub fn event_counts(&self) -> Result<EventCounts> {
+        let sums = sums(&self.event_counts, event::COUNTS).context("cannot read EVENT_COUNTS")?;
         let at = |key: u32| sums.get(key as usize).copied().unwrap_or(0);
-        Ok([at(event::PUT), at(event::FULL)])
+        Ok(EventCounts {
+            copied: at(event::PUT),
+            uncopied: at(event::FULL),
+            told: at(event::TOLD),
+            untold: at(event::LOST),
+        })
     }
 
     /// All of them, as they are.

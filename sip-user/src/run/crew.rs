@@ -112,6 +112,7 @@ async fn follower(start: Start, coalescer: Arc<Coalescer>) -> Result<()> {
     let mut worker = Worker::new(parts, coalescer)?;
     let stateful = stateful::open(&worker.config, &seed, worker.peers.me())?;
     worker.proxy.set_stateful(stateful);
+    worker.restore_calls();
     worker.beat();
     let end = worker.end.clone();
     let worker = Rc::new(RefCell::new(worker));

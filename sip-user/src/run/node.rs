@@ -117,10 +117,11 @@ impl Worker {
         head.fastpath.set_rates(rates.unwrap_or_default())?;
         let gate = if rates.is_some() { flag::GATE } else { 0 };
         let shadow = if self.proxy.patience().is_some() { flag::SHADOW } else { 0 };
+        let record = if self.proxy.records_steered() { flag::RECORD } else { 0 };
         head.fastpath.set_challenges(challenges.as_ref())?;
         let ask = if challenges.is_some() { flag::CHALLENGE } else { 0 };
         let answer = if qualify { flag::QUALIFY } else { 0 };
-        let more = gate | shadow | ask | answer;
+        let more = gate | shadow | record | ask | answer;
         head.fastpath.set_config(flag::KEEPALIVES | flag::STEER | flag::DENY | more)?;
         // While it is off nobody writes the table: what stands there would be old when it is on again.
         match head.fastpath.users() {

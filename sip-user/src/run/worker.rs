@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use sip_ebpf::calls::Call;
+use sip_ebpf::report::Report;
 use sip_ebpf::tables::event;
 use tokio::sync::Notify;
 
@@ -19,8 +20,9 @@ use super::bans::Suspicion;
 use super::keeper::{Answer, Keeper};
 use super::node::Head;
 use super::peers::{Mail, Peers};
-use super::{monotonic_ns, policy, stateful};
-use crate::config::Config;
+use super::{Moment, monotonic_ns, policy, stateful};
+use crate::config::{Config, Xdp};
+use crate::core::accounting::Moments;
 use crate::core::call_table;
 use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Dispatcher, Snapshot, Unreachable};
@@ -29,7 +31,7 @@ use crate::core::proxy::{Datagram, KernelCalls, Proxy, Transmit};
 use crate::core::registered::Source;
 use crate::core::registrar::Row;
 use crate::core::stateful::Command as StatefulCommand;
-use crate::fastpath::{CallBuckets, Events, Users};
+use crate::fastpath::{CallBuckets, Events, OpenCalls, Users};
 use crate::io::coalesce::Coalescer;
 use crate::io::udp::{BATCH, Batch, Udp};
 
@@ -52,6 +54,8 @@ pub(super) struct Worker {
     kernel: Kernel,
     /// Who is registered, as the kernel answers for us.
     users: Option<Arc<dyn Users>>,
+    /// Steered calls, for the next daemon.
+    open: Option<Arc<dyn OpenCalls>>,
     pub(super) peers: Peers,
     /// Sources that have registered, and that the others do not know of yet.
     pub(super) learned: HashMap<Source, Instant>,
@@ -77,6 +81,7 @@ pub(super) struct Parts {
     pub(super) sockets: Vec<UdpSocket>,
     pub(super) kernel: Option<Arc<dyn CallBuckets>>,
     pub(super) users: Option<Arc<dyn Users>>,
+    pub(super) open: Option<Arc<dyn OpenCalls>>,
     pub(super) peers: Peers,
     pub(super) keeper: Option<Keeper>,
 }
@@ -84,11 +89,13 @@ pub(super) struct Parts {
 impl Worker {
     /// Call it inside the runtime of its thread.
     pub(super) fn new(parts: Parts, coalescer: Arc<Coalescer>) -> Result<Self> {
-        let Parts { config, proxy, dispatcher, sockets, kernel, users, peers, keeper } = parts;
+        let Parts { config, proxy, dispatcher, sockets, kernel, users, open, peers, keeper } =
+            parts;
         let sockets: io::Result<Rc<[Udp]>> = sockets.into_iter().map(Udp::of).collect();
         Ok(Self {
             kernel: Kernel { calls: kernel, mask: config.xdp.call_buckets.saturating_sub(1) },
             users,
+            open,
             config,
             proxy,
             dispatcher,
@@ -234,15 +241,19 @@ impl Worker {
         let Self { proxy, dispatcher, kernel, out, events, config, .. } = self;
         let Some(events) = events else { return false };
         let (now, locals) = (Instant::now(), &config.sip.listen);
+        let clock = Moment::now(now);
         let mut read = 0;
         while read < EVENTS_AT_ONCE {
             let any = events.next(|event, bytes| {
                 let dst = SocketAddr::from((event.dst.octets(), event.dst.port_number()));
                 let from = SocketAddr::from((event.src.octets(), event.src.port_number()));
                 let local = locals.iter().position(|local| *local == dst);
-                if let (event::INVITE, Some(local)) = (event.kind, local) {
+                let times = (now, clock.at_clock(event.time).min(now));
+                if let Some(report) = Report::of_event(event.kind, event.status) {
+                    proxy.handle_report(times, from, event.call, report);
+                } else if let (event::INVITE, Some(local)) = (event.kind, local) {
                     let datagram = Datagram { local, from, bytes };
-                    proxy.handle_steered(now, dispatcher, kernel, (datagram, event.slot), out);
+                    proxy.handle_steered(times, dispatcher, kernel, (datagram, event.slot), out);
                 }
             });
             if !any {
@@ -290,6 +301,8 @@ impl Worker {
             if self.out.is_empty() {
                 break;
             }
+            // What is another's is his before there can be an answer.
+            self.pass_parcels();
             // A PBX that there is no way to is news for the dispatcher.
             self.send();
         }
@@ -306,8 +319,8 @@ impl Worker {
         }
     }
 
-    /// What is for other workers goes to them.
-    fn pass_on(&mut self) {
+    /// Messages of other workers go to them.
+    fn pass_parcels(&mut self) {
         for other in self.peers.others() {
             let Some(parcel) = self.proxy.take_parcel(other) else { continue };
             let messages = parcel.len() as u64;
@@ -315,6 +328,11 @@ impl Worker {
                 self.proxy.counters_mut().events(Event::PassedOnDropped, messages);
             }
         }
+    }
+
+    /// What is for other workers goes to them.
+    fn pass_on(&mut self) {
+        self.pass_parcels();
         let revision = self.dispatcher.revision();
         if let Some(head) = &mut self.head
             && head.revision != revision
@@ -377,6 +395,8 @@ impl Worker {
             (StatefulCommand::Remove(key), Some(keeper)) => keeper.remove(key),
             (StatefulCommand::Learned { from, until }, _) => self.learn(from, until),
             (StatefulCommand::User { name, until }, _) => self.mirror_user(name, until),
+            (StatefulCommand::KeepCall(hash), _) => self.keep_call(hash),
+            (StatefulCommand::DropCall(hash), _) => self.drop_call(hash),
             (StatefulCommand::Guessed { from }, _) => self.suspect(Suspicion::wrong_digest(from)),
             (StatefulCommand::Cdr(cdr), Some(keeper)) => keeper.record(cdr),
             // The configuration gives both or neither.
@@ -397,10 +417,64 @@ impl Worker {
         }
     }
 
-    /// We end: calls that go on are recorded as far as they are.
+    /// What is known of a steered call is there for the next daemon.
+    fn keep_call(&mut self, hash: u64) {
+        let Some(open) = &self.open else { return };
+        let accounting = self.proxy.stateful().and_then(|stateful| stateful.accounting());
+        let clock = Moment::now(Instant::now());
+        let Some(record) = accounting.and_then(|accounting| accounting.kept(hash, &clock)) else {
+            return;
+        };
+        if let Err(error) = open.set(hash, &record) {
+            tracing::debug!(error = format!("{error:#}"), "a call will be unknown after a restart");
+            self.proxy.counters_mut().event(Event::OpenFull);
+        }
+    }
+
+    fn drop_call(&mut self, hash: u64) {
+        if let Some(Err(error)) = self.open.as_ref().map(|open| open.remove(hash)) {
+            tracing::error!(error = format!("{error:#}"), "the kernel's table of open calls");
+        }
+    }
+
+    /// Goes on with the records of calls that the kernel has carried on for an earlier daemon. To be called once, before
+    /// anything is heard.
+    pub(super) fn restore_calls(&mut self) {
+        let Some(open) = &self.open else { return };
+        let me = self.peers.me();
+        let all = match open.all() {
+            Ok(all) => all,
+            Err(error) => {
+                return tracing::error!(error = format!("{error:#}"), "calls of an earlier daemon");
+            }
+        };
+        let stateful = self.proxy.stateful_mut();
+        let mut accounting = stateful.and_then(|stateful| stateful.accounting_mut());
+        let clock = Moment::now(Instant::now());
+        let (mut gone_on, mut gone) = (0, Vec::new());
+        for (hash, record) in all.iter().filter(|(hash, _)| me.of_call(*hash) == me.number()) {
+            let restored =
+                accounting.as_mut().is_some_and(|has| has.restore(*hash, record, &clock));
+            gone_on += usize::from(restored);
+            if !restored {
+                gone.push(*hash);
+            }
+        }
+        if let Some(accounting) = accounting {
+            accounting.keep_steered();
+        }
+        if gone_on + gone.len() > 0 {
+            tracing::info!(gone_on, dropped = gone.len(), "calls of an earlier daemon");
+        }
+        gone.into_iter().for_each(|hash| self.drop_call(hash));
+    }
+
+    /// We end: calls that go on are recorded as far as they are; not those that the kernel carries on for the next daemon.
     pub(super) fn close_records(&mut self) {
+        let Xdp { keep, pin, .. } = &self.config.xdp;
+        let kept = *keep && pin.is_some() && self.open.is_some();
         if let Some(stateful) = self.proxy.stateful_mut() {
-            stateful.stop(Instant::now());
+            stateful.stop(Instant::now(), kept);
         }
         self.carry_out();
     }

@@ -86,6 +86,10 @@ impl Tables for Fixed {
     fn guarded(&self) -> bool {
         false
     }
+
+    fn noted(&self) -> bool {
+        true
+    }
 }
 
 /// Bytes that may be read as far as the kernel has zeros behind them, and no further.

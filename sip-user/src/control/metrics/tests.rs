@@ -149,7 +149,7 @@ fn status() -> Status {
             write_failures: 2,
         },
         kernel: (0..).take(Reason::ALL.len()).collect(),
-        events: [5, 1],
+        events: EventCounts { copied: 5, uncopied: 1, told: 9, untold: 2 },
         daemon: Counters::default(),
         backends: vec![
             Backend {

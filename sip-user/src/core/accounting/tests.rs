@@ -1,9 +1,12 @@
 //! Accounting on virtual time.
 
+mod steered;
+
 use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
 use sip_ebpf::scan::Index;
+use sip_ebpf::tables::OPEN_LEN;
 
 use super::*;
 
@@ -11,11 +14,26 @@ const SECOND: Duration = Duration::from_secs(1);
 /// 2012-05-01 00:00:00.000001 UTC.
 const START: u64 = 1_335_830_400_000_001;
 
+/// A clock that starts a second before all else here.
+struct Clock(Instant);
+
+impl Moments for Clock {
+    fn to_clock(&self, at: Instant) -> u64 {
+        1_000_000_000 + (at - self.0).as_nanos() as u64
+    }
+
+    fn at_clock(&self, time: u64) -> Instant {
+        self.0 + Duration::from_nanos(time) - SECOND
+    }
+}
+
 struct World {
     accounting: Accounting,
     start: Instant,
     now: Instant,
     records: Vec<Cdr>,
+    /// What is kept of steered calls.
+    open: BTreeMap<u64, Vec<u8>>,
 }
 
 impl World {
@@ -23,7 +41,7 @@ impl World {
         let start = Instant::now();
         let clock = (start, UNIX_EPOCH + Duration::from_micros(START));
         let accounting = Accounting::new(rules, [1, 2], 0xabc, clock);
-        Self { accounting, start, now: start, records: Vec::new() }
+        Self { accounting, start, now: start, records: Vec::new(), open: BTreeMap::new() }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -37,8 +55,17 @@ impl World {
     }
 
     fn settle(&mut self) {
-        while let Some(Command::Cdr(cdr)) = self.accounting.poll_command() {
-            self.records.push(*cdr);
+        while let Some(command) = self.accounting.poll_command() {
+            match command {
+                Command::Cdr(cdr) => self.records.push(*cdr),
+                Command::Keep(hash) => {
+                    let kept = self.accounting.kept(hash, &Clock(self.start));
+                    assert!(kept.as_ref().is_none_or(|kept| kept.len() <= OPEN_LEN));
+                    // Of one that is over meanwhile there is nothing left.
+                    kept.into_iter().for_each(|kept| _ = self.open.insert(hash, kept));
+                }
+                Command::Drop(hash) => _ = self.open.remove(&hash),
+            }
         }
     }
 
@@ -85,6 +112,7 @@ impl World {
         assert!(self.accounting.is_empty());
         assert_eq!(self.accounting.poll_timeout(), None);
         assert_eq!(self.accounting.by_key.len(), 0);
+        assert!(self.open.is_empty());
         self.records.remove(0)
     }
 
@@ -340,7 +368,7 @@ fn a_stop_closes_all() {
     world.answered(call, "bob");
     let call = world.invite("c2", 1, None).unwrap();
     world.failed(call, 401, By::Callee);
-    world.accounting.stop(world.now);
+    world.accounting.stop(world.now, false);
     world.settle();
     let endings: HashSet<_> = world.records.iter().map(|cdr| cdr.ending.as_str()).collect();
     assert_eq!(endings, HashSet::from(["stopped", "refused"]));

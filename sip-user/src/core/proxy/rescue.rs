@@ -12,6 +12,7 @@ use sip_ebpf::calls::{Call, state};
 use sip_ebpf::cookie;
 use sip_ebpf::header::{self, Span};
 use sip_ebpf::message::Message;
+use sip_ebpf::report::Report;
 use sip_ebpf::scan::{Index, Kind, scan};
 
 use super::{Arrival, Datagram, KernelCalls, Proxy, Transmit};
@@ -25,6 +26,9 @@ use crate::core::shadow::{Due, Shadow};
 use crate::core::stateful::Taken;
 use crate::core::transaction::{Flow, derived};
 
+/// A caller has given up by himself when his INVITE is as old (64 T1).
+const TOO_LATE: Duration = Duration::from_secs(32);
+
 /// Why a call is taken over.
 enum Cause<'a, 'm> {
     /// Its PBX has refused it by this 5xx.
@@ -36,10 +40,10 @@ enum Cause<'a, 'm> {
 }
 
 impl Proxy {
-    /// The kernel has steered an INVITE to the PBX in a slot: this is a copy of it.
+    /// The kernel has steered an INVITE to the PBX in a slot at this time: this is a copy of it.
     pub fn handle_steered(
         &mut self,
-        now: Instant,
+        (now, at): (Instant, Instant),
         dispatcher: &mut Dispatcher,
         kernel: &dyn KernelCalls,
         (datagram, slot): (Datagram<'_>, u32),
@@ -50,9 +54,21 @@ impl Proxy {
         let known = self.identify(bytes, &mut index);
         if let (Some(known), Ok(message)) = (known, Message::scanned(bytes, &index)) {
             let arrival = Arrival { now, local, from, bytes, kernel, passed: false };
-            self.steered(&arrival, dispatcher, &message, known, slot, out);
+            self.steered(&arrival, at, dispatcher, &message, known, slot, out);
         }
         self.index = Some(index);
+    }
+
+    /// The kernel tells what has become of a call at this time, of which this is the hash.
+    pub fn handle_report(
+        &mut self,
+        (now, at): (Instant, Instant),
+        from: SocketAddr,
+        hash: u64,
+        report: Report,
+    ) {
+        let arrival = Arrival { now, local: 0, from, bytes: &[], kernel: &(), passed: false };
+        self.report(&arrival, at, hash, report);
     }
 
     /// When [`Proxy::handle_timeout`] wants to be called.
@@ -103,26 +119,33 @@ impl Proxy {
         }
     }
 
-    /// An INVITE was steered: by the kernel, or here.
+    /// An INVITE was steered at this time: by the kernel, or here.
+    #[allow(clippy::too_many_arguments, reason = "they are from three places")]
     pub(super) fn steered(
         &mut self,
         arrival: &Arrival<'_>,
+        at: Instant,
         dispatcher: &mut Dispatcher,
         message: &Message<'_>,
         (hash, branch): (u64, u64),
         slot: u32,
         out: &mut Vec<Transmit>,
     ) {
-        let Some(patience) = self.patience().filter(|_| arrival.from.is_ipv4()) else { return };
-        let owner = self.worker.of_call(message);
+        let owner = self.worker.of_call(hash);
         if !arrival.passed && owner != self.worker.number() {
             if let Some(parcel) = self.parcels.get_mut(owner) {
                 let bytes = message.bytes();
-                parcel.put(arrival.local, arrival.from, bytes, Passed::Steered(slot));
+                parcel.put(arrival.local, arrival.from, bytes, Passed::Steered(slot, at));
             }
             return;
         }
         let Arrival { now, local, from, kernel, .. } = *arrival;
+        if let Some(stateful) = self.stateful.as_mut().filter(|has| has.records_steered()) {
+            stateful.handle_steered((now, at), dispatcher, (message, from), hash, slot);
+        }
+        // What was read late, after a restart, is nobody's to save any more.
+        let late = now.saturating_duration_since(at) > TOO_LATE;
+        let Some(patience) = self.patience().filter(|_| from.is_ipv4() && !late) else { return };
         let datagram = (local, from, message.bytes());
         match self.shadows.put(now, patience, branch, datagram, (hash, slot)) {
             Err(()) => self.counters.event(Event::ShadowsFull),
@@ -141,6 +164,35 @@ impl Proxy {
         }
     }
 
+    /// Something has become of a steered call at this time.
+    pub(super) fn report(&mut self, arrival: &Arrival<'_>, at: Instant, hash: u64, report: Report) {
+        if !self.records_steered() {
+            return;
+        }
+        let owner = self.worker.of_call(hash);
+        if !arrival.passed && owner != self.worker.number() {
+            if let Some(parcel) = self.parcels.get_mut(owner) {
+                let what = Passed::Report(hash, at, report);
+                parcel.put(arrival.local, arrival.from, &[], what);
+            }
+            return;
+        }
+        if let Some(stateful) = &mut self.stateful {
+            stateful.handle_report((arrival.now, at), hash, report);
+        }
+    }
+
+    /// A BYE goes on for this reason, or would, by the long way.
+    pub(super) fn report_bye(
+        &mut self,
+        arrival: &Arrival<'_>,
+        decision: &Decision,
+        reason: Reason,
+    ) {
+        let by_caller = reason == Reason::DialogToPbx;
+        self.report(arrival, arrival.now, decision.plan.call, Report::Bye { by_caller });
+    }
+
     /// A response to an INVITE that was steered which is not for its caller as it is.
     pub(super) fn steered_response(
         &mut self,
@@ -150,7 +202,7 @@ impl Proxy {
         decision: &Decision,
         out: &mut Vec<Transmit>,
     ) {
-        let owner = self.worker.of_call(message);
+        let owner = self.worker.of_call(decision.plan.call);
         if self.pass_on(arrival, Some(owner)) {
             return;
         }
@@ -186,8 +238,9 @@ impl Proxy {
         arrival: &Arrival<'_>,
         dispatcher: &mut Dispatcher,
         message: &Message<'_>,
+        decision: &Decision,
     ) -> Result<(), super::Fault> {
-        let owner = self.worker.of_call(message);
+        let owner = self.worker.of_call(decision.plan.call);
         if self.pass_on(arrival, Some(owner)) {
             return Ok(());
         }
@@ -390,7 +443,14 @@ impl Proxy {
     ) {
         self.counters.event(Event::NoShadow);
         let bits = (state::HEARD | state::ENDED, 0);
-        self.change(arrival.now, arrival.kernel, decision.plan.call, bits);
+        let hash = decision.plan.call;
+        let was = self.change(arrival.now, arrival.kernel, hash, bits);
+        let was = was.map_or(0, |call| call.state);
+        let status = message.status().unwrap_or(0);
+        if status >= 200 && was & state::ENDED == 0 {
+            let cancelled = was & state::CANCELLED != 0;
+            self.report(arrival, arrival.now, hash, Report::Final { status, cancelled });
+        }
         let cookie = String::new();
         let forwarded = Decision { reason: Reason::ResponseForwarded, cookie, ..*decision };
         self.send(arrival, message.bytes(), message.index(), &forwarded, out);

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use sip_ebpf::cookie;
 use sip_ebpf::header::Span;
+use sip_ebpf::report::Report;
 use sip_ebpf::scan::Kind;
 
 use super::super::accounting::{By, Invite};
@@ -155,10 +156,10 @@ impl Stateful {
         known
     }
 
-    /// We end: nobody will hear how the calls do that go on.
-    pub fn stop(&mut self, now: Instant) {
+    /// We end: nobody will hear how the calls do that go on, unless those that are steered are `kept`.
+    pub fn stop(&mut self, now: Instant, kept: bool) {
         if let Some(accounting) = &mut self.accounting {
-            accounting.stop(now);
+            accounting.stop(now, kept);
             self.carry_out(now);
         }
     }
@@ -525,6 +526,45 @@ impl Stateful {
         accounting.handle_invite(now, invite)
     }
 
+    /// The record of a call that was steered before, and is carried with memory from now on.
+    pub(super) fn record_taken(
+        &mut self,
+        now: Instant,
+        message: &Message<'_>,
+        flow: Flow,
+    ) -> Option<accounting::Token> {
+        let accounting = self.accounting.as_mut()?;
+        accounting.handle_taken(now, without_account(message, flow.peer))
+    }
+
+    /// An INVITE was steered at this time, to the PBX in a slot.
+    pub fn handle_steered(
+        &mut self,
+        (now, at): (Instant, Instant),
+        dispatcher: &Dispatcher,
+        (message, from): (&Message<'_>, SocketAddr),
+        hash: u64,
+        slot: u32,
+    ) {
+        let Some(accounting) = &mut self.accounting else { return };
+        let Some((address, _)) = dispatcher.pbx_of(slot, Family::of(from)) else { return };
+        let invite = without_account(message, from);
+        accounting.handle_steered((now, at), invite, hash, (dispatcher.id(slot), address));
+        self.carry_out(now);
+    }
+
+    /// Something has become of a steered call at this time.
+    pub fn handle_report(&mut self, times: (Instant, Instant), hash: u64, report: Report) {
+        let Some(accounting) = &mut self.accounting else { return };
+        accounting.handle_report(times, hash, report);
+        self.carry_out(times.0);
+    }
+
+    /// Whether calls that are steered have records.
+    pub fn records_steered(&self) -> bool {
+        self.settings.registers && self.accounting.as_ref().is_some_and(Accounting::is_wanted)
+    }
+
     /// The hash of its Call-ID, with the key of cookies.
     pub(super) fn hash(&self, message: &Message<'_>) -> u64 {
         let Some(line) = message.index().first(Kind::CallId) else { return 0 };
@@ -553,6 +593,11 @@ impl Stateful {
         value.text(">");
         Some(value.into())
     }
+}
+
+/// Who is trusted for his address has proved no name.
+fn without_account<'a, 'm>(message: &'a Message<'m>, from: SocketAddr) -> Invite<'a, 'm> {
+    Invite { message, from, pbx: None, account: None }
 }
 
 /// The answer to a CANCEL as one to its INVITE: they differ in the method of CSeq (9.1).

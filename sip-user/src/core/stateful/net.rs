@@ -32,7 +32,7 @@ impl Stateful {
                 self.dispatch(now, invite, id, request, flow, (slot, refused));
             }
             RequestFate::New { id, .. } => {
-                let record = self.record(now, invite, flow, None);
+                let record = self.record_taken(now, invite, flow);
                 self.note(record, |accounting, record| accounting.handle_cancelled(record));
                 self.answer(now, invite, id, flow, &Response::new(487, "Request Terminated"));
                 self.failed(now, record, 487);
@@ -40,6 +40,8 @@ impl Stateful {
             RequestFate::Full => {
                 self.counts.full += 1;
                 self.answer_stateless(invite, flow, &self.unavailable());
+                let record = self.record_taken(now, invite, flow);
+                self.failed(now, record, 503);
             }
             RequestFate::Ack(_) | RequestFate::Absorbed | RequestFate::Malformed(_) => {}
         }
@@ -71,7 +73,7 @@ impl Stateful {
         flow: Flow,
         (slot, refused): (Option<u32>, Option<Arc<[u8]>>),
     ) {
-        let record = self.record(now, invite, flow, None);
+        let record = self.record_taken(now, invite, flow);
         let mut call = Call::new(id, flow, Some(request), self.hash(invite), record);
         call.was_at(slot, refused);
         let key = self.calls.insert(call);

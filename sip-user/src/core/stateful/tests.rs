@@ -95,7 +95,7 @@ impl World {
                 }
                 Command::Save(row) => self.written.push(Written::Saved(*row)),
                 Command::Remove(key) => self.written.push(Written::Removed(*key)),
-                Command::Cdr(_) => {}
+                Command::Cdr(_) | Command::KeepCall(_) | Command::DropCall(_) => {}
                 Command::Guessed { from } => self.guessed.push(from),
                 Command::Learned { from, until } => self.learned.push((from, until)),
                 Command::User { .. } => {}

@@ -4,6 +4,7 @@ use sip_ebpf::reason::Way;
 
 use super::*;
 use crate::config::NoDestination;
+use crate::core::accounting::{Accounting, Cdr, Disposition, Ending};
 use crate::core::call_table::CallTable;
 use crate::core::dispatcher::Unreachable;
 use crate::core::registrar::Domains;
@@ -34,12 +35,18 @@ struct Net {
     kernel: Table,
     /// Whether the kernel steers.
     steers: bool,
+    cdrs: Vec<Cdr>,
 }
 
 type Sent = (String, String);
 
 impl Net {
     fn new(steers: bool) -> Self {
+        Self::with(steers, false)
+    }
+
+    /// `records` are kept or not.
+    fn with(steers: bool, records: bool) -> Self {
         let mut w = World::new(&Setup {
             locals: &[US],
             trusted: &["10.10.1.0/24"],
@@ -58,11 +65,16 @@ impl Net {
             calls: Default::default(),
             credentials: Default::default(),
             retry_after: 5,
-            registers: false,
+            registers: records,
         };
-        w.proxy.set_stateful(Some(Stateful::new([1, 2], settings, None, w.now)));
+        let mut stateful = Stateful::new([1, 2], settings, None, w.now);
+        let clock = (w.now, std::time::UNIX_EPOCH);
+        let accounting = Accounting::new(Default::default(), [3, 4], 1, clock);
+        stateful.set_accounting(records.then_some(accounting));
+        w.proxy.set_stateful(Some(stateful));
         w.proxy.policy.shadow = Some(3000 * MS);
-        let mut net = Self { w, kernel: Table(CallTable::new(64)), steers };
+        let kernel = Table(CallTable::new(64));
+        let mut net = Self { w, kernel, steers, cdrs: Vec::new() };
         net.pbxs();
         net
     }
@@ -87,9 +99,13 @@ impl Net {
         let stateful = proxy.stateful_mut().unwrap();
         stateful.handle_calls(*now, dispatcher);
         while let Some(command) = stateful.poll_command() {
-            if let Command::Send(sent) = command {
-                let bytes = sent.bytes.to_vec();
-                out.push(Transmit { local: sent.local, to: sent.to, bytes });
+            match command {
+                Command::Send(sent) => {
+                    let bytes = sent.bytes.to_vec();
+                    out.push(Transmit { local: sent.local, to: sent.to, bytes });
+                }
+                Command::Cdr(cdr) => self.cdrs.push(*cdr),
+                _ => {}
             }
         }
         let text = |sent: Transmit| (sent.to.to_string(), String::from_utf8(sent.bytes).unwrap());
@@ -135,7 +151,13 @@ impl Net {
             let (from, bytes) = (PHONE.parse().unwrap(), invite.as_bytes());
             let datagram = Datagram { local: 0, from, bytes };
             let mut out = Vec::new();
-            proxy.handle_steered(*now, dispatcher, &self.kernel, (datagram, slot), &mut out);
+            proxy.handle_steered(
+                (*now, *now),
+                dispatcher,
+                &self.kernel,
+                (datagram, slot),
+                &mut out,
+            );
             assert_eq!(out, []);
         }
         (pbx, text.clone())
@@ -177,6 +199,15 @@ fn no(sent: &[Sent], to: &str, start: &str) {
         "{:?}",
         lines(sent)
     );
+}
+
+/// What the caller says in the dialog of this 200.
+fn within(method: &str, ok: &str) -> String {
+    let (route, to) = (header(ok, "Record-Route")[0], header(ok, "To")[0]);
+    request(method, header(ok, "Call-ID")[0])
+        .replace("branch=z9hG4bK", &format!("branch=z9hG4bK{method}"))
+        .replace("To: <sip:bob@10.10.0.1>", &format!("To: {to}"))
+        .replace("Max-Forwards", &format!("Route: {route}\r\nMax-Forwards"))
 }
 
 /// The other PBX answers, and the dialog that follows is as any other.
@@ -229,7 +260,7 @@ fn a_refusal_that_comes_before_the_copy() {
     let datagram = Datagram { local: 0, from: PHONE.parse().unwrap(), bytes: invite.as_bytes() };
     let mut out = Vec::new();
     let World { proxy, dispatcher, now, .. } = &mut net.w;
-    proxy.handle_steered(*now, dispatcher, &net.kernel, (datagram, slot), &mut out);
+    proxy.handle_steered((*now, *now), dispatcher, &net.kernel, (datagram, slot), &mut out);
     let sent = net.finish(out);
     one(&sent, other(pbx), "INVITE");
     one(&sent, pbx, "ACK");
@@ -400,4 +431,132 @@ fn without_a_net_nothing_is_kept() {
     let failed = response(&invite, "503 Service Unavailable", "no");
     one(&net.hear(pbx, &failed), PHONE, "SIP/2.0 503");
     assert_eq!(Reason::SteeredFailed.way(), Way::Up);
+}
+
+// ---- Records -------------------------------------------------------------------------------------
+
+/// The one record that there is: what became of the call, and where it was.
+#[track_caller]
+fn record(net: &mut Net) -> (Disposition, u16, Ending, String) {
+    let [cdr] = &net.cdrs[..] else { panic!("{:?}", net.cdrs) };
+    let what = (cdr.disposition, cdr.sip_code, cdr.ending, cdr.dstchannel.to_string());
+    net.cdrs.clear();
+    let accounting = net.w.proxy.stateful().unwrap().accounting().unwrap();
+    assert!(accounting.is_empty());
+    what
+}
+
+/// The name of a PBX.
+fn name(pbx: &str) -> String {
+    if pbx == PBX[0] { "pbx1" } else { "pbx2" }.to_owned()
+}
+
+/// With records, both ways, with the net and without.
+fn each_recorded(test: impl Fn(&mut Net)) {
+    for (steers, guarded) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut net = Net::with(steers, true);
+        if !guarded {
+            net.w.proxy.policy.shadow = None;
+        }
+        test(&mut net);
+    }
+}
+
+#[test]
+fn a_steered_call_has_a_record() {
+    each_recorded(|net| {
+        let (pbx, invite) = net.invite("a");
+        net.pass(1000 * MS);
+        net.hear(pbx, &response(&invite, "180 Ringing", "there"));
+        let sent = net.hear(pbx, &response(&invite, "200 OK", "there"));
+        let ok = one(&sent, PHONE, "SIP/2.0 200").to_owned();
+        net.hear(pbx, &response(&invite, "200 OK", "there"));
+        one(&net.hear(PHONE, &within("ACK", &ok)), pbx, "ACK");
+        net.pass(60_000 * MS);
+        assert!(net.cdrs.is_empty());
+        one(&net.hear(PHONE, &within("BYE", &ok)), pbx, "BYE");
+        assert_eq!(net.cdrs[0].billsec, 60_000 * MS);
+        assert_eq!(net.cdrs[0].duration, 61_000 * MS);
+        net.hear(PHONE, &within("BYE", &ok));
+        assert_eq!(record(net), (Disposition::Answered, 200, Ending::Caller, name(pbx)));
+        // The other side hangs up, by a Route that stands in a form which is not the usual one.
+        for route in ["Route: ", "Route : "] {
+            let (pbx, invite) = net.invite(&format!("b{}", route.len()));
+            net.hear(pbx, &response(&invite, "200 OK", "there"));
+            let ours = header(&invite, "Record-Route")[0];
+            let bye = format!(
+                "BYE sip:alice@10.10.1.2:5062 SIP/2.0\r\nVia: SIP/2.0/UDP {pbx};branch=z9hG4bKx\r\n\
+                 Max-Forwards: 70\r\n{route}{ours}\r\nFrom: <sip:bob@10.10.0.1>;tag=there\r\n\
+                 To: <sip:alice@10.10.1.2>;tag=alice\r\nCall-ID: {}\r\nCSeq: 1 BYE\r\n\r\n",
+                header(&invite, "Call-ID")[0]
+            );
+            one(&net.hear(pbx, &bye), PHONE, "BYE");
+            assert_eq!(record(net), (Disposition::Answered, 200, Ending::Callee, name(pbx)));
+        }
+    });
+}
+
+#[test]
+fn a_steered_call_that_is_refused_or_cancelled_has_a_record() {
+    each_recorded(|net| {
+        let (pbx, invite) = net.invite("a");
+        one(&net.hear(pbx, &response(&invite, "486 Busy Here", "x")), PHONE, "SIP/2.0 486");
+        net.hear(pbx, &response(&invite, "486 Busy Here", "x"));
+        assert_eq!(record(net), (Disposition::Busy, 486, Ending::Refused, name(pbx)));
+        let (pbx, invite) = net.invite("b");
+        one(&net.hear(PHONE, &request("CANCEL", "b")), pbx, "CANCEL");
+        let terminated = response(&invite, "487 Request Terminated", "x");
+        one(&net.hear(pbx, &terminated), PHONE, "SIP/2.0 487");
+        assert_eq!(record(net), (Disposition::NoAnswer, 487, Ending::Cancelled, name(pbx)));
+    });
+}
+
+#[test]
+fn a_call_that_is_taken_over_has_one_record() {
+    let refusal = "503 Service Unavailable";
+    for steers in [true, false] {
+        let mut net = Net::with(steers, true);
+        let (pbx, invite) = net.invite("a");
+        let sent = net.hear(pbx, &response(&invite, refusal, "no"));
+        let second = one(&sent, other(pbx), "INVITE").to_owned();
+        let sent = net.hear(other(pbx), &response(&second, "200 OK", "there"));
+        let ok = one(&sent, PHONE, "SIP/2.0 200").to_owned();
+        net.pass(1000 * MS);
+        one(&net.hear(PHONE, &within("BYE", &ok)), other(pbx), "BYE");
+        let there = name(other(pbx));
+        assert_eq!(record(&mut net), (Disposition::Answered, 200, Ending::Caller, there));
+        // Neither takes it.
+        let (pbx, invite) = net.invite("b");
+        let sent = net.hear(pbx, &response(&invite, refusal, "no"));
+        let second = one(&sent, other(pbx), "INVITE").to_owned();
+        one(&net.hear(other(pbx), &response(&second, refusal, "no")), PHONE, "SIP/2.0 503");
+        let there = name(other(pbx));
+        let (disposition, status, _, at) = record(&mut net);
+        assert_eq!((disposition, status, at), (Disposition::Failed, 503, there));
+        // There is no copy, so the refusal goes on.
+        let (pbx, invite) = net.invite("c");
+        net.w.proxy.shadows = Default::default();
+        net.hear(pbx, &response(&invite, refusal, "no"));
+        one(&net.pass(100 * MS), PHONE, "SIP/2.0 503");
+        assert_eq!(record(&mut net), (Disposition::Failed, 503, Ending::Refused, name(pbx)));
+    }
+}
+
+#[test]
+fn an_old_copy_is_for_the_record_alone() {
+    let mut net = Net::with(true, true);
+    let invite = request("INVITE", "a");
+    let (slot, old) = (net.slot(PBX[0]), net.w.now);
+    net.w.now += 33_000 * MS;
+    let World { proxy, dispatcher, now, .. } = &mut net.w;
+    let datagram = Datagram { local: 0, from: PHONE.parse().unwrap(), bytes: invite.as_bytes() };
+    let mut out = Vec::new();
+    proxy.handle_steered((*now, old), dispatcher, &net.kernel, (datagram, slot), &mut out);
+    assert_eq!(proxy.poll_timeout(), None);
+    let hash = proxy.identify(invite.as_bytes(), &mut Index::new()).unwrap().0;
+    let (from, at) = (PBX[0].parse().unwrap(), old + 20_000 * MS);
+    proxy.handle_report((*now, at), from, hash, Report::Final { status: 404, cancelled: false });
+    net.finish(out);
+    assert_eq!(net.cdrs[0].duration, 20_000 * MS);
+    assert_eq!(record(&mut net), (Disposition::Failed, 404, Ending::Refused, name(PBX[0])));
 }
