@@ -33,6 +33,8 @@ pub(super) struct Seed {
 impl Seed {
     pub(super) fn new(key: Key, now: Instant) -> Result<Self> {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Of the same moment: the kernel program was loaded meanwhile.
+        let unix = unix.saturating_sub(now.elapsed());
         Ok(Self { key, fresh: random_key()?.0, records: random_key()?.0, now, unix })
     }
 
