@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
+use sip_ebpf::address::Address;
 use sip_ebpf::edit::{self, ABOUT_US, ABOUT_WORDS, FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
@@ -194,7 +195,7 @@ impl Sink for Straight<'_> {
     }
 
     #[inline(always)]
-    fn put_received(&mut self, at: u32, _src: Endpoint, rport: bool) -> u32 {
+    fn put_received<A: Address>(&mut self, at: u32, _src: A, rport: bool) -> u32 {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
         unsafe { (*self.from).put_received(self, at, rport) }
     }
