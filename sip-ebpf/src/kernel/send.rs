@@ -34,7 +34,7 @@ pub(super) fn forward(
     if len + IP_UDP > hop.mtu {
         return Err(Reason::Mtu);
     }
-    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let t = Bytes::new(ctx, scratch);
     let checksum = match s.frame.checksum {
         0 => 0,
         _ if s.plan.record != 0 => {
@@ -106,7 +106,7 @@ pub(super) fn insert(
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
         return Err(Reason::Headroom);
     }
-    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let t = Bytes::new(ctx, scratch);
     let mut front = Straight { ctx, start: l2 + IP_UDP, from };
     s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut front);
     // What follows the front, which its last words may have covered.
