@@ -8,6 +8,7 @@
 //! The answer has a To tag of its own ([`crate::cookie::challenge_tag`]). By that an ACK is known that belongs to it: those of
 //! refusals that the daemon keeps in mind have another.
 
+use crate::address::Address;
 use crate::cookie;
 use crate::edit::{Front, Sink, answer_head};
 use crate::hash::Keys;
@@ -164,10 +165,10 @@ pub trait Domains {
 /// [`crate::route::route`] has decided on the request before and said [`crate::Reason::Untrusted`] or
 /// [`crate::Reason::Method`], and its sender is nobody who is believed.
 #[inline(always)]
-pub fn wanted<T: Text, D: Domains>(
+pub fn wanted<T: Text, A: Address, D: Domains>(
     t: T,
     index: &Index,
-    plan: &Plan,
+    plan: &Plan<A>,
     tables: &D,
     key: &mut Domain,
 ) -> Option<Role> {
@@ -222,7 +223,12 @@ pub fn wanted<T: Text, D: Domains>(
 
 /// Whether an ACK is that of a challenge, which nobody remembers: it ends here.
 #[inline(always)]
-pub fn is_acknowledged<T: Text>(t: T, index: &Index, plan: &Plan, keys: &Keys) -> bool {
+pub fn is_acknowledged<T: Text, A: Address>(
+    t: T,
+    index: &Index,
+    plan: &Plan<A>,
+    keys: &Keys,
+) -> bool {
     let Some(call_id) = index.first(Kind::CallId) else { return false };
     let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
     index.method == Method::Ack as u32
@@ -232,11 +238,11 @@ pub fn is_acknowledged<T: Text>(t: T, index: &Index, plan: &Plan, keys: &Keys) -
 
 /// The answer that asks for credentials, all of it. The tag in `plan` is that of the challenge.
 #[inline(always)]
-pub fn answer<T: Text, S: Sink>(
+pub fn answer<T: Text, A: Address, S: Sink>(
     t: T,
     index: &Index,
-    packet: Packet,
-    plan: &Plan,
+    packet: Packet<A>,
+    plan: &Plan<A>,
     (challenge, role, stamp): (&Challenge, Role, Stamp),
     out: &mut S,
 ) -> Front {
@@ -371,12 +377,12 @@ fn is_named<T: Text>(t: T, line: Line, name: &[u8]) -> bool {
 
 /// Whether the Via has an address, a branch and maybe an `rport`, and nothing else.
 #[inline(always)]
-fn via_is_plain<T: Text>(t: T, plan: &Plan) -> bool {
+fn via_is_plain<T: Text, A: Address>(t: T, plan: &Plan<A>) -> bool {
     let via = &plan.via;
     let rport = if via.rport.at != 0 { 6 } else { 0 };
     let branch = via.branch.end.wrapping_sub(via.branch.at);
     via.end == via.sent_by.end + 8 + branch + rport
-        && header::host_port(t, via.sent_by.at, via.sent_by.end).is_ok()
+        && header::host_port::<T, A>(t, via.sent_by.at, via.sent_by.end).is_ok()
         && run(t, via.branch.at, via.branch.end, TOKEN) == via.branch.end
 }
 

@@ -2,6 +2,7 @@
 //! its Record-Route. Both are signed with the key of [`crate::tables::Config`], so that no table is
 //! needed and nobody else can make one.
 
+use crate::address::Address;
 use crate::hash::{Keys, spread, universal};
 use crate::header::Span;
 use crate::siphash::{siphash, siphash_word};
@@ -17,8 +18,13 @@ pub const DAEMON: &[u8] = b"z9hG4bKsld";
 /// Hexadecimal digits of a branch of the stateless half.
 pub const BRANCH_DIGITS: u32 = 16;
 
-/// Hexadecimal digits of a cookie.
-pub const COOKIE_DIGITS: u32 = 32;
+/// Hexadecimal digits of a cookie with an IPv4 address.
+pub const COOKIE_DIGITS: u32 = cookie_digits::<Endpoint>();
+
+/// Hexadecimal digits of a cookie with an address of this family.
+pub const fn cookie_digits<A: Address>() -> u32 {
+    A::DIGITS + 24
+}
 
 /// What a hash is for. Each has a key of its own, or one could be asked for another's answers.
 #[derive(Clone, Copy)]
@@ -94,55 +100,50 @@ pub fn user<T: Text>(keys: &Keys, t: T, name: Span) -> u64 {
 /// signed for its call: who has seen the Route has seen the Call-ID and the tags as well, so tags would
 /// add nothing but the price of reading them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Cookie {
+pub struct Cookie<A = Endpoint> {
     /// Where the other side of the PBX really is: the source of its packets (as RFC 5626 5.2).
-    pub flow: Endpoint,
+    pub flow: A,
     /// Slot of the PBX.
     pub slot: u32,
     /// Whether the daemon keeps a record of the call: then it wants to see the BYE that ends it.
     pub recorded: bool,
 }
 
-impl Cookie {
+impl<A: Address> Cookie<A> {
+    /// What stands behind the address: its port, the slot and the flags.
     #[inline(always)]
-    fn word(self) -> u64 {
-        let addr = u32::from_be(self.flow.addr) as u64;
-        let port = u16::from_be(self.flow.port) as u64;
-        addr << 32 | port << 16 | (self.slot as u64 & 0xff) << 8 | self.recorded as u64
+    fn rest(self) -> u32 {
+        (self.flow.port_number() as u32) << 16 | (self.slot & 0xff) << 8 | self.recorded as u32
     }
 
-    /// The four words of its digits.
+    /// The words of its digits.
     #[inline(always)]
-    pub fn write(self, keys: &Keys, call: u64) -> [u64; 4] {
-        self.write_known(keys, call, Self::address_digits(self.flow))
+    pub fn write(self, keys: &Keys, call: u64) -> A::Cookie {
+        self.write_known(keys, call, self.flow.digits())
     }
 
-    /// The first word of the digits of each cookie for `flow`.
+    /// As [`Cookie::write`], where [`Address::digits`] of the flow were made before.
     #[inline(always)]
-    pub fn address_digits(flow: Endpoint) -> u64 {
-        hex8(u32::from_be(flow.addr))
-    }
-
-    /// As [`Cookie::write`], where [`Cookie::address_digits`] were made before.
-    #[inline(always)]
-    pub fn write_known(self, keys: &Keys, call: u64, address_digits: u64) -> [u64; 4] {
-        let word = self.word();
-        let signature = siphash_word(cookie_key(keys, call), word);
-        [address_digits, hex8(word as u32), hex8((signature >> 32) as u32), hex8(signature as u32)]
+    pub fn write_known(self, keys: &Keys, call: u64, digits: A::Digits) -> A::Cookie {
+        let rest = self.rest();
+        let signature = self.flow.sign(cookie_key(keys, call), rest);
+        let signature = [hex8((signature >> 32) as u32), hex8(signature as u32)];
+        A::cookie(digits, [hex8(rest), signature[0], signature[1]])
     }
 
     /// Reads the digits at `at`; gives the signature too, for [`Cookie::signed`].
     #[inline(always)]
     pub fn read<T: Text>(t: T, at: u32) -> Option<(Self, u64)> {
-        let addr = unhex8(t.word(at))?;
-        let rest = unhex8(t.word(at + 8))?;
-        let high = unhex8(t.word(at + 16))?;
-        let low = unhex8(t.word(at + 24))?;
+        let flow = A::read_digits(t, at)?;
+        let at = at + A::DIGITS;
+        let rest = unhex8(t.word(at))?;
+        let high = unhex8(t.word(at + 8))?;
+        let low = unhex8(t.word(at + 16))?;
         if rest & 0xfe != 0 {
             return None;
         }
         let cookie = Self {
-            flow: Endpoint { addr: addr.to_be(), port: ((rest >> 16) as u16).to_be(), pad: 0 },
+            flow: flow.with_port((rest >> 16) as u16),
             slot: rest >> 8 & 0xff,
             recorded: rest & 1 != 0,
         };
@@ -152,7 +153,7 @@ impl Cookie {
     /// Whether we signed it, for this call.
     #[inline(always)]
     pub fn signed(self, signature: u64, keys: &Keys, call: u64) -> bool {
-        siphash_word(cookie_key(keys, call), self.word()) == signature
+        self.flow.sign(cookie_key(keys, call), self.rest()) == signature
     }
 }
 
@@ -218,7 +219,7 @@ mod tests {
         assert_eq!(Cookie::read(&recorded[..], 0).map(|(read, _)| read), Some(other));
         let upper = text.to_ascii_uppercase();
         assert_eq!(Cookie::read(&upper[..], 0), Some((cookie, signature)));
-        assert_eq!(Cookie::read(&text[1..], 0), None);
+        assert_eq!(Cookie::<Endpoint>::read(&text[1..], 0), None);
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! says how long it is and how much of the old message it stands for ([`Front`]); what follows is
 //! the rest of the old one.
 
+use crate::address::{Address, Words};
 use crate::header::{Span, host_port};
 use crate::repeat::{repeat_few, step};
 use crate::route::{Packet, Plan};
 use crate::scan::{Index, Kind};
-use crate::tables::{Endpoint, Local, RECORD_ROUTE_TEXT, VIA_TEXT};
-use crate::text::{Text, dotted, literal};
+use crate::tables::Local;
+use crate::text::{Text, literal};
 
 /// The longest front. A longer one is for the daemon.
 pub const FRONT: u32 = 2048;
@@ -32,7 +33,7 @@ pub trait Sink {
 
     /// Puts what a Via says of who sent it, and says where that ended: [`received`] as it is, or as it was kept.
     #[inline(always)]
-    fn put_received(&mut self, at: u32, src: Endpoint, rport: bool) -> u32
+    fn put_received<A: Address>(&mut self, at: u32, src: A, rport: bool) -> u32
     where
         Self: Sized,
     {
@@ -58,21 +59,21 @@ pub struct Front {
 /// A request on its way: our Via on top, maybe a Record-Route, `received` and `rport` for who sent
 /// it, our Route out. Max-Forwards is not in here: see [`hops`].
 #[inline(always)]
-pub fn request<T: Text, S: Sink>(
+pub fn request<T: Text, A: Address, S: Sink>(
     t: T,
     index: &Index,
-    packet: Packet,
-    local: &Local,
-    plan: &Plan,
+    packet: Packet<A>,
+    local: &Local<A>,
+    plan: &Plan<A>,
     out: &mut S,
 ) -> Front {
     let mut at = copy(t, 0, index.headers, out, 0);
     if plan.record != 0 {
-        out.put_run::<{ RECORD_ROUTE_TEXT / 8 }>(at, |i| word_of(&local.record_route, i));
-        out.put_run::<4>(at + local.cookie_at, |i| plan.cookie[i]);
+        local.record_route.put(out, at);
+        plan.cookie.put(out, at + local.cookie_at);
         at = out.fresh(at + local.record_route_len);
     }
-    out.put_run::<{ VIA_TEXT / 8 }>(at, |i| word_of(&local.via, i));
+    local.via.put(out, at);
     let digits = crate::text::hex(plan.branch);
     out.put_run::<2>(at + local.branch_at, |i| digits[i]);
     at = out.fresh(at + local.via_len);
@@ -99,11 +100,18 @@ pub fn request<T: Text, S: Sink>(
 /// `=port;received=address` behind an `rport`, or `;received=address` where the sender's own words
 /// differ from where the packet came from (RFC 3261 18.2.1, RFC 3581 4).
 #[inline(always)]
-fn sender<T: Text, S: Sink>(t: T, packet: Packet, plan: &Plan, out: &mut S, at: u32) -> u32 {
+fn sender<T: Text, A: Address, S: Sink>(
+    t: T,
+    packet: Packet<A>,
+    plan: &Plan<A>,
+    out: &mut S,
+    at: u32,
+) -> u32 {
     let (via, src) = (&plan.via, packet.src);
     let rport = via.rport.at != 0;
     if !rport
-        && host_port(t, via.sent_by.at, via.sent_by.end).is_ok_and(|(addr, _)| addr == src.addr)
+        && host_port::<T, A>(t, via.sent_by.at, via.sent_by.end)
+            .is_ok_and(|(said, _)| said.is_host_of(src))
     {
         return at;
     }
@@ -113,39 +121,19 @@ fn sender<T: Text, S: Sink>(t: T, packet: Packet, plan: &Plan, out: &mut S, at: 
 
 /// Writes `=port` if there is an `rport`, and `;received=address`; says where that ended.
 #[inline(always)]
-pub fn received<S: Sink>(src: Endpoint, rport: bool, out: &mut S, at: u32) -> u32 {
+pub fn received<A: Address, S: Sink>(src: A, rport: bool, out: &mut S, at: u32) -> u32 {
     let at = if rport { port(src, out, at) } else { at };
     out.put(at, literal(b";receive"));
     out.put(at + 8, literal(b"d="));
-    address(src.addr, out, at + 10)
+    src.write(out, at + 10)
 }
 
 /// Writes `=port`; says where that ended.
 #[inline(always)]
-pub fn port<S: Sink>(src: Endpoint, out: &mut S, at: u32) -> u32 {
+pub fn port<A: Address, S: Sink>(src: A, out: &mut S, at: u32) -> u32 {
     let (digits, n) = decimal(src.port_number());
     out.put(at, b'=' as u64 | digits << 8);
     at + 1 + n
-}
-
-/// Writes an IPv4 address; says where it ended.
-#[inline(always)]
-fn address<S: Sink>(addr: u32, out: &mut S, at: u32) -> u32 {
-    // Dots are put behind all four: what comes next covers the last one.
-    let octets = addr.to_ne_bytes();
-    let at = octet(octets[0], out, at);
-    let at = octet(octets[1], out, at);
-    let at = octet(octets[2], out, at);
-    octet(octets[3], out, at) - 1
-}
-
-/// Writes an octet and a dot; says where they ended.
-#[inline(always)]
-fn octet<S: Sink>(value: u8, out: &mut S, at: u32) -> u32 {
-    let text = dotted(value);
-    // With what stands above the text: what comes next covers it.
-    out.put(at, text);
-    at + (text >> 32) as u32
 }
 
 /// A port in decimal: the first digit in the lowest byte, and how many.
@@ -166,7 +154,7 @@ fn decimal(port: u16) -> (u64, u32) {
 
 /// The digits of the new Max-Forwards, the first in the lowest byte: as many as stood there.
 #[inline(always)]
-pub fn hops(plan: &Plan) -> u32 {
+pub fn hops<A: Address>(plan: &Plan<A>) -> u32 {
     let v = plan.hops;
     let tens = (v * 205) >> 11;
     let ones = v - tens * 10;
@@ -179,7 +167,7 @@ pub fn hops(plan: &Plan) -> u32 {
 
 /// A response on its way: without our Via.
 #[inline(always)]
-pub fn response<T: Text, S: Sink>(t: T, plan: &Plan, out: &mut S) -> Front {
+pub fn response<T: Text, A: Address, S: Sink>(t: T, plan: &Plan<A>, out: &mut S) -> Front {
     let at = copy(t, 0, plan.cut.at, out, 0);
     Front { old: plan.cut.end, new: at }
 }
@@ -194,11 +182,11 @@ pub const ABOUT_WORDS: [u64; ABOUT_US.len().div_ceil(8)] = words(ABOUT_US);
 
 /// The whole 200 of an OPTIONS: all Vias in their order, From, To with a tag, Call-ID, CSeq, and [`ABOUT_US`].
 #[inline(always)]
-pub fn options_answer<T: Text, S: Sink>(
+pub fn options_answer<T: Text, A: Address, S: Sink>(
     t: T,
     index: &Index,
-    packet: Packet,
-    plan: &Plan,
+    packet: Packet<A>,
+    plan: &Plan<A>,
     out: &mut S,
 ) -> Front {
     let Front { old, new: at } = options_answer_start(t, index, packet, plan, out);
@@ -208,11 +196,11 @@ pub fn options_answer<T: Text, S: Sink>(
 
 /// The 200 of an OPTIONS up to [`ABOUT_US`], which is the same in all of them: for who puts that in by other means.
 #[inline(always)]
-pub fn options_answer_start<T: Text, S: Sink>(
+pub fn options_answer_start<T: Text, A: Address, S: Sink>(
     t: T,
     index: &Index,
-    packet: Packet,
-    plan: &Plan,
+    packet: Packet<A>,
+    plan: &Plan<A>,
     out: &mut S,
 ) -> Front {
     out.put(0, literal(b"SIP/2.0 "));
@@ -223,11 +211,11 @@ pub fn options_answer_start<T: Text, S: Sink>(
 /// What every answer has behind its first line, from `at` on: all Vias in their order, From, To with the tag of `plan`,
 /// Call-ID, CSeq (8.2.6.2).
 #[inline(always)]
-pub fn answer_head<T: Text, S: Sink>(
+pub fn answer_head<T: Text, A: Address, S: Sink>(
     t: T,
     index: &Index,
-    packet: Packet,
-    plan: &Plan,
+    packet: Packet<A>,
+    plan: &Plan<A>,
     out: &mut S,
     at: u32,
 ) -> Front {
@@ -272,14 +260,6 @@ const fn words<const N: usize>(text: &[u8]) -> [u64; N] {
         i += 1;
     }
     words
-}
-
-/// The `i`th word of a table's text.
-#[inline(always)]
-fn word_of<const N: usize>(text: &[u8; N], i: usize) -> u64 {
-    debug_assert!(i * 8 + 8 <= N);
-    // SAFETY: the callers count to N / 8. Texts of a table are 8-aligned by their place in it.
-    unsafe { text.as_ptr().cast::<u64>().add(i).read() }
 }
 
 /// Copies from `from` to `to`, to `at`; says where it ended. Up to 31 bytes more are written.

@@ -5,6 +5,7 @@
 //! ([`crate::message`]), where everything that RFC 3261 allows is read. What is not odd is read
 //! alike by both.
 
+use crate::address::Address;
 use crate::repeat::{repeat, step};
 use crate::scan::{Index, Kind, Line, REPEATED, find_byte, skip_blank};
 use crate::text::{LOWER, Text, digits, equal, first, head, literal, short_digits};
@@ -299,18 +300,18 @@ fn min8(n: u32) -> u32 {
     if n < 8 { n } else { 8 }
 }
 
-/// A host and port that is an IPv4 address: `10.0.0.1` or `10.0.0.1:5060`, ending at `end`. The port
-/// is a number, 5060 if there is none.
+/// A host and port that is an address: `10.0.0.1` or `10.0.0.1:5060`, ending at `end`. The port is a number beside the
+/// address, 5060 if there is none.
 #[inline(always)]
-pub fn host_port<T: Text>(t: T, at: u32, end: u32) -> Result<(u32, u32), Odd> {
-    let (addr, at) = crate::text::ipv4(t, at).ok_or(Odd)?;
+pub fn host_port<T: Text, A: Address>(t: T, at: u32, end: u32) -> Result<(A, u32), Odd> {
+    let (host, at) = A::read_host(t, at).ok_or(Odd)?;
     if at == end {
-        return Ok((addr, 5060));
+        return Ok((host, 5060));
     }
     if at > end || t.byte(at) != b':' {
         return Err(Odd);
     }
-    Ok((addr, port(t, Span { at: at + 1, end })?))
+    Ok((host, port(t, Span { at: at + 1, end })?))
 }
 
 /// A port number, alone in its span.

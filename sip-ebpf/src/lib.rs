@@ -5,6 +5,7 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod address;
 pub mod calls;
 pub mod challenge;
 pub mod cookie;

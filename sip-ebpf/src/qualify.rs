@@ -5,12 +5,13 @@
 //! knows who is registered and mirrors it into the kernel. [`asked`] takes requests in the form that PBXs write, for a
 //! user at the address that they came to; others are for the daemon, which answers them alike.
 
+use crate::address::{Address, Words};
 use crate::challenge::{USER, run};
 use crate::edit::{ABOUT_US, ABOUT_WORDS, Front, Sink, answer_head};
 use crate::header::{self, Span};
 use crate::route::{Packet, Plan};
 use crate::scan::{Index, Kind, Method};
-use crate::tables::{Local, URI_WORDS};
+use crate::tables::Local;
 use crate::text::{LOWER, Text, head, literal};
 
 /// The user that is asked for, as it stands in the Request-URI: letters, digits and what means itself there.
@@ -18,12 +19,12 @@ use crate::text::{LOWER, Text, head, literal};
 /// [`crate::route::route`] has decided on the request before and said [`crate::Reason::OptionsNotForUs`], and its sender
 /// is a PBX.
 #[inline(always)]
-pub fn asked<T: Text>(
+pub fn asked<T: Text, A: Address>(
     t: T,
     index: &Index,
-    packet: Packet,
-    local: &Local,
-    plan: &Plan,
+    packet: Packet<A>,
+    local: &Local<A>,
+    plan: &Plan<A>,
 ) -> Option<Span> {
     if index.method != Method::Options as u32
         || index.has(Kind::Route)
@@ -35,7 +36,7 @@ pub fn asked<T: Text>(
     // The answer goes back to where the question came from (18.2.2).
     let via = &plan.via;
     if via.rport.at == 0 {
-        let (_, port) = header::host_port(t, via.sent_by.at, via.sent_by.end).ok()?;
+        let (_, port) = header::host_port::<T, A>(t, via.sent_by.at, via.sent_by.end).ok()?;
         if port != packet.src.port_number() as u32 {
             return None;
         }
@@ -51,13 +52,13 @@ pub fn asked<T: Text>(
     // Read as if the scheme stood before the host.
     let as_uri = user.end.wrapping_sub(3);
     let (mut port, mut host) = (0, u64::from(local.host_len == 0));
-    for i in 0..URI_WORDS {
-        let mut differs = t.word(as_uri + 8 * i as u32) ^ local.uri[i];
+    for i in 0..A::Uri::LEN {
+        let mut differs = t.word(as_uri + 8 * i as u32) ^ local.uri.word(i);
         if i == 0 {
             differs &= !0xffff_ffff;
         }
-        port |= differs & local.uri_mask[i];
-        host |= differs & local.host_mask[i];
+        port |= differs & local.uri_mask.word(i);
+        host |= differs & local.host_mask.word(i);
     }
     let behind = match (port, host) {
         (0, _) => as_uri + local.uri_len,
@@ -69,11 +70,11 @@ pub fn asked<T: Text>(
 
 /// The answer, all of it: 200 as for an OPTIONS that asks us, or 404.
 #[inline(always)]
-pub fn answer<T: Text, S: Sink>(
+pub fn answer<T: Text, A: Address, S: Sink>(
     t: T,
     index: &Index,
-    packet: Packet,
-    plan: &Plan,
+    packet: Packet<A>,
+    plan: &Plan<A>,
     there: bool,
     out: &mut S,
 ) -> Front {

@@ -5,17 +5,18 @@
 //! sends ([`crate::reason::Way::Sent`]), [`crate::edit`] makes the bytes. In every other case the
 //! message is the daemon's, which knows the long way.
 
+use crate::address::{Address, Words};
 use crate::calls::{Call, state};
 use crate::cookie::{self, Cookie, Owner};
 use crate::hash::Keys;
 use crate::header::{self, Span, Via};
 use crate::reason::Reason;
 use crate::scan::{Index, Kind, Line, Method};
-use crate::tables::{Endpoint, Local, MAX_PBX, OWN_VIA_WORDS, Pbx, PbxState, URI_WORDS};
+use crate::tables::{Endpoint, Local, MAX_PBX, PbxState};
 use crate::text::{LOWER, Text, head, literal};
 
 /// What the decision asks of the tables.
-pub trait Tables {
+pub trait Tables<A: Address = Endpoint> {
     /// The keys of hashes and signatures.
     fn keys(&self) -> &Keys;
 
@@ -23,19 +24,19 @@ pub trait Tables {
     fn alive(&self) -> bool;
 
     /// Whether INVITEs from there are steered.
-    fn trusted(&self, src: Endpoint) -> bool;
+    fn trusted(&self, src: A) -> bool;
 
-    /// [`Cookie::address_digits`] of where the datagram came from, as they are or as they were kept.
+    /// [`Address::digits`] of where the datagram came from, as they are or as they were kept.
     #[inline(always)]
-    fn address_digits(&self, src: Endpoint) -> u64 {
-        Cookie::address_digits(src)
+    fn address_digits(&self, src: A) -> A::Digits {
+        src.digits()
     }
 
     /// The slot of the PBX that listens there.
-    fn pbx_at(&self, endpoint: Endpoint) -> Option<u32>;
+    fn pbx_at(&self, endpoint: A) -> Option<u32>;
 
     /// The PBX in a slot, if it is in use.
-    fn pbx(&self, slot: u32) -> Option<Pbx>;
+    fn pbx(&self, slot: u32) -> Option<A::Pbx>;
 
     /// The slot of the active PBX whose turn it is.
     fn turn(&self) -> Option<u32>;
@@ -59,17 +60,17 @@ pub trait Tables {
 /// From where to where a datagram came.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(C)]
-pub struct Packet {
+pub struct Packet<A = Endpoint> {
     /// Its source.
-    pub src: Endpoint,
+    pub src: A,
     /// Its destination: an address of ours.
-    pub dst: Endpoint,
+    pub dst: A,
 }
 
 /// What was read, and what is to be done with it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Plan {
+pub struct Plan<A: Address = Endpoint> {
     /// The top Via.
     pub via: Via,
     /// Of a response: the Via below it.
@@ -85,9 +86,9 @@ pub struct Plan {
     /// Digits of our branch.
     pub branch: u64,
     /// Digits of our cookie, if a Record-Route goes in.
-    pub cookie: [u64; 4],
+    pub cookie: A::Cookie,
     /// Where it goes.
-    pub next: Endpoint,
+    pub next: A,
     /// Slot of the PBX it goes to or comes from.
     pub slot: u32,
     /// Where the digits of Max-Forwards stand; zero if they stay.
@@ -104,16 +105,39 @@ pub struct Plan {
     pub decided: u32,
 }
 
+impl<A: Address> Default for Plan<A> {
+    fn default() -> Self {
+        Self {
+            via: Via::default(),
+            next_via: Via::default(),
+            to_tag: Span::default(),
+            cut: Span::default(),
+            call: 0,
+            tag: 0,
+            branch: 0,
+            cookie: A::Cookie::ZERO,
+            next: A::default(),
+            slot: 0,
+            hops_at: 0,
+            hops_len: 0,
+            hops: 0,
+            record: 0,
+            own_digits: 0,
+            decided: 0,
+        }
+    }
+}
+
 /// Decides. `index` is what [`crate::scan::scan`] found in `t`; `local` is what stands in the table
 /// for `packet.dst`.
 #[inline(always)]
-pub fn route<T: Text, W: Tables>(
+pub fn route<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
-    packet: Packet,
-    local: &Local,
+    packet: Packet<A>,
+    local: &Local<A>,
     tables: &W,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Reason {
     if index.flags != 0 {
         return Reason::Folded;
@@ -131,14 +155,14 @@ pub fn route<T: Text, W: Tables>(
 }
 
 #[inline(always)]
-fn request<T: Text, W: Tables>(
+fn request<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
-    packet: Packet,
+    packet: Packet<A>,
     via: Line,
-    local: &Local,
+    local: &Local<A>,
     tables: &W,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Reason {
     // The top Via alone in its line, with the magic cookie, as its sender wrote it.
     let odd = plan.via.end != via.end as u32
@@ -220,13 +244,13 @@ fn request<T: Text, W: Tables>(
 
 /// OPTIONS that asks us, not somebody behind us (RFC 3261 11).
 #[inline(always)]
-fn options<T: Text, W: Tables>(
+fn options<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
-    packet: Packet,
-    local: &Local,
+    packet: Packet<A>,
+    local: &Local<A>,
     tables: &W,
-    plan: &Plan,
+    plan: &Plan<A>,
 ) -> Reason {
     if index.has(Kind::Route) || index.has(Kind::Require) {
         return Reason::OptionsNotForUs;
@@ -240,7 +264,8 @@ fn options<T: Text, W: Tables>(
     // The answer goes back to where the question came from: without rport only if that is the port
     // in the Via (18.2.2).
     if plan.via.rport.at == 0
-        && !sent_by(t, &plan.via).is_ok_and(|(_, port)| port == packet.src.port_number() as u32)
+        && !sent_by::<T, A>(t, &plan.via)
+            .is_ok_and(|(_, port)| port == packet.src.port_number() as u32)
     {
         return Reason::OddVia;
     }
@@ -253,13 +278,13 @@ fn options<T: Text, W: Tables>(
 /// Whether the Request-URI is `sip:`, our address and port as we would write them, and at most
 /// parameters. The port may be missing where it is 5060.
 #[inline(always)]
-fn for_us<T: Text>(t: T, index: &Index, local: &Local) -> bool {
+fn for_us<T: Text, A: Address>(t: T, index: &Index, local: &Local<A>) -> bool {
     let (mut port, mut host) = (0, u64::from(local.host_len == 0));
-    for i in 0..URI_WORDS {
+    for i in 0..A::Uri::LEN {
         // Letters of the scheme in any case; digits and dots have that bit already.
-        let differs = (t.word(index.uri + 8 * i as u32) | LOWER) ^ local.uri[i];
-        port |= differs & local.uri_mask[i];
-        host |= differs & local.host_mask[i];
+        let differs = (t.word(index.uri + 8 * i as u32) | LOWER) ^ local.uri.word(i);
+        port |= differs & local.uri_mask.word(i);
+        host |= differs & local.host_mask.word(i);
     }
     let at = match (port, host) {
         (0, _) => index.uri + local.uri_len,
@@ -271,7 +296,11 @@ fn for_us<T: Text>(t: T, index: &Index, local: &Local) -> bool {
 
 /// Max-Forwards less one, with as many digits (16.6, step 3).
 #[inline(always)]
-fn max_forwards<T: Text>(t: T, index: &Index, plan: &mut Plan) -> Result<(), header::Odd> {
+fn max_forwards<T: Text, A: Address>(
+    t: T,
+    index: &Index,
+    plan: &mut Plan<A>,
+) -> Result<(), header::Odd> {
     let line = index.first(Kind::MaxForwards).ok_or(header::Odd)?;
     let hops = header::number(t, line)?;
     let len = line.end as u32 - line.value as u32;
@@ -287,7 +316,7 @@ fn max_forwards<T: Text>(t: T, index: &Index, plan: &mut Plan) -> Result<(), hea
 
 /// An INVITE that starts a dialog: to the PBX of its first copy, else to the next one.
 #[inline(always)]
-fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
+fn invite<A: Address, W: Tables<A>>(packet: Packet<A>, tables: &W, plan: &mut Plan<A>) -> Reason {
     if !tables.trusted(packet.src) {
         return Reason::Untrusted;
     }
@@ -318,7 +347,7 @@ fn invite<W: Tables>(packet: Packet, tables: &W, plan: &mut Plan) -> Reason {
     plan.cookie = cookie.write_known(tables.keys(), plan.call, tables.address_digits(packet.src));
     plan.record = 1;
     plan.slot = slot;
-    plan.next = pbx.endpoint();
+    plan.next = A::of_pbx(&pbx).0;
     plan.cut = Span::default();
     reason
 }
@@ -328,13 +357,13 @@ const NOWHERE: u32 = MAX_PBX;
 
 /// Whether there is a PBX that a call is with, and it was not found dead: then the call may still be saved by another.
 #[inline(always)]
-fn known<W: Tables>(tables: &W, call: Call) -> bool {
-    tables.pbx(call.slot).is_some_and(|pbx| pbx.state != PbxState::Inactive as u8)
+fn known<A: Address, W: Tables<A>>(tables: &W, call: Call) -> bool {
+    tables.pbx(call.slot).is_some_and(|pbx| A::of_pbx(&pbx).1 != PbxState::Inactive as u8)
 }
 
 /// CANCEL and the ACK of a failure go where their INVITE went (9.1, 17.1.1.3).
 #[inline(always)]
-fn follow<W: Tables>(tables: &W, plan: &mut Plan, reason: Reason) -> Reason {
+fn follow<A: Address, W: Tables<A>>(tables: &W, plan: &mut Plan<A>, reason: Reason) -> Reason {
     let bits = if matches!(reason, Reason::CancelSteered) { state::CANCELLED } else { 0 };
     let Some(call) = tables.note(plan.call, bits) else {
         return Reason::UnknownCall;
@@ -347,31 +376,28 @@ fn follow<W: Tables>(tables: &W, plan: &mut Plan, reason: Reason) -> Reason {
     };
     plan.record = 0;
     plan.slot = call.slot;
-    plan.next = pbx.endpoint();
+    plan.next = A::of_pbx(&pbx).0;
     plan.cut = Span::default();
     reason
 }
 
 /// A request inside a dialog follows our Record-Route (16.12), which must stand alone.
 #[inline(always)]
-fn dialog<T: Text, W: Tables>(
+fn dialog<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
-    local: &Local,
+    local: &Local<A>,
     tables: &W,
     from_pbx: Option<u32>,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Reason {
     let Some(line) = index.first(Kind::Route) else {
         return Reason::OddRoute;
     };
     let at = line.value as u32;
-    let mut differs = 0;
-    for i in 0..local.route.len() {
-        differs |= (t.word(at + 8 * i as u32) ^ local.route[i]) & local.route_mask[i];
-    }
+    let differs = local.route.differs(&local.route_mask, t, at);
     let digits = at + local.route_len;
-    let end = digits + cookie::COOKIE_DIGITS;
+    let end = digits + cookie::cookie_digits::<A>();
     if differs != 0
         || index.repeated(Kind::Route)
         || end + 1 != line.end as u32
@@ -379,7 +405,7 @@ fn dialog<T: Text, W: Tables>(
     {
         return Reason::OddRoute;
     }
-    let Some((cookie, signature)) = Cookie::read(t, digits) else {
+    let Some((cookie, signature)) = Cookie::<A>::read(t, digits) else {
         return Reason::BadCookie;
     };
     if !cookie.signed(signature, tables.keys(), plan.call) {
@@ -398,7 +424,7 @@ fn dialog<T: Text, W: Tables>(
             let Some(pbx) = tables.pbx(cookie.slot) else {
                 return Reason::NoPbx;
             };
-            plan.next = pbx.endpoint();
+            plan.next = A::of_pbx(&pbx).0;
             Reason::DialogToPbx
         }
     };
@@ -413,14 +439,14 @@ fn dialog<T: Text, W: Tables>(
 
 /// A response goes where the Via below ours says (16.11, 18.2.2), to or from a PBX only.
 #[inline(always)]
-fn response<T: Text, W: Tables>(
+fn response<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
-    packet: Packet,
+    packet: Packet<A>,
     via: Line,
-    local: &Local,
+    local: &Local<A>,
     tables: &W,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Reason {
     plan.decided = 0;
     let (digits, ours) = match own_via(t, via, local, &mut plan.via) {
@@ -445,7 +471,7 @@ fn response<T: Text, W: Tables>(
 
 /// The digits of a branch of ours in a Via that we would write in another way, or why it is none.
 #[inline(always)]
-fn foreign<T: Text>(t: T, via: Line, plan: &mut Plan) -> Result<u64, Reason> {
+fn foreign<T: Text, A: Address>(t: T, via: Line, plan: &mut Plan<A>) -> Result<u64, Reason> {
     if header::via(t, via.value as u32, via.end as u32, &mut plan.via).is_err() {
         return Err(Reason::OddVia);
     }
@@ -467,14 +493,14 @@ fn branch_at<T: Text>(t: T, at: u32) -> Option<u64> {
 /// The rest of a response whose top Via is ours: `ours` is where the digits of its branch stand or, where that is
 /// zero, what they say.
 #[inline(always)]
-fn below_ours<T: Text, W: Tables>(
+fn below_ours<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
-    packet: Packet,
+    packet: Packet<A>,
     via: Line,
     ours: (u32, u64),
     tables: &W,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Reason {
     // The next Via stands behind a comma, or in the next line.
     let (next, next_end) = if plan.via.end < via.end as u32 {
@@ -516,7 +542,7 @@ fn below_ours<T: Text, W: Tables>(
         return Reason::BadBranch;
     }
     plan.branch = branch;
-    let Ok(next_hop) = way_back(t, &plan.next_via) else {
+    let Ok(next_hop) = way_back::<T, A>(t, &plan.next_via) else {
         return Reason::BadBranch;
     };
     let from_pbx = tables.pbx_at(packet.src).is_some();
@@ -534,7 +560,12 @@ fn below_ours<T: Text, W: Tables>(
 
 /// What a response of a PBX means for its call: that it was heard, that it is decided, that another PBX may take it.
 #[inline(always)]
-fn outcome<T: Text, W: Tables>(t: T, index: &Index, tables: &W, plan: &mut Plan) -> Reason {
+fn outcome<T: Text, A: Address, W: Tables<A>>(
+    t: T,
+    index: &Index,
+    tables: &W,
+    plan: &mut Plan<A>,
+) -> Reason {
     if !tables.noted() {
         return Reason::ResponseForwarded;
     }
@@ -560,12 +591,14 @@ fn outcome<T: Text, W: Tables>(t: T, index: &Index, tables: &W, plan: &mut Plan)
 /// A Via as we write it, which is how it comes back from nearly everybody: where the digits of its branch
 /// should be, and in `found` where it stands. None says nothing yet.
 #[inline(always)]
-fn own_via<T: Text>(t: T, line: Line, local: &Local, found: &mut Via) -> Option<u32> {
+fn own_via<T: Text, A: Address>(
+    t: T,
+    line: Line,
+    local: &Local<A>,
+    found: &mut Via,
+) -> Option<u32> {
     let at = line.value as u32;
-    let mut differs = 0;
-    for i in 0..OWN_VIA_WORDS {
-        differs |= (t.word(at + 8 * i as u32) ^ local.own_via[i]) & local.own_via_mask[i];
-    }
+    let differs = local.own_via.differs(&local.own_via_mask, t, at);
     let digits = at + local.own_via_len;
     let end = digits + cookie::BRANCH_DIGITS;
     if differs != 0 || (end != line.end as u32 && t.byte(end) != b',') {
@@ -578,31 +611,31 @@ fn own_via<T: Text>(t: T, line: Line, local: &Local, found: &mut Via) -> Option<
 /// Where a response for this Via goes: `received` and `rport` before the sender's own words
 /// (18.2.2, RFC 3581 4).
 #[inline(always)]
-fn way_back<T: Text>(t: T, via: &Via) -> Result<Endpoint, header::Odd> {
+fn way_back<T: Text, A: Address>(t: T, via: &Via) -> Result<A, header::Odd> {
     if via.maddr != 0 {
         return Err(header::Odd);
     }
     // With `received` and `rport` the sender's own words do not matter, and may be a name.
-    let (mut addr, mut port) = (0, 0);
+    let (mut host, mut port) = (A::default(), 0);
     if via.received.is_empty() || via.rport.is_empty() {
-        (addr, port) = sent_by(t, via)?;
+        (host, port) = sent_by(t, via)?;
     }
     if !via.received.is_empty() {
-        let (value, at) = crate::text::ipv4(t, via.received.at).ok_or(header::Odd)?;
+        let (value, at) = A::read_received(t, via.received.at).ok_or(header::Odd)?;
         if at != via.received.end {
             return Err(header::Odd);
         }
-        addr = value;
+        host = value;
     }
     if !via.rport.is_empty() {
         port = header::port(t, via.rport)?;
     }
-    Ok(Endpoint { addr, port: (port as u16).to_be(), pad: 0 })
+    Ok(host.with_port(port as u16))
 }
 
-/// Host and port of a Via that was sent by an IPv4 address.
+/// Host and port of a Via that was sent by an address.
 #[inline(always)]
-fn sent_by<T: Text>(t: T, via: &Via) -> Result<(u32, u32), header::Odd> {
+fn sent_by<T: Text, A: Address>(t: T, via: &Via) -> Result<(A, u32), header::Odd> {
     header::host_port(t, via.sent_by.at, via.sent_by.end)
 }
 

@@ -30,6 +30,7 @@
 //! | `SCRATCH`, `HOPS`, `KNOWN` | per-CPU arrays | | working memory | kernel |
 //! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
 
+use crate::address::Address;
 use crate::gate::Rules;
 use crate::hash::Keys;
 
@@ -375,45 +376,30 @@ pub struct CallBucket {
     pub words: [u64; CALLS_PER_BUCKET],
 }
 
-/// Length of [`Local::record_route`]: eleven words.
-pub const RECORD_ROUTE_TEXT: usize = 88;
-
-/// Length of [`Local::via`]: ten words.
-pub const VIA_TEXT: usize = 80;
-
-/// Words that a Route of ours is compared by.
-pub const ROUTE_WORDS: usize = 5;
-
-/// Words that a Request-URI that asks us is compared by.
-pub const URI_WORDS: usize = 4;
-
-/// Words that a Via of ours is compared by.
-pub const OWN_VIA_WORDS: usize = 7;
-
 /// One of our addresses, with the header lines that the proxy inserts, ready but for the digits of
 /// cookie and branch. [`crate::insert::local`] makes it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(C)]
-pub struct Local {
+pub struct Local<A: Address = Endpoint> {
     /// `Record-Route: <sip:ADDR:PORT;lr;sl=COOKIE>\r\n`
-    pub record_route: [u8; RECORD_ROUTE_TEXT],
+    pub record_route: A::RecordRoute,
     /// `Via: SIP/2.0/UDP ADDR:PORT;branch=BRANCH\r\n`
-    pub via: [u8; VIA_TEXT],
-    /// A Route of ours up to its cookie: `<sip:ADDR:PORT;lr;sl=`, in words.
-    pub route: [u64; ROUTE_WORDS],
+    pub via: A::Via,
+    /// A Route of ours up to its cookie: `<sip:ADDR:PORT;lr;sl=`.
+    pub route: A::Route,
     /// Which bits of `route` count.
-    pub route_mask: [u64; ROUTE_WORDS],
+    pub route_mask: A::Route,
     /// A Via of ours up to the digits of its branch: `SIP/2.0/UDP ADDR:PORT;branch=z9hG4bKslk`.
-    pub own_via: [u64; OWN_VIA_WORDS],
+    pub own_via: A::OwnVia,
     /// Which bits of `own_via` count.
-    pub own_via_mask: [u64; OWN_VIA_WORDS],
+    pub own_via_mask: A::OwnVia,
     /// `sip:ADDR:PORT`
-    pub uri: [u64; URI_WORDS],
+    pub uri: A::Uri,
     /// Which bits of `uri` count.
-    pub uri_mask: [u64; URI_WORDS],
+    pub uri_mask: A::Uri,
     /// Which bits of `uri` count up to the colon before the port, or all zero where a port must
     /// stand.
-    pub host_mask: [u64; URI_WORDS],
+    pub host_mask: A::Uri,
     /// Bytes of `record_route` in use.
     pub record_route_len: u32,
     /// Where in `record_route` the cookie starts.

@@ -178,7 +178,7 @@ fn an_options_is_answered() {
 fn max_forwards_keeps_its_length() {
     for len in 1..=3u32 {
         for hops in 0..70u32.min(10u32.pow(len)) {
-            let plan = Plan { hops, hops_len: len, ..Plan::default() };
+            let plan: Plan = Plan { hops, hops_len: len, ..Plan::default() };
             let digits = super::hops(&plan).to_le_bytes();
             let want = format!("{hops:0width$}", width = len as usize);
             assert_eq!(&digits[..len as usize], want.as_bytes());

@@ -4,6 +4,7 @@ use std::{format, string::String, string::ToString};
 
 use super::*;
 use crate::scan::scan;
+use crate::tables::Endpoint;
 
 /// Reads the value of one header that stands in a whole message.
 fn with<R>(name: &str, value: &str, read: impl FnOnce(&[u8], &Index, Line) -> R) -> R {
@@ -194,7 +195,7 @@ fn cseqs() {
 #[test]
 fn hosts_and_ports() {
     let read = |text: &str| host_port(text.as_bytes(), 0, text.len() as u32);
-    let one = u32::from_ne_bytes([10, 0, 0, 1]);
+    let one = Endpoint::new([10, 0, 0, 1], 0);
     for (text, port) in [("10.0.0.1", 5060), ("10.0.0.1:1", 1), ("10.0.0.1:65535", 65_535)] {
         assert_eq!(read(text), Ok((one, port)), "{text}");
     }

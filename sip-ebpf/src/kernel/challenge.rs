@@ -49,7 +49,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     let Some(kernel) = Kernel::new(config, scratch, s.packet.src) else {
         return Err(Reason::NotConfigured);
     };
-    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let t = Bytes::new(ctx, scratch);
     if s.reason == Reason::UnknownCall as u32 {
         return match challenge::is_acknowledged(t, &s.index, &s.plan, &config.keys) {
             true => Ok((Reason::ChallengeAcked, XDP_DROP)),

@@ -40,7 +40,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     if !kernel.alive() {
         return Err(Reason::HeartbeatStale);
     }
-    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let t = Bytes::new(ctx, scratch);
     let Some(user) = qualify::asked(t, &s.index, s.packet, &s.local, &s.plan) else {
         return Err(Reason::OptionsNotForUs);
     };

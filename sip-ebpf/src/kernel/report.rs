@@ -17,7 +17,7 @@ fn sipline_report(ctx: XdpContext) -> u32 {
     };
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let s = unsafe { &*scratch };
-    let t = Bytes::new(&ctx, scratch, s.frame.len);
+    let t = Bytes::new(&ctx, scratch);
     events::report(s, report::status(t, s.plan.decided));
     s.action
 }

@@ -5,11 +5,12 @@
 
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::XdpContext;
+use sip_ebpf::address::Address;
 use sip_ebpf::challenge::Domain;
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
-use sip_ebpf::tables::{Config, Endpoint, Local, RECORD_ROUTE_TEXT, VIA_TEXT};
+use sip_ebpf::tables::{Config, Endpoint, Local};
 use sip_ebpf::text::SLACK;
 
 use super::asm;
@@ -170,11 +171,12 @@ impl Scratch {
     fn sum_lines(&mut self) {
         // The digits are '0' there, in words of eight, wherever they stand.
         const DIGITS: u64 = 4 * 0x3030;
-        let (record_route, via) = (&raw mut self.local.record_route, &raw mut self.local.via);
-        // SAFETY: arrays of ours, of a multiple of four bytes, with zeros behind the lines.
+        let (record_route, via) = (&mut self.local.record_route, &mut self.local.via);
+        let (record_route_room, via_room) = (size_of_val(record_route), size_of_val(via));
+        // SAFETY: arrays of words of ours, with zeros behind the lines.
         let (record_route, via) = unsafe {
-            let via = send::sum_of(via.cast(), VIA_TEXT as u32);
-            (send::sum_of(record_route.cast(), RECORD_ROUTE_TEXT as u32), via)
+            let via = send::sum_of((&raw mut *via).cast(), via_room as u32);
+            (send::sum_of((&raw mut *record_route).cast(), record_route_room as u32), via)
         };
         let shift = |at: u32| (at & 1) * 8;
         let via_at = self.local.record_route_len;
@@ -298,7 +300,7 @@ impl Sink for KnownFront {
     }
 
     #[inline(always)]
-    fn put_received(&mut self, at: u32, _src: Endpoint, rport: bool) -> u32 {
+    fn put_received<A: Address>(&mut self, at: u32, _src: A, rport: bool) -> u32 {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
         unsafe { (*self.from).put_received(&mut self.out, at, rport) }
     }

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
+use sip_ebpf::address::Address;
 use sip_ebpf::edit::{self, ABOUT_US, ABOUT_WORDS, FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
@@ -33,7 +34,7 @@ pub(super) fn forward(
     if len + IP_UDP > hop.mtu {
         return Err(Reason::Mtu);
     }
-    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let t = Bytes::new(ctx, scratch);
     let checksum = match s.frame.checksum {
         0 => 0,
         _ if s.plan.record != 0 => {
@@ -105,7 +106,7 @@ pub(super) fn insert(
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
         return Err(Reason::Headroom);
     }
-    let t = Bytes::new(ctx, scratch, s.frame.len);
+    let t = Bytes::new(ctx, scratch);
     let mut front = Straight { ctx, start: l2 + IP_UDP, from };
     s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut front);
     // What follows the front, which its last words may have covered.
@@ -194,7 +195,7 @@ impl Sink for Straight<'_> {
     }
 
     #[inline(always)]
-    fn put_received(&mut self, at: u32, _src: Endpoint, rport: bool) -> u32 {
+    fn put_received<A: Address>(&mut self, at: u32, _src: A, rport: bool) -> u32 {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
         unsafe { (*self.from).put_received(self, at, rport) }
     }

@@ -2,8 +2,8 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use sip_ebpf::Reason;
+use sip_ebpf::address::Address;
 use sip_ebpf::calls::{self, Call};
-use sip_ebpf::cookie::Cookie;
 use sip_ebpf::edit::{self, Sink};
 use sip_ebpf::gate::{self, Standing};
 use sip_ebpf::hash::Keys;
@@ -112,7 +112,7 @@ fn known(endpoint: Endpoint, generation: u32) -> Option<*mut Known> {
         known.endpoint = endpoint;
         known.generation = generation;
         known.received_len = 0;
-        known.address_digits = Cookie::address_digits(endpoint);
+        known.address_digits = endpoint.digits();
     }
     Some(entry)
 }

@@ -30,7 +30,7 @@ pub(super) fn load(ctx: &XdpContext, scratch: *mut Scratch) -> Result<Bytes<'_>,
     if n == 0 || n > TEXT {
         return Err(Reason::TooLong);
     }
-    let t = Bytes::new(ctx, scratch, n);
+    let t = Bytes::new(ctx, scratch);
     if n >= FIRST {
         // As an INVITE is, at least: all in one.
         return if t.copy_block(0) && t.copy_block(BLOCK) {
@@ -111,9 +111,13 @@ pub(super) struct Bytes<'a> {
 }
 
 impl<'a> Bytes<'a> {
-    /// The text that [`load`] has read.
+    /// The text of the packet in `scratch.frame`, which [`load`] reads.
     #[inline(always)]
-    pub(super) fn new(ctx: &'a XdpContext, scratch: *mut Scratch, len: u32) -> Self {
+    pub(super) fn new(ctx: &'a XdpContext, scratch: *mut Scratch) -> Self {
+        // Volatile: what comparisons have told the verifier of the length would make it walk all that follows once for
+        // each of them.
+        // SAFETY: a field of the entry of this CPU.
+        let len = unsafe { (&raw const (*scratch).frame.len).read_volatile() };
         Self { ctx, scratch, len }
     }
 

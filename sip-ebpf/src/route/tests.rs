@@ -6,7 +6,7 @@ use std::{format, string::String, vec::Vec};
 use super::*;
 use crate::reason::Way;
 use crate::scan::scan;
-use crate::tables::PbxState;
+use crate::tables::{Pbx, PbxState};
 use crate::text::hex;
 
 const US: Endpoint = Endpoint::new([10, 10, 0, 1], 5060);

@@ -67,7 +67,7 @@ impl Cookie {
     /// [`Cookie::signed`].
     pub fn read(digits: &[u8]) -> Option<(Self, u64)> {
         if digits.len() == self::digits(Family::V4) {
-            let (v4, signature) = CookieV4::read(digits, 0)?;
+            let (v4, signature) = CookieV4::<Endpoint>::read(digits, 0)?;
             let flow = SocketAddr::from((v4.flow.octets(), v4.flow.port_number()));
             return Some((Self { flow, slot: v4.slot, recorded: v4.recorded }, signature));
         }

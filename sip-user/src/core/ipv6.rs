@@ -7,13 +7,14 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use sip_ebpf::address::Words;
 use sip_ebpf::cookie::{self, Owner, STATELESS};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::header::{Span, Via};
 use sip_ebpf::message::{Scheme, Uri};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::{Index, Kind, Method};
-use sip_ebpf::tables::{Endpoint, Local, ROUTE_WORDS};
+use sip_ebpf::tables::{Endpoint, Local};
 use sip_ebpf::{Reason, insert};
 
 use super::cookie::Cookie;
@@ -64,8 +65,8 @@ impl Line {
             route: format!("<sip:{written};lr;sl="),
             // Words of zeros, which a message cannot have: no Route is taken for ours.
             stand_in: Local {
-                route: [0; ROUTE_WORDS],
-                route_mask: [u64::MAX; ROUTE_WORDS],
+                route: Words::ZERO,
+                route_mask: Words::ALL,
                 ..insert::local(Endpoint::default())
             },
         }

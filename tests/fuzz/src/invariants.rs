@@ -296,8 +296,9 @@ fn quick_readers_agree(message: &Message<'_>) {
         assert_eq!(via.rport, full.rport_span);
         assert_eq!(!via.received.is_empty(), full.received.is_some());
         assert_eq!(via.maddr != 0, full.maddr.is_some());
-        if let Ok((addr, port)) = header::host_port(t, via.sent_by.at, via.sent_by.end) {
-            assert_eq!(full.host, Host::V4(addr.to_ne_bytes().into()));
+        let sent_by = header::host_port::<_, Endpoint>(t, via.sent_by.at, via.sent_by.end);
+        if let Ok((host, port)) = sent_by {
+            assert_eq!(full.host, Host::V4(host.octets().into()));
             assert_eq!(full.port.unwrap_or(5060) as u32, port);
         }
         if via.end == line.end as u32 {
