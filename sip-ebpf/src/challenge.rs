@@ -162,8 +162,8 @@ pub trait Domains {
 
 /// Whether the daemon would ask for credentials, and how: then `key` is the domain of the user.
 ///
-/// [`crate::route::route`] has decided on the request before and said [`crate::Reason::Untrusted`] or
-/// [`crate::Reason::Method`], and its sender is nobody who is believed.
+/// [`crate::route::route`] has decided on the request before and said [`crate::Reason::Untrusted`],
+/// [`crate::Reason::Method`] or [`crate::Reason::Preloaded`], and its sender is nobody who is believed or steered.
 #[inline(always)]
 pub fn wanted<T: Text, A: Address, D: Domains>(
     t: T,
@@ -174,7 +174,7 @@ pub fn wanted<T: Text, A: Address, D: Domains>(
 ) -> Option<Role> {
     const CREDENTIALS: u64 = Kind::Authorization.bit() | Kind::ProxyAuthorization.bit();
     let register = index.method == Method::Register as u32;
-    let others = CREDENTIALS | Kind::Route.bit() | Kind::ProxyRequire.bit();
+    let others = CREDENTIALS | Kind::ProxyRequire.bit();
     if !(register || index.method == Method::Invite as u32)
         || !plan.to_tag.is_empty()
         || index.kinds & others != 0
@@ -199,7 +199,15 @@ pub fn wanted<T: Text, A: Address, D: Domains>(
     if !names || !via_is_plain(t, plan) || !call_id_is_plain(t, call_id) {
         return None;
     }
-    // All three are read, and of which domain is looked up: so each host is known to be one.
+    // All are read, and of which domain is looked up: so each host is known to be one.
+    let route = match index.first(Kind::Route) {
+        // The daemon writes a request with a Route anew, and its answer has what it wrote.
+        Some(line) if is_as_written(t, plan.via.sent_by, from, to, cseq) => {
+            Some(read_route(t, index, line)?)
+        }
+        Some(_) => return None,
+        None => None,
+    };
     let (uri, end) = read_uri(t, index.uri, index.uri_end, !register)?;
     let (from_host, end_of_from) = read_address(t, from)?;
     let (to_host, end_of_to) = read_address(t, to)?;
@@ -215,7 +223,7 @@ pub fn wanted<T: Text, A: Address, D: Domains>(
     // A REGISTER is from the user in To (10.2), others are from the one in From: his domain comes last.
     let (other, user) = if register { (from_host, to_host) } else { (to_host, from_host) };
     let mut known = |host| read_domain(t, host, key) && tables.has(key);
-    if !(known(uri) && known(other) && known(user)) {
+    if !(route.is_none_or(&mut known) && known(uri) && known(other) && known(user)) {
         return None;
     }
     Some(if register { Role::Registrar } else { Role::Proxy })
@@ -384,6 +392,40 @@ fn via_is_plain<T: Text, A: Address>(t: T, plan: &Plan<A>) -> bool {
     via.end == via.sent_by.end + 8 + branch + rport
         && header::host_port::<T, A>(t, via.sent_by.at, via.sent_by.end).is_ok()
         && run(t, via.branch.at, via.branch.end, TOKEN) == via.branch.end
+}
+
+/// Whether the lines are as the daemon would write them: one blank between a display name and its URI and between the two
+/// parts of CSeq, no zeros before numbers.
+#[inline(always)]
+fn is_as_written<T: Text>(t: T, sent_by: Span, from: Line, to: Line, cseq: Line) -> bool {
+    let is_spaced = |line: Line| {
+        let quote = line.value as u32;
+        if t.byte(quote) != b'"' {
+            return true;
+        }
+        let end = run(t, quote + 1, line.end as u32, QUOTED);
+        t.short(end, 0) == u16::from_le_bytes(*b"\" ") as u32
+    };
+    let number = cseq.value as u32;
+    let number_end = run(t, number, cseq.end as u32, WORDS);
+    let port = run(t, sent_by.at, sent_by.end, HOST) + 1;
+    is_spaced(from)
+        && is_spaced(to)
+        && t.byte(number_end + 1) > b' '
+        && (t.byte(number) != b'0' || number_end == number + 1)
+        && (port >= sent_by.end || t.byte(port) != b'0')
+}
+
+/// The host of a Route as phones write it for their outbound proxy: `<sip:host:port;lr>`. The daemon drops the Routes of a
+/// request that starts a dialog, if they are well-formed.
+#[inline(always)]
+fn read_route<T: Text>(t: T, index: &Index, line: Line) -> Option<Span> {
+    let (at, end) = (line.value as u32, line.end as u32);
+    if index.repeated(Kind::Route) || !is_named(t, line, b"Route: ") || t.byte(at) != b'<' {
+        return None;
+    }
+    let (host, close) = read_uri(t, t.fresh(at + 1), end, false)?;
+    (close + 1 == end && t.byte(close) == b'>').then_some(host)
 }
 
 /// Whether a Call-ID is a token, or two with an `@` between them.

@@ -10,7 +10,7 @@ use sip_ebpf::cookie;
 use sip_ebpf::header::Span;
 use sip_ebpf::nonce::Stamp;
 use sip_ebpf::route::Tables;
-use sip_ebpf::scan::Kind;
+use sip_ebpf::scan::{Kind, Method};
 use sip_ebpf::tables::{flag, source};
 
 use super::maps::CONFIG;
@@ -32,6 +32,15 @@ static NONCES: Array<u64, 1> = Array::new();
 /// All of it must be on: what the program jumps with has then been read whole.
 pub(super) const NEEDED: u32 = flag::CHALLENGE | flag::STEER | flag::KEEPALIVES;
 
+/// The reasons that a request without credentials may have to go up, or the ACK of a challenge; one bit each.
+pub(super) const REASONS: u64 = 1 << Reason::Untrusted as u32
+    | 1 << Reason::Method as u32
+    | 1 << Reason::Preloaded as u32
+    | ACKS;
+
+/// Those of an ACK: with a Route it is like one of a dialog.
+const ACKS: u64 = 1 << Reason::UnknownCall as u32 | 1 << Reason::OddRoute as u32;
+
 /// Answers a request that has no credentials, and takes the ACK of such an answer; all else goes up for the reason that
 /// the first program had.
 #[xdp]
@@ -50,7 +59,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
         return Err(Reason::NotConfigured);
     };
     let t = Bytes::new(ctx, scratch);
-    if s.reason == Reason::UnknownCall as u32 {
+    if ACKS >> (s.reason & 63) & 1 != 0 {
         return match challenge::is_acknowledged(t, &s.index, &s.plan, &config.keys) {
             true => Ok((Reason::ChallengeAcked, XDP_DROP)),
             false => Err(Reason::UnknownCall),
@@ -58,6 +67,13 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     }
     if kernel.source() & source::BELIEVED != 0 || asking.offset == 0 {
         return Err(Reason::Method);
+    }
+    // Of one with a Route, nobody has asked yet from where it comes.
+    let invite = s.index.method == Method::Invite as u32;
+    if s.reason == Reason::Preloaded as u32
+        && (kernel.pbx_at(s.packet.src).is_some() || invite && kernel.trusted(s.packet.src))
+    {
+        return Err(Reason::Preloaded);
     }
     if !kernel.alive() {
         return Err(Reason::HeartbeatStale);

@@ -23,9 +23,7 @@ static PROGRAMS: ProgramArray<{ program::COUNT as usize }> = ProgramArray::new()
 pub(super) fn ask(ctx: &XdpContext, scratch: *mut Scratch, reason: Reason) {
     // One way for the verifier, whatever the reason.
     let reason = scratch::fresh(scratch, reason as u32);
-    let candidate = reason == Reason::Untrusted as u32
-        || reason == Reason::Method as u32
-        || reason == Reason::UnknownCall as u32;
+    let candidate = challenge::REASONS >> (reason & 63) & 1 != 0;
     let qualify = reason == Reason::OptionsNotForUs as u32;
     if !candidate && !qualify {
         return;
