@@ -8,6 +8,7 @@ mod paths;
 mod pktgen;
 mod proxy;
 mod report;
+mod shield;
 mod testrun;
 mod wire;
 

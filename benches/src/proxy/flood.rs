@@ -23,6 +23,7 @@ use super::generator::Generator;
 use super::server::{self, STRANGERS, Tuning};
 use super::{Bench, Effort, GENERATOR_CPU, Operation, PATIENCE, PROXY_CPU, Scenario, USERS};
 use crate::pktgen::{self, Load, Mix, Totals};
+use crate::shield::Shield;
 use crate::wire::Awake;
 use crate::{machine, report, wire};
 
@@ -121,6 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn flood(args: &Args) -> Result<()> {
     machine::pin(0, GENERATOR_CPU)?;
+    let _shield = Shield::start(PROXY_CPU)?;
     let database = server::database(USERS as u32)?;
     let lab = Lab::new()?;
     let _sink = strangers(&lab)?;

@@ -24,6 +24,7 @@ use sipline_tests::lab::{Database, Lab};
 
 use crate::machine;
 use crate::report::median;
+use crate::shield::Shield;
 use generator::{Generator, Operation};
 use rows::{Row, put};
 use server::{Proxy, Server, Setting, Tuning};
@@ -185,6 +186,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     eprintln!("{}", machine::describe());
     machine::pin(0, GENERATOR_CPU)?;
+    // Until this returns, however it does.
+    let _shield = Shield::start(PROXY_CPU)?;
     let memory = if args.quick { Memory::QUICK } else { Memory::FULL };
     eprintln!("database: MariaDB, {USERS} users");
     let database = server::database(USERS as u32)?;

@@ -24,6 +24,7 @@ use super::{
     Bench, Delay, Effort, GENERATOR_CPU, Operation, PATIENCE, PROXY_CPU, Scenario, USERS, server,
 };
 use crate::pktgen::{self, Load, Mix};
+use crate::shield::Shield;
 use crate::wire::{Awake, cpu_time};
 use crate::{machine, report, wire};
 
@@ -163,10 +164,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(machine::cpus() >= 2, "two CPUs are needed: one for the proxy, one for its peers");
     eprintln!("{}", machine::describe());
     machine::pin(0, GENERATOR_CPU)?;
+    // Until this returns, however it does, as `awake`.
+    let _shield = Shield::start(PROXY_CPU)?;
     let database = server::database(USERS as u32)?;
     let lab = Lab::new()?;
     let threads = thread_interfaces(&lab, false)?;
-    // Until this returns, however it does.
     let awake = Awake::start(PROXY_CPU)?;
     let generator = Generator::new(&lab, USERS)?;
     machine::favour(0, 1)?;
