@@ -38,4 +38,4 @@ mod testing;
 pub mod text;
 mod timers;
 pub mod transaction;
-mod view;
+pub(crate) mod view;

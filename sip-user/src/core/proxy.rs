@@ -22,7 +22,7 @@ use sip_ebpf::reason::Way;
 use sip_ebpf::report::Report;
 use sip_ebpf::route::{self, Packet, Plan};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
-use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, source};
+use sip_ebpf::tables::{Endpoint, Endpoint6, Local, MAX_PBX, source};
 use sip_ebpf::text::literal;
 use sip_ebpf::{Reason, insert, qualify};
 
@@ -43,7 +43,7 @@ use super::shadow::Shadows;
 use super::sources::Sources;
 use super::stateful::Stateful;
 use super::transaction::{Branch, Flow};
-use super::view::{View, address, endpoint};
+use super::view::{View, address4, endpoint, endpoint6};
 use crate::config::NoDestination;
 
 pub use super::view::KernelCalls;
@@ -299,6 +299,17 @@ impl Proxy {
         self.lines.iter().filter_map(of_ipv4).collect()
     }
 
+    /// The same of IPv6. What only its link knows is left to the daemon: routes do not say which link.
+    pub fn locals6(&self) -> Vec<(Endpoint6, Local<Endpoint6>)> {
+        let of_ipv6 = |address: &SocketAddr| match address {
+            SocketAddr::V6(v6) => Some(endpoint6(*v6)),
+            SocketAddr::V4(_) => None,
+        };
+        let routed = |endpoint: &Endpoint6| !endpoint.is_link_local() && !endpoint.is_mapped();
+        let endpoints = self.locals.iter().filter_map(of_ipv6).filter(routed);
+        endpoints.map(|endpoint| (endpoint, insert::local(endpoint))).collect()
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -451,7 +462,8 @@ impl Proxy {
             calls: &self.calls,
             kernel: arrival.kernel,
             clock,
-            guarded: self.patience().is_some(),
+            // Calls over IPv6 are not placed anew.
+            guarded: self.patience().is_some() && arrival.from.is_ipv4(),
             recorded: self.records_steered(),
         };
         let (packet, local) = match (line, endpoint(arrival.from)) {
@@ -463,7 +475,7 @@ impl Proxy {
         let plan = &mut decision.plan;
         decision.reason = route::route(bytes, index, packet, local, &view, plan);
         match line {
-            Line::V4(..) => decision.next = address(plan.next),
+            Line::V4(..) => decision.next = address4(plan.next),
             Line::V6(line) => {
                 let asked = ipv6::Asked { bytes, index, from: arrival.from, keys: &self.keys };
                 line.decide(&asked, dispatcher, decision);

@@ -1,13 +1,13 @@
 //! The tables that the shared decision asks, as the daemon has them.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::time::Instant;
 
 use sip_ebpf::calls::{Call, state};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{Endpoint, Pbx, source};
+use sip_ebpf::tables::{Endpoint, Endpoint6, Pbx, source};
 
 use super::call_table::CallTable;
 use super::dispatcher::Dispatcher;
@@ -77,7 +77,7 @@ impl Tables for View<'_> {
 
     fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
         let asked = match self.family() {
-            Family::V4 => address(endpoint),
+            Family::V4 => address4(endpoint),
             Family::V6 => self.from,
         };
         self.dispatcher.borrow().slot_at(asked)
@@ -94,19 +94,14 @@ impl Tables for View<'_> {
         self.dispatcher.borrow_mut().next_slot(self.family())
     }
 
-    /// The kernel's table first: later copies of the message will be routed by that one. It has no calls
-    /// over IPv6.
+    /// The kernel's table first: later copies of the message will be routed by that one.
     fn call(&self, hash: u64) -> Option<Call> {
-        let steered = match self.family() {
-            Family::V4 => self.kernel.find(hash),
-            Family::V6 => None,
-        };
-        steered.or_else(|| self.calls.find(hash, self.clock))
+        self.kernel.find(hash).or_else(|| self.calls.find(hash, self.clock))
     }
 
     fn remember(&self, hash: u64, slot: u32) {
         // One that the kernel knows and that begins anew with the same PBX stays where it is.
-        let again = |call: &Call| call.slot == slot && self.family() == Family::V4;
+        let again = |call: &Call| call.slot == slot;
         if self.kernel.find(hash).as_ref().is_some_and(again) {
             let all = state::HEARD | state::ENDED | state::CANCELLED;
             self.kernel.change(hash, (0, all));
@@ -116,10 +111,7 @@ impl Tables for View<'_> {
     }
 
     fn note(&self, hash: u64, bits: u32) -> Option<Call> {
-        let steered = match self.family() {
-            Family::V4 => self.kernel.change(hash, (bits, 0)),
-            Family::V6 => None,
-        };
+        let steered = self.kernel.change(hash, (bits, 0));
         steered.or_else(|| self.calls.change(hash, self.clock, (bits, 0)))
     }
 
@@ -135,12 +127,27 @@ impl Tables for View<'_> {
 /// An IPv4 address as the tables have it.
 pub(super) fn endpoint(address: SocketAddr) -> Option<Endpoint> {
     match address {
-        SocketAddr::V4(v4) => Some(Endpoint::new(v4.ip().octets(), v4.port())),
+        SocketAddr::V4(v4) => Some(endpoint4(v4)),
         SocketAddr::V6(_) => None,
     }
 }
 
-/// An address of the tables as others have it.
-pub(super) fn address(endpoint: Endpoint) -> SocketAddr {
+/// An IPv4 address as the tables have it.
+pub(crate) fn endpoint4(address: SocketAddrV4) -> Endpoint {
+    Endpoint::new(address.ip().octets(), address.port())
+}
+
+/// An IPv6 address as the tables have it: without its zone.
+pub(crate) fn endpoint6(address: SocketAddrV6) -> Endpoint6 {
+    Endpoint6::new(address.ip().octets(), address.port())
+}
+
+/// An IPv4 address of the tables as others have it.
+pub(crate) fn address4(endpoint: Endpoint) -> SocketAddr {
+    SocketAddr::from((endpoint.octets(), endpoint.port_number()))
+}
+
+/// An IPv6 address of the tables as others have it.
+pub(crate) fn address6(endpoint: Endpoint6) -> SocketAddr {
     SocketAddr::from((endpoint.octets(), endpoint.port_number()))
 }
