@@ -128,6 +128,32 @@ impl<A: Address> Default for Plan<A> {
     }
 }
 
+impl<A: Address> Plan<A> {
+    /// The same with addresses of another family.
+    pub fn with<B: Address>(&self, next: B, cookie: B::Cookie) -> Plan<B> {
+        let Self { via, next_via, to_tag, cut, call, tag, branch, slot, .. } = *self;
+        let Self { hops_at, hops_len, hops, record, own_digits, decided, .. } = *self;
+        Plan {
+            via,
+            next_via,
+            to_tag,
+            cut,
+            call,
+            tag,
+            branch,
+            cookie,
+            next,
+            slot,
+            hops_at,
+            hops_len,
+            hops,
+            record,
+            own_digits,
+            decided,
+        }
+    }
+}
+
 /// Decides. `index` is what [`crate::scan::scan`] found in `t`; `local` is what stands in the table
 /// for `packet.dst`.
 #[inline(always)]

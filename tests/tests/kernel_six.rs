@@ -8,7 +8,7 @@ use sip_ebpf::gate::{Rate, Rules};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::reason::Way;
-use sip_ebpf::tables::Endpoint6;
+use sip_ebpf::tables::{Endpoint6, Event, event};
 use sip_user::fastpath::object::Build;
 use sipline_tests::fixtures::frame::{DOT1AD, DOT1Q};
 use sipline_tests::fixtures::six::{self, Frame6, Pair6, Sent, World, beside};
@@ -322,13 +322,13 @@ fn what_finds_no_way_goes_up() {
             assert_eq!(pair.hear(phone(), us(), invite("1")).0, reason);
         }
         pair.configure(|world| world.pbxs = vec![beside(NARROW_PBX).into()]);
-        let narrow = |n: usize| invite("1").with_body(&"x".repeat(n));
-        assert_eq!(pair.hear(phone(), us(), narrow(1000)).0, Reason::Mtu);
-        let (reason, _, _) = {
-            let frame = Frame6::new(phone(), us(), narrow(10));
-            pair.run_bytes(frame.src, &frame.bytes())
+        let narrow = |call: &str, n: usize| {
+            let frame = Frame6::new(phone(), us(), invite(call).with_body(&"x".repeat(n)));
+            (frame.src, frame.bytes())
         };
-        assert_eq!(reason, Reason::InviteSteered);
+        let mut reason = |(src, bytes): (SocketAddrV6, Vec<u8>)| pair.run_bytes(src, &bytes).0;
+        assert_eq!(reason(narrow("long", 1000)), Reason::Mtu);
+        assert_eq!(reason(narrow("short", 10)), Reason::InviteSteered);
         pair.configure(|world| world.pbxs.clear());
         assert_eq!(pair.hear(phone(), us(), invite("1")).0, Reason::NoPbx);
     });
@@ -359,6 +359,32 @@ fn a_network_of_64_bits_is_one_source() {
         for _ in 0..20 {
             assert_eq!(reason(phone()), Reason::OptionsAnswered);
         }
+    });
+}
+
+/// Where calls have records the daemon gets a copy of each INVITE, with where it came from, and is told how it goes on.
+#[test]
+fn calls_are_told_of() {
+    each_build(|pair| {
+        pair.configure(|world| world.recorded = true);
+        let mut events = pair.tables.events().expect("the ring");
+        let invite = invite("told");
+        let (pbx, first) = pass(pair, phone(), &invite, Reason::InviteSteered);
+        pass(pair, pbx, &first.response("180 Ringing", "pbx"), Reason::ResponseForwarded);
+        let (_, ok) =
+            pass(pair, pbx, &first.response("200 OK", "pbx"), Reason::ResponseForwarded);
+        let bye = six::of(&ok.next("BYE", PHONE, 2));
+        pass(pair, phone(), &bye, Reason::DialogToPbx);
+        let mut told = Vec::new();
+        while events.next(|event, text| told.push((event, text.to_vec()))) {}
+        let kinds: Vec<_> = told.iter().map(|(event, _)| event.kind).collect();
+        assert_eq!(kinds, [event::INVITE_SIX, event::FINAL, event::BYE_OF_CALLER]);
+        assert!(told.iter().all(|(event, _)| event.call == told[0].0.call));
+        assert_eq!(told[1].0.status, 200);
+        let ([src, dst], message) = Event::read_six(&told[0].1).expect("addresses");
+        let endpoint = |at: SocketAddrV6| Endpoint6::new(at.ip().octets(), at.port());
+        assert_eq!((src, dst), (endpoint(phone()), endpoint(us())));
+        assert_eq!(message, invite.bytes());
     });
 }
 

@@ -27,7 +27,7 @@ use sip_ebpf::edit::{self, FRONT, Front, Sink, hops};
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::{self, Tables};
 use sip_ebpf::scan::{self, Method, scan};
-use sip_ebpf::tables::{Config, Endpoint, LAYOUT, flag, source};
+use sip_ebpf::tables::{Config, LAYOUT, flag, source};
 use sip_ebpf::text::{Text, literal};
 
 use family::Family;

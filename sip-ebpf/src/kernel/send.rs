@@ -188,6 +188,8 @@ impl<A: Family> Straight<'_, A> {
 }
 
 impl<F: Family> Sink for Straight<'_, F> {
+    const RPORT: bool = true;
+
     #[inline(always)]
     fn put(&mut self, at: u32, word: u64) {
         if let Some(to) = self.place(self.start + at, 8) {

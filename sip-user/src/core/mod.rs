@@ -18,7 +18,6 @@ pub mod endpoints;
 pub mod family;
 pub mod forking;
 pub mod gate;
-pub mod ipv6;
 mod moment;
 pub mod owner;
 pub mod probe;
