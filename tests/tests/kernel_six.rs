@@ -11,7 +11,7 @@ use sip_ebpf::reason::Way;
 use sip_ebpf::tables::{Endpoint6, Event, event};
 use sip_user::fastpath::object::Build;
 use sipline_tests::fixtures::frame::{DOT1AD, DOT1Q};
-use sipline_tests::fixtures::six::{self, Frame6, Pair6, Sent, World, beside};
+use sipline_tests::fixtures::six::{self, Frame6, LONG_PHONE, LONG_PROXY, Pair6, Sent, World, beside};
 use sipline_tests::fixtures::world::{
     ELSEWHERE_PBX, KEY, LOST_PBX, NARROW_PBX, PBX1, PBX2, PHONE, PROXY, QINQ_PHONE, VLAN_PHONE,
 };
@@ -26,7 +26,7 @@ const DENIED: SocketAddrV6 =
 
 fn world() -> World {
     World {
-        locals: vec![beside(PROXY).into()],
+        locals: vec![beside(PROXY).into(), LONG_PROXY.into()],
         pbxs: vec![beside(PBX1).into(), beside(PBX2).into()],
         trusted: vec!["fd10:10:1::/64", "fd10:10:7::/64", "fd10:10:9::/64"],
         denied: vec!["2001:db8:0:8::/64"],
@@ -358,6 +358,32 @@ fn a_network_of_64_bits_is_one_source() {
         assert_eq!(reason(other), Reason::OptionsAnswered);
         for _ in 0..20 {
             assert_eq!(reason(phone()), Reason::OptionsAnswered);
+        }
+    });
+}
+
+/// Our lines are longer here than the room before a frame: what follows them moves. With bodies of even and odd length, with
+/// `rport` and without.
+#[test]
+fn lines_may_be_longer_than_the_room_before_a_frame() {
+    each_build(|pair| {
+        for n in 0..40 {
+            let rport = if n % 2 == 0 { ";rport" } else { "" };
+            let mut invite = invite(&format!("long-{n}")).with_body(&"x".repeat(300 + n * 9));
+            invite.lines[0] =
+                format!("Via: SIP/2.0/UDP [fd10::{n}]:50610;branch=z9hG4bK-long{rport}");
+            let frame = |from, to, message: &Message| {
+                let trailing = n / 2 % 3;
+                Frame6::new(from, to, message).with(|frame| frame.trailing = trailing)
+            };
+            let (reason, sent) = pair.run(&frame(LONG_PHONE, LONG_PROXY, &invite));
+            assert_eq!(reason, Reason::InviteSteered);
+            let grown = sent[0].payload.len() - invite.bytes().len();
+            assert!(grown > 240, "{grown}");
+            let pbx = v6(sent[0].to);
+            let ok = Message::read(&sent[0].payload).response("200 OK", "pbx");
+            let (reason, sent) = pair.run(&frame(pbx, LONG_PROXY, &ok));
+            assert_eq!((reason, v6(sent[0].to)), (Reason::ResponseForwarded, LONG_PHONE));
         }
     });
 }

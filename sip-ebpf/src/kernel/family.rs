@@ -28,6 +28,8 @@ pub(super) trait Family: Address + 'static {
     const TYPE: u16;
     /// Whether UDP has a checksum always (RFC 8200 8.1).
     const SUMMED: bool;
+    /// Whether our lines may be longer than the room that there is before a frame, of which drivers leave 216 bytes.
+    const LONG: bool;
     /// Key in `PROGRAMS` of what tells the daemon what becomes of calls.
     const REPORT: u32;
     /// What a copy of an INVITE is, of [`mod@event`].
@@ -120,6 +122,7 @@ impl Family for Endpoint {
     const IP_UDP: u32 = 28;
     const TYPE: u16 = 0x0800u16.to_be();
     const SUMMED: bool = false;
+    const LONG: bool = false;
     const REPORT: u32 = program::REPORT;
     const INVITE: u32 = event::INVITE;
     const GUARDED: bool = true;
@@ -288,6 +291,7 @@ impl Family for Endpoint6 {
     const IP_UDP: u32 = 48;
     const TYPE: u16 = 0x86ddu16.to_be();
     const SUMMED: bool = true;
+    const LONG: bool = true;
     const REPORT: u32 = program::SIX_REPORT;
     const INVITE: u32 = event::INVITE_SIX;
     const GUARDED: bool = false;

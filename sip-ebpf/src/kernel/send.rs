@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::xdp_action::{XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
@@ -49,10 +50,9 @@ pub(super) fn forward<A: Family>(
     let old_head = s.frame.start + s.front.old;
     let new_start = l2 + A::IP_UDP;
     let grow = (new_start + s.front.new) as i32 - old_head as i32;
-    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
-    if grow != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
-        return Err(Reason::Headroom);
-    }
+    // The text was read for the last time.
+    // SAFETY: an entry of this CPU.
+    make_room::<A>(ctx, unsafe { Scratch::text(scratch) }, old_head, grow)?;
     store(ctx, scratch, new_start);
     if w.plan.hops_at >= s.front.old && w.plan.hops_len != 0 {
         store_hops(ctx, &w.plan, (new_start + w.plan.hops_at - s.front.old) + s.front.new);
@@ -104,10 +104,10 @@ pub(super) fn insert<A: Family>(
     let l2 = l2_of(hop);
     let start = l2 + A::IP_UDP;
     let grow = (start + grown) as i32 - s.frame.start as i32;
-    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
-        return Err(Reason::Headroom);
-    }
+    // The front will end where the `rport` does. Nothing is in `out` yet.
+    let rest = s.frame.start + w.plan.via.rport.at;
+    // SAFETY: an entry of this CPU.
+    make_room::<A>(ctx, unsafe { Scratch::out(scratch) }, rest, grow)?;
     let t = Bytes::new(ctx, scratch);
     let mut front = Straight { ctx, start, from };
     s.front = edit::request(t, &s.index, w.packet, &w.local, &w.plan, &mut front);
@@ -125,6 +125,40 @@ pub(super) fn insert<A: Family>(
         store_hops(ctx, &w.plan, (start + w.plan.hops_at - s.front.old) + s.front.new);
     }
     Ok(leave(ctx, hop))
+}
+
+/// Makes the packet longer by `grow` before the rest that stands at `rest`, or shorter: at its head or, where there is not so
+/// much room, at its tail, and then the rest is moved, by way of `memory`, which is as long as a text.
+#[inline(always)]
+fn make_room<A: Family>(
+    ctx: &XdpContext,
+    memory: *mut u8,
+    rest: u32,
+    grow: i32,
+) -> Result<(), Reason> {
+    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
+    if grow == 0 || unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } == 0 {
+        return Ok(());
+    }
+    if !A::LONG || grow < 0 {
+        return Err(Reason::Headroom);
+    }
+    let rest = asm::mask::<4095>(rest);
+    // SAFETY: a helper that reads the context. The compiler would take the two ends of the packet from each other in 32 bits,
+    // which the verifier refuses.
+    let all = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+    let len = asm::mask::<4095>(all.wrapping_sub(rest));
+    if len == 0 || len > TEXT {
+        return Err(Reason::Headroom);
+    }
+    // SAFETY: helpers that refuse what does not fit; the memory is as long. Nothing has changed until there is more room,
+    // and then what follows is there.
+    let moved = unsafe {
+        bpf_xdp_load_bytes(ctx.ctx, rest, memory.cast(), len) == 0
+            && bpf_xdp_adjust_tail(ctx.ctx, grow) == 0
+            && bpf_xdp_store_bytes(ctx.ctx, rest + grow as u32, memory.cast(), len) == 0
+    };
+    if moved { Ok(()) } else { Err(Reason::Headroom) }
 }
 
 /// A front in the packet. What would reach past the packet's end is left out, and [`inserts`] sees to it that nothing

@@ -565,12 +565,13 @@ fn keepalives() {
     assert_eq!(to, PHONE);
     assert!(answer.starts_with("SIP/2.0 200 OK\r\n"), "{answer}");
     assert_eq!(header(&answer, "Allow").len(), 1);
-    assert_eq!(w.status(PHONE, &options("sip:[2001:db8:0::1]:5060;lr")), "SIP/2.0 200 OK");
+    let other_form = w.status(PHONE, &options("sip:[2001:db8:0::1]:5060;lr"));
+    assert_eq!(other_form, "SIP/2.0 200 OK", "by the long way");
     assert_eq!(
         w.status(PBX1, &options("sip:[2001:db8::1]").replace(PHONE, PBX1)),
         "SIP/2.0 200 OK"
     );
-    assert_eq!(w.reason(Reason::OptionsAnswered), 3);
+    assert_eq!(w.reason(Reason::OptionsAnswered), 2);
     assert_eq!(w.status(PHONE, &options("sip:10.10.0.1")), "SIP/2.0 200 OK", "another of ours");
     for (uri, status) in [
         ("sip:bob@[2001:db8::1]", "404 Not Found"),
