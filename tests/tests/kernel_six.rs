@@ -11,7 +11,9 @@ use sip_ebpf::reason::Way;
 use sip_ebpf::tables::{Endpoint6, Event, event};
 use sip_user::fastpath::object::Build;
 use sipline_tests::fixtures::frame::{DOT1AD, DOT1Q};
-use sipline_tests::fixtures::six::{self, Frame6, LONG_PHONE, LONG_PROXY, Pair6, Sent, World, beside};
+use sipline_tests::fixtures::six::{
+    self, Frame6, LONG_PHONE, LONG_PROXY, Pair6, Sent, World, beside,
+};
 use sipline_tests::fixtures::world::{
     ELSEWHERE_PBX, KEY, LOST_PBX, NARROW_PBX, PBX1, PBX2, PHONE, PROXY, QINQ_PHONE, VLAN_PHONE,
 };
@@ -243,9 +245,8 @@ fn requests_that_the_daemon_decides_about_go_up() {
         let dialog = dialog.set("To", "<sip:service@[fd10:10::1]>;tag=x");
         up(phone(), &dialog, Reason::Method);
         let digits = "0".repeat(56);
-        let route = |host: &str| {
-            dialog.clone().line(&format!("Route: <sip:{host};lr;sl={digits}>"))
-        };
+        let route =
+            |host: &str| dialog.clone().line(&format!("Route: <sip:{host};lr;sl={digits}>"));
         up(phone(), &route("[fd10:10::1]:5060"), Reason::BadCookie);
         up(phone(), &route("[fd10:10::9]:5060"), Reason::OddRoute);
         up(phone(), &route("[fd10:10:0::1]:5060"), Reason::OddRoute);
@@ -397,8 +398,7 @@ fn calls_are_told_of() {
         let invite = invite("told");
         let (pbx, first) = pass(pair, phone(), &invite, Reason::InviteSteered);
         pass(pair, pbx, &first.response("180 Ringing", "pbx"), Reason::ResponseForwarded);
-        let (_, ok) =
-            pass(pair, pbx, &first.response("200 OK", "pbx"), Reason::ResponseForwarded);
+        let (_, ok) = pass(pair, pbx, &first.response("200 OK", "pbx"), Reason::ResponseForwarded);
         let bye = six::of(&ok.next("BYE", PHONE, 2));
         pass(pair, phone(), &bye, Reason::DialogToPbx);
         let mut told = Vec::new();
@@ -454,7 +454,8 @@ fn changed_messages() {
     each_build(|pair| {
         for message in &messages {
             for n in 0..message.len() {
-                for byte in [0, b'\r', b'\n', b' ', b',', b';', b':', b'[', b']', b'<', b'9', 0xff] {
+                for byte in [0, b'\r', b'\n', b' ', b',', b';', b':', b'[', b']', b'<', b'9', 0xff]
+                {
                     let mut changed = message.clone();
                     changed[n] = byte;
                     pair.hear(phone(), us(), changed);

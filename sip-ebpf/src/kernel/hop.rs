@@ -44,7 +44,11 @@ pub(super) struct Hop<A> {
 
 /// Finds the way to an address.
 #[inline(always)]
-pub(super) fn find<A: Family>(ctx: &XdpContext, now: u64, to: A) -> Result<&'static Hop<A>, Reason> {
+pub(super) fn find<A: Family>(
+    ctx: &XdpContext,
+    now: u64,
+    to: A,
+) -> Result<&'static Hop<A>, Reason> {
     // The last octets tell neighbours apart.
     let key = asm::mask::<{ HOPS_LEN - 1 }>(to.last_octets());
     let Some(hop) = A::hop(key) else {

@@ -92,12 +92,7 @@ pub(super) fn answer(
 /// Jumps to [`super::report`] if there is something to tell of a packet that was sent with this action. Comes back if there
 /// is no such program.
 #[inline(always)]
-pub(super) fn tell<A: Family>(
-    ctx: &XdpContext,
-    work: *mut Work<A>,
-    reason: Reason,
-    action: u32,
-) {
+pub(super) fn tell<A: Family>(ctx: &XdpContext, work: *mut Work<A>, reason: Reason, action: u32) {
     let scratch = Work::scratch(work);
     // As in `ask`: asked of the memory, at the end.
     let reason = scratch::fresh(scratch, reason as u32);

@@ -204,7 +204,9 @@ impl<A: Family> Work<A> {
         };
         let shift = |at: u32| (at & 1) * 8;
         let via_at = self.local.record_route_len;
-        let sum = record_route + (via << shift(via_at)) + send::less((A::Cookie::LEN + 2) as u64 * DIGITS);
+        let sum = record_route
+            + (via << shift(via_at))
+            + send::less((A::Cookie::LEN + 2) as u64 * DIGITS);
         self.lines = Lines {
             sum: send::fold(sum) as u64,
             cookie_shift: shift(self.local.cookie_at),

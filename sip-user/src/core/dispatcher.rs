@@ -38,8 +38,8 @@ pub use types::{
 
 use super::admission::Rate;
 use super::family::{ByFamily, Family};
-use super::view::endpoint6;
 use super::probe::{self, Token};
+use super::view::endpoint6;
 use crate::config::{self, AdminState, Dispatch, PbxConfig, PbxLimits, Probe};
 use replica::Heard;
 use schedule::interleave;

@@ -316,9 +316,8 @@ impl Proxy {
             Line::V6(endpoint, local) => Some((*endpoint, **local)),
             Line::V4(..) => None,
         };
-        let routed = |(endpoint, _): &(Endpoint6, _)| {
-            !endpoint.is_link_local() && !endpoint.is_mapped()
-        };
+        let routed =
+            |(endpoint, _): &(Endpoint6, _)| !endpoint.is_link_local() && !endpoint.is_mapped();
         self.lines.iter().filter_map(of_ipv6).filter(routed).collect()
     }
 

@@ -60,7 +60,8 @@ impl Forwarding {
                 return false;
             }
         }
-        if self == Self::V6 && fs::read_to_string(ROUTES6).is_ok_and(|routes| has_announced(&routes))
+        if self == Self::V6
+            && fs::read_to_string(ROUTES6).is_ok_and(|routes| has_announced(&routes))
         {
             // The kernel forgets such a route when any switch of this kind is turned on, until the router says it again.
             warn!(
@@ -107,7 +108,8 @@ pub(super) fn switch_off(all: &[Forwarding]) -> Result<()> {
 fn has_announced(routes: &str) -> bool {
     routes.lines().any(|line| {
         // Flags are the last but one.
-        let flags = line.split_whitespace().nth(8).and_then(|text| u32::from_str_radix(text, 16).ok());
+        let flags =
+            line.split_whitespace().nth(8).and_then(|text| u32::from_str_radix(text, 16).ok());
         flags.is_some_and(|flags| flags & RTF_DEFAULT != 0 && flags & RTF_ADDRCONF != 0)
     })
 }
@@ -120,7 +122,9 @@ mod tests {
     fn an_announced_default_route_is_known() {
         let zeros = "0".repeat(32);
         let line = |flags: &str| {
-            format!("{zeros} 00 {zeros} 00 fe800000000000000000000000000001 00000400 00000001 00000000 {flags}     eth0\n")
+            format!(
+                "{zeros} 00 {zeros} 00 fe800000000000000000000000000001 00000400 00000001 00000000 {flags}     eth0\n"
+            )
         };
         let (by_hand, announced) = (line("00000003"), line("00450003"));
         assert!(!has_announced("") && !has_announced(&by_hand));

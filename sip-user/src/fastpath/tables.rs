@@ -323,9 +323,8 @@ impl Tables {
         six.stale.remove(&slot);
         let old = six.pbxs.get(&slot, 0).context("cannot read PBXS6")?;
         let unused = |pbx: Pbx6| pbx.state == PbxState::Unused as u8;
-        let owns = |six: &Six, at: Endpoint6| {
-            six.by_addr.get(&at, 0).is_ok_and(|owner| owner == slot)
-        };
+        let owns =
+            |six: &Six, at: Endpoint6| six.by_addr.get(&at, 0).is_ok_and(|owner| owner == slot);
         if old != pbx {
             six.pbxs.set(slot, pbx, 0).context("cannot write PBXS6")?;
             let moved = old.endpoint() != pbx.endpoint() || unused(pbx);

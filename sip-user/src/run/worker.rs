@@ -268,7 +268,8 @@ impl Worker {
                 }
                 let Some((from, dst, bytes)) = invite(&event, bytes) else { return };
                 // Ours may have a zone.
-                let same = |local: &SocketAddr| (local.ip(), local.port()) == (dst.ip(), dst.port());
+                let same =
+                    |local: &SocketAddr| (local.ip(), local.port()) == (dst.ip(), dst.port());
                 if let Some(local) = locals.iter().position(same) {
                     let datagram = Datagram { local, from, bytes };
                     proxy.handle_steered(times, dispatcher, kernel, (datagram, event.slot), out);
