@@ -210,7 +210,7 @@ mod tests {
     use std::net::Ipv6Addr;
     use std::string::{String, ToString};
     use std::vec::Vec;
-    use std::{format, vec};
+    use std::format;
 
     use crate::address::Words;
     use crate::cookie::{Cookie, cookie_key};
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_longest_fits() {
-        let longest = insert::local(endpoint(&vec!["ffff"; 8].join(":"), 65535));
+        let longest = insert::local(endpoint(&["ffff"; 8].join(":"), 65535));
         let room = |len: u32, words: usize| len as usize <= 8 * words;
         assert!(room(longest.record_route_len, <Endpoint6 as Address>::RecordRoute::LEN));
         assert!(room(longest.via_len, <Endpoint6 as Address>::Via::LEN));

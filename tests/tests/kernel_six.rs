@@ -450,15 +450,24 @@ fn truncated_frames() {
 /// Each byte of a message changed to something else: what leaves is what would leave without the program.
 #[test]
 fn changed_messages() {
-    let messages = [invite("change").bytes(), options("change").bytes()];
     each_build(|pair| {
-        for message in &messages {
+        let (pbx, first) = pass(pair, phone(), &invite("change"), Reason::InviteSteered);
+        let response = first.response("200 OK", "pbx");
+        let (_, ok) = pass(pair, pbx, &response, Reason::ResponseForwarded);
+        let bye = six::of(&ok.next("BYE", PHONE, 2));
+        for (from, message) in [
+            (phone(), invite("change")),
+            (phone(), options("change")),
+            (pbx, response),
+            (phone(), bye),
+        ] {
+            let message = message.bytes();
             for n in 0..message.len() {
                 for byte in [0, b'\r', b'\n', b' ', b',', b';', b':', b'[', b']', b'<', b'9', 0xff]
                 {
                     let mut changed = message.clone();
                     changed[n] = byte;
-                    pair.hear(phone(), us(), changed);
+                    pair.hear(from, us(), changed);
                 }
             }
         }
