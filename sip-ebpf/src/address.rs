@@ -8,7 +8,7 @@ use core::fmt;
 use crate::edit::Sink;
 use crate::siphash::siphash_word;
 use crate::tables::{Endpoint, Pbx};
-use crate::text::{Text, dotted, hex8, unhex8};
+use crate::text::{LOWER, Text, dotted, hex8, unhex8};
 
 /// An address and a UDP port of one family.
 pub trait Address: Copy + Default + Eq + fmt::Debug {
@@ -26,11 +26,16 @@ pub trait Address: Copy + Default + Eq + fmt::Debug {
     type OwnVia: Words;
     /// What a Request-URI that asks us is compared by.
     type Uri: Words;
+    /// Room for what a Via gets as `received`.
+    type Received: Words;
     /// An entry of the table of PBXs.
     type Pbx: Copy;
 
     /// Hexadecimal digits of an address in a cookie, without its port.
     const DIGITS: u32;
+
+    /// Bits that letters of either case have in common with what word `i` of a Request-URI is compared with.
+    fn small(i: usize) -> u64;
 
     /// The port as a number.
     fn port_number(self) -> u16;
@@ -79,9 +84,16 @@ impl Address for Endpoint {
     type Route = [u64; 5];
     type OwnVia = [u64; 7];
     type Uri = [u64; 4];
+    type Received = [u64; 4];
     type Pbx = Pbx;
 
     const DIGITS: u32 = 8;
+
+    #[inline(always)]
+    fn small(_i: usize) -> u64 {
+        // Digits and dots have that bit already.
+        LOWER
+    }
 
     #[inline(always)]
     fn port_number(self) -> u16 {
@@ -177,6 +189,9 @@ pub trait Words: Copy + Eq + fmt::Debug {
     /// One of them, to be changed.
     fn word_mut(&mut self, i: usize) -> Option<&mut u64>;
 
+    /// Changes one of them.
+    fn set(&mut self, i: usize, word: u64);
+
     /// Writes them.
     fn put<S: Sink>(&self, out: &mut S, at: u32);
 
@@ -203,6 +218,13 @@ impl<const N: usize> Words for [u64; N] {
 
     fn word_mut(&mut self, i: usize) -> Option<&mut u64> {
         self.get_mut(i)
+    }
+
+    #[inline(always)]
+    fn set(&mut self, i: usize, word: u64) {
+        if let Some(place) = self.get_mut(i) {
+            *place = word;
+        }
     }
 
     #[inline(always)]

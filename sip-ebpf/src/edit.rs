@@ -20,6 +20,9 @@ pub const FRONT_SLACK: u32 = 256;
 
 /// Where a front is written.
 pub trait Sink {
+    /// Whether only messages are written here whose sender has asked for an `rport`.
+    const RPORT: bool = false;
+
     /// Puts eight bytes at `at`, the first in the lowest bits. Later ones may cover earlier ones.
     fn put(&mut self, at: u32, word: u64);
 
@@ -108,7 +111,7 @@ fn sender<T: Text, A: Address, S: Sink>(
     at: u32,
 ) -> u32 {
     let (via, src) = (&plan.via, packet.src);
-    let rport = via.rport.at != 0;
+    let rport = S::RPORT || via.rport.at != 0;
     if !rport
         && host_port::<T, A>(t, via.sent_by.at, via.sent_by.end)
             .is_ok_and(|(said, _)| said.is_host_of(src))

@@ -86,6 +86,12 @@ pub fn bucket(source: u32, mask: u32) -> u32 {
     (mixed ^ mixed >> 16) & mask
 }
 
+/// The name of an IPv6 network of 64 bits, which is one source. Two may share one, and then what they may send.
+#[inline(always)]
+pub const fn name_of_network(network: u64) -> u32 {
+    (network.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 | 1
+}
+
 #[inline(always)]
 fn left(word: u64, now: u64) -> u32 {
     let left = (word as u32).wrapping_sub(units(now));

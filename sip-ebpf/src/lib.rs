@@ -24,6 +24,7 @@ pub mod report;
 pub mod route;
 pub mod scan;
 pub mod siphash;
+pub mod six;
 pub mod tables;
 pub mod text;
 

@@ -76,18 +76,21 @@ reasons! {
     /// A datagram of ours that holds nothing, or only NUL, CR or LF that asks for no answer.
     EmptyDatagram = "empty_datagram", Drop;
 
-    /// Not IPv4 (ARP, IPv6 and others), or more than two VLAN tags.
+    /// Not IPv4 (ARP and others), nor IPv6 where the programs for it are loaded; or too short for UDP, or more than two
+    /// VLAN tags.
     NotIpv4 = "not_ipv4", Up;
     /// Not UDP.
     NotUdp = "not_udp", Up;
     /// UDP, but not to an address and port of ours.
     NotOurs = "not_ours", Up;
-    /// The IPv4 header has options.
+    /// The IPv4 header has options, or IPv6 has extension headers.
     IpOptions = "ip_options", Up;
     /// A fragment.
     Fragment = "fragment", Up;
     /// The lengths in the frame, in IP and in UDP do not agree.
     BadLength = "bad_length", Up;
+    /// UDP over IPv6 without a checksum, which the stack drops (RFC 8200 8.1).
+    NoChecksum = "no_checksum", Up;
     /// Longer than the program reads.
     TooLong = "too_long", Up;
     /// The tables are not filled yet, or belong to another layout.

@@ -128,10 +128,52 @@ impl<A: Address> Default for Plan<A> {
     }
 }
 
+impl<A: Address> Plan<A> {
+    /// The same with addresses of another family.
+    pub fn with<B: Address>(&self, next: B, cookie: B::Cookie) -> Plan<B> {
+        let Self { via, next_via, to_tag, cut, call, tag, branch, slot, .. } = *self;
+        let Self { hops_at, hops_len, hops, record, own_digits, decided, .. } = *self;
+        Plan {
+            via,
+            next_via,
+            to_tag,
+            cut,
+            call,
+            tag,
+            branch,
+            cookie,
+            next,
+            slot,
+            hops_at,
+            hops_len,
+            hops,
+            record,
+            own_digits,
+            decided,
+        }
+    }
+}
+
 /// Decides. `index` is what [`crate::scan::scan`] found in `t`; `local` is what stands in the table
 /// for `packet.dst`.
 #[inline(always)]
 pub fn route<T: Text, A: Address, W: Tables<A>>(
+    t: T,
+    index: &Index,
+    packet: Packet<A>,
+    local: &Local<A>,
+    tables: &W,
+    plan: &mut Plan<A>,
+) -> Reason {
+    if index.method == Method::Response as u32 {
+        return response(t, index, packet, local, tables, plan);
+    }
+    request(t, index, packet, local, tables, plan)
+}
+
+/// As [`route`], for what is known to be a request.
+#[inline(always)]
+pub fn request<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
     packet: Packet<A>,
@@ -145,25 +187,9 @@ pub fn route<T: Text, A: Address, W: Tables<A>>(
     let Some(via) = index.first(Kind::Via) else {
         return Reason::OddVia;
     };
-    if index.method == Method::Response as u32 {
-        return response(t, index, packet, via, local, tables, plan);
-    }
     if header::via(t, via.value as u32, via.end as u32, &mut plan.via).is_err() {
         return Reason::OddVia;
     }
-    request(t, index, packet, via, local, tables, plan)
-}
-
-#[inline(always)]
-fn request<T: Text, A: Address, W: Tables<A>>(
-    t: T,
-    index: &Index,
-    packet: Packet<A>,
-    via: Line,
-    local: &Local<A>,
-    tables: &W,
-    plan: &mut Plan<A>,
-) -> Reason {
     // The top Via alone in its line, with the magic cookie, as its sender wrote it.
     let odd = plan.via.end != via.end as u32
         || head(t.word(plan.via.branch.at) | LOWER, 7) != literal(b"z9hg4bk")
@@ -281,8 +307,8 @@ fn options<T: Text, A: Address, W: Tables<A>>(
 fn for_us<T: Text, A: Address>(t: T, index: &Index, local: &Local<A>) -> bool {
     let (mut port, mut host) = (0, u64::from(local.host_len == 0));
     for i in 0..A::Uri::LEN {
-        // Letters of the scheme in any case; digits and dots have that bit already.
-        let differs = (t.word(index.uri + 8 * i as u32) | LOWER) ^ local.uri.word(i);
+        // Letters of the scheme in any case.
+        let differs = (t.word(index.uri + 8 * i as u32) | A::small(i)) ^ local.uri.word(i);
         port |= differs & local.uri_mask.word(i);
         host |= differs & local.host_mask.word(i);
     }
@@ -437,17 +463,23 @@ fn dialog<T: Text, A: Address, W: Tables<A>>(
     reason
 }
 
-/// A response goes where the Via below ours says (16.11, 18.2.2), to or from a PBX only.
+/// As [`route`], for what is known to be a response: it goes where the Via below ours says (16.11, 18.2.2), to or from a PBX
+/// only.
 #[inline(always)]
-fn response<T: Text, A: Address, W: Tables<A>>(
+pub fn response<T: Text, A: Address, W: Tables<A>>(
     t: T,
     index: &Index,
     packet: Packet<A>,
-    via: Line,
     local: &Local<A>,
     tables: &W,
     plan: &mut Plan<A>,
 ) -> Reason {
+    if index.flags != 0 {
+        return Reason::Folded;
+    }
+    let Some(via) = index.first(Kind::Via) else {
+        return Reason::OddVia;
+    };
     plan.decided = 0;
     let (digits, ours) = match own_via(t, via, local, &mut plan.via) {
         Some(digits) => (digits, 0),

@@ -41,6 +41,16 @@ pub fn siphash_word(key: [u64; 2], word: u64) -> u64 {
     finish(&mut v)
 }
 
+/// As [`siphash`], of two words and what stands behind them: up to seven bytes, their number in the highest one.
+#[inline(always)]
+pub fn siphash_words(key: [u64; 2], words: [u64; 2], last: u64) -> u64 {
+    let mut v = begin(key);
+    absorb(&mut v, words[0]);
+    absorb(&mut v, words[1]);
+    absorb(&mut v, last);
+    finish(&mut v)
+}
+
 /// SipHash-2-4 of two words, as of a text of sixteen bytes: for signatures that strangers may collect.
 #[inline(always)]
 pub fn siphash24_pair(key: [u64; 2], words: [u64; 2]) -> u64 {

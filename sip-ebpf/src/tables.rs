@@ -24,10 +24,11 @@
 //! | `DOMAINS` | hash | [`crate::challenge::Domain`] | [`crate::challenge::Challenge`] | daemon |
 //! | `ASKING` | array of 1 | 0 | [`crate::challenge::Asking`] | daemon |
 //! | `NONCES` | array of 1 | 0 | `u64`: how many nonces were made | kernel |
+//! | `LOCALS6`, `SOURCES6`, `REGISTERED6`, `ENDPOINTS6`, `DEBTS6`, `PBXS6`, `PBX_BY_ADDR6`, `SCHEDULE6`, `TURN6` | as those without the 6 | with [`Endpoint6`] and [`Pbx6`]; `REGISTERED6` by networks of 64 bits | the same of IPv6 | as these |
 //! | `VLANS` | hash | `u32`: interface index of a port with the program, or of a VLAN device above one | [`VlanPort`] | daemon |
 //! | `STEERED` | per-CPU array of [`MAX_PBX`] | slot | `u64`: calls steered there | kernel |
 //! | `TURN` | array of 1 | 0 | `u64`: whose turn it was | kernel |
-//! | `SCRATCH`, `HOPS`, `KNOWN` | per-CPU arrays | | working memory | kernel |
+//! | `SCRATCH`, `HOPS`, `KNOWN`, the same with a 6 | per-CPU arrays | | working memory | kernel |
 //! | `COUNTERS` | per-CPU array of [`crate::reason::REASONS`] | reason | `u64` | kernel |
 
 use crate::address::Address;
@@ -86,6 +87,40 @@ impl Endpoint {
     }
 }
 
+/// An IPv6 address and UDP port, both in network order in memory.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[repr(C)]
+pub struct Endpoint6 {
+    /// Address, network order in memory.
+    pub addr: [u64; 2],
+    /// Port, network order in memory.
+    pub port: u16,
+    /// Always zero: keys are compared as bytes.
+    pub pad: [u16; 3],
+}
+
+impl Endpoint6 {
+    /// From octets as written and a port as a number.
+    pub const fn new(octets: [u8; 16], port: u16) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        let high = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let low = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
+        Self { addr: [high, low], port: port.to_be(), pad: [0; 3] }
+    }
+
+    /// The address, octets as written.
+    pub const fn octets(self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.addr[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.addr[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    /// The port as a number.
+    pub const fn port_number(self) -> u16 {
+        u16::from_be(self.port)
+    }
+}
+
 /// Switches in [`Config::flags`].
 pub mod flag {
     /// Answer OPTIONS and CRLF keepalives.
@@ -127,6 +162,9 @@ pub mod event {
     pub const BYE_OF_CALLER: u32 = 3;
     /// A BYE came from a PBX.
     pub const BYE_OF_CALLEE: u32 = 4;
+
+    /// An INVITE was steered over IPv6: where it came from and went to, two [`super::Endpoint6`], stand before it.
+    pub const INVITE_SIX: u32 = 5;
 
     /// Key in `EVENT_COUNTS`: INVITEs that were put into the ring.
     pub const PUT: u32 = 0;
@@ -190,6 +228,17 @@ impl Event {
         let text = record.get(size_of::<Self>()..)?.get(..event.len as usize)?;
         Some((event, text))
     }
+
+    /// Where an INVITE came from and went to over IPv6, and the message behind these; none if there is no such thing.
+    pub fn read_six(text: &[u8]) -> Option<([Endpoint6; 2], &[u8])> {
+        const LEN: usize = size_of::<Endpoint6>();
+        let endpoint = |at: usize| {
+            let octets = text.get(at..)?.first_chunk()?;
+            let port = u16::from_be_bytes(*text.get(at + octets.len()..)?.first_chunk()?);
+            Some(Endpoint6::new(*octets, port))
+        };
+        Some(([endpoint(0)?, endpoint(LEN)?], text.get(2 * LEN..)?))
+    }
 }
 
 /// What a network in `SOURCES` may do.
@@ -217,8 +266,20 @@ pub mod program {
     /// [`crate::report`].
     pub const REPORT: u32 = 2;
 
+    /// IPv6, up to the scan: what this one needs is there before it.
+    pub const SIX: u32 = 3;
+
+    /// What becomes of a request over IPv6.
+    pub const SIX_REQUEST: u32 = 4;
+
+    /// What becomes of a response over IPv6.
+    pub const SIX_RESPONSE: u32 = 5;
+
+    /// [`crate::report`], of calls over IPv6.
+    pub const SIX_REPORT: u32 = 6;
+
     /// How many there are.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 7;
 }
 
 /// What the program must know besides the tables. All zero means: not configured, all goes up.
@@ -278,6 +339,32 @@ impl Pbx {
     }
 }
 
+/// One PBX with an IPv6 address, by slot.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Pbx6 {
+    /// Where it listens: address, network order in memory.
+    pub addr: [u64; 2],
+    /// Where it listens: port, network order in memory.
+    pub port: u16,
+    /// A [`PbxState`].
+    pub state: u8,
+    /// Always zero.
+    pub pad: [u8; 5],
+}
+
+impl Pbx6 {
+    /// Where it listens, and what it is used for.
+    pub const fn new(at: Endpoint6, state: PbxState) -> Self {
+        Self { addr: at.addr, port: at.port, state: state as u8, pad: [0; 5] }
+    }
+
+    /// Where it listens.
+    pub const fn endpoint(self) -> Endpoint6 {
+        Endpoint6 { addr: self.addr, port: self.port, pad: [0; 3] }
+    }
+}
+
 /// Length of [`Schedule::slots`].
 pub const SCHEDULE_SLOTS: usize = 256;
 
@@ -316,7 +403,9 @@ pub const MAX_VLANS: u32 = 1_024;
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{CallBucket, Config, DebtBucket, Endpoint, Local, Pbx, Schedule, VlanPort};
+    use super::{
+        CallBucket, Config, DebtBucket, Endpoint, Endpoint6, Local, Pbx, Pbx6, Schedule, VlanPort,
+    };
 
     // SAFETY: `repr(C)` integers without padding or invalid values.
     unsafe impl aya::Pod for VlanPort {}
@@ -325,11 +414,17 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for Endpoint {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for Endpoint6 {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for Pbx {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Pbx6 {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Schedule {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Local {}
+    // SAFETY: as above: words, and an even number of halves.
+    unsafe impl aya::Pod for Local<Endpoint6> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for CallBucket {}
     // SAFETY: as above.

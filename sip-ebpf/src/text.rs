@@ -4,6 +4,8 @@
 //! Reading past the end is allowed and gives zeros up to [`SLACK`] bytes further, so that a search
 //! always finds a byte below space and stops.
 
+use crate::repeat::{repeat, step};
+
 /// How far past [`Text::len`] a read may reach and still see only zeros.
 pub const SLACK: u32 = 64;
 
@@ -252,10 +254,33 @@ pub fn unhex8(word: u64) -> Option<u32> {
     if hex8_of(value) != small {
         return None;
     }
-    let y = (value << 4 | value >> 8) & 0x00ff_00ff_00ff_00ff;
+    Some(of_nibbles(value))
+}
+
+/// The number of nibbles that stand one in a byte, the most significant in the lowest byte.
+#[inline(always)]
+fn of_nibbles(nibbles: u64) -> u32 {
+    let y = (nibbles << 4 | nibbles >> 8) & 0x00ff_00ff_00ff_00ff;
     let y = (y | y >> 8) & 0x0000_ffff_0000_ffff;
-    let y = (y | y >> 16) as u32;
-    Some(y.swap_bytes())
+    ((y | y >> 16) as u32).swap_bytes()
+}
+
+/// How many of the eight bytes of a word are hexadecimal digits of either case before one is not; and their value, if there
+/// is one.
+#[inline(always)]
+fn hextet(word: u64) -> (u32, u32) {
+    const LOWS: u64 = !HIGHS;
+    let small = word | LOWER;
+    // Digits become 0 to 9 here, and letters 1 to 6 there.
+    let (x, y) = (small ^ (ONES * 0x30), small ^ (ONES * 0x60));
+    let not_digit = x | ((x & LOWS) + ONES * 0x76);
+    let not_letter = y | ((y & LOWS) + ONES * 0x79) | !((y & LOWS) + ONES * 0x7f);
+    let marks = not_digit & not_letter & HIGHS;
+    let n = if marks == 0 { 8 } else { first(marks) };
+    let letters = x >> 6 & ONES;
+    let nibbles = (x & (ONES * 0x0f)).wrapping_add(letters * 9);
+    // To the high end, as in `digits`.
+    (n, of_nibbles(nibbles << ((64 - n * 8) & 63)))
 }
 
 /// Digits for nibbles that stand one in a byte, or something that is no digit for larger values.
@@ -309,6 +334,106 @@ fn octet<T: Text>(t: T, at: u32) -> Option<(u32, u32, u8)> {
     (value < 256).then_some((value, at + 3, byte(3)))
 }
 
+/// An IPv6 address at `at`, in one of the forms of RFC 4291 2.2 but the last one, which has an IPv4 address in it: its value
+/// with the bytes in network order in memory, and where it ends.
+#[inline(always)]
+pub fn ipv6<T: Text>(t: T, at: u32) -> Option<([u64; 2], u32)> {
+    // A gap may stand first.
+    let gap = t.short(at, 0) == u16::from_le_bytes(*b"::") as u32;
+    let mut state = Groups {
+        t,
+        at: t.fresh(at + if gap { 2 } else { 0 }),
+        value: [0; 2],
+        before: [0; 2],
+        gap: if gap { 0 } else { NO_GAP },
+        groups: 0,
+        wanted: !gap,
+        odd: false,
+    };
+    repeat(9, &mut state, |s| s.next());
+    let Groups { at, value, before, gap, groups, wanted, odd, .. } = state;
+    let whole = if gap == NO_GAP { groups == 8 } else { groups < 8 };
+    if odd || wanted || !whole {
+        return None;
+    }
+    let [high, low] = if gap == NO_GAP { value } else { over(before, value, gap) };
+    Some(([high.to_be(), low.to_be()], t.fresh(at)))
+}
+
+/// The groups of an IPv6 address so far.
+struct Groups<T> {
+    t: T,
+    at: u32,
+    /// Those behind the gap, if there was one: 128 bits, the higher ones first.
+    value: [u64; 2],
+    /// Those before it.
+    before: [u64; 2],
+    /// How many of them there are.
+    gap: u32,
+    /// How many there are in all.
+    groups: u32,
+    /// Whether one more must follow.
+    wanted: bool,
+    odd: bool,
+}
+
+const NO_GAP: u32 = 9;
+
+impl<T: Text> Groups<T> {
+    /// Reads one, and the colons behind it; false if there is no more.
+    #[inline(always)]
+    fn next(&mut self) -> bool {
+        let word = self.t.word(self.at);
+        let (n, value) = hextet(word);
+        if n == 0 {
+            return false;
+        }
+        self.odd |= n > 4 || self.groups > 7;
+        if self.odd {
+            return false;
+        }
+        let [high, low] = self.value;
+        self.value = [high << 16 | low >> 48, low << 16 | value as u64];
+        step(&mut self.groups, 1);
+        self.wanted = false;
+        step(&mut self.at, n);
+        // Four bytes of the word are left at least.
+        let behind = word >> ((n * 8) & 63);
+        if behind as u8 != b':' {
+            return false;
+        }
+        if (behind >> 8) as u8 != b':' {
+            step(&mut self.at, 1);
+            self.wanted = true;
+            return true;
+        }
+        self.odd |= self.gap != NO_GAP;
+        step(&mut self.at, 2);
+        (self.gap, self.before, self.value) = (self.groups, self.value, [0; 2]);
+        !self.odd
+    }
+}
+
+/// Puts `groups` groups, 0 to 7, to the high end of 128 bits, over others.
+#[inline(always)]
+fn over(groups: [u64; 2], others: [u64; 2], n: u32) -> [u64; 2] {
+    // By 16 bits for each group that is missing before them: one to eight.
+    let [mut high, mut low] = groups;
+    let bits = 16 * (8 - n);
+    if bits >= 64 {
+        (high, low) = (low, 0);
+    }
+    let bits = bits & 63;
+    if bits != 0 {
+        high = high << bits | low >> ((64 - bits) & 63);
+        low <<= bits;
+    }
+    if n == 0 {
+        (high, low) = (0, 0);
+    }
+    [high | others[0], low | others[1]]
+}
+
 /// The decimal digits of an octet and a dot, the first in the lowest byte; how many bytes that is
 /// stands in the upper half.
 #[inline(always)]
@@ -341,7 +466,7 @@ mod tests {
     extern crate std;
     use super::*;
     use proptest::prelude::*;
-    use std::{format, net::Ipv4Addr, string::String};
+    use std::{format, net::Ipv4Addr, string::String, vec::Vec};
 
     #[test]
     fn reading_past_the_end_gives_zeros() {
@@ -426,6 +551,69 @@ mod tests {
             prop_assume!(bytes.iter().all(|b| *b >= 0x20));
             let want = text.and_then(|t| u32::from_str_radix(t, 16).ok());
             prop_assert_eq!(unhex8(u64::from_le_bytes(bytes)), want);
+        }
+
+        #[test]
+        fn ipv6_is_read_as_the_library_reads_it(
+            groups: [u16; 8],
+            zeros: u8,
+            gap in 0usize..8,
+            len in 0usize..8,
+            upper: bool,
+            rest in "[];, :]?",
+        ) {
+            let mut groups = groups;
+            for (i, group) in groups.iter_mut().enumerate() {
+                if zeros >> i & 1 != 0 {
+                    *group = 0;
+                }
+            }
+            let address = std::net::Ipv6Addr::from(groups);
+            let written: Vec<String> = groups.iter().map(|group| format!("{group:x}")).collect();
+            let end = (gap + len).min(8);
+            let forms = [
+                format!("{address}"),
+                written.join(":"),
+                groups.map(|group| format!("{group:04x}")).join(":"),
+                format!("{}::{}", written[..gap].join(":"), written[end..].join(":")),
+            ];
+            for form in forms {
+                let form = if upper { form.to_uppercase() } else { form };
+                let text = format!("{form}{rest}");
+                let wanted = form.parse::<std::net::Ipv6Addr>().ok();
+                let read = ipv6(text.as_bytes(), 0).filter(|(_, end)| *end == form.len() as u32);
+                let read = read.map(|(words, _)| {
+                    let [high, low] = words.map(u64::to_ne_bytes);
+                    let mut octets = [0; 16];
+                    octets[..8].copy_from_slice(&high);
+                    octets[8..].copy_from_slice(&low);
+                    std::net::Ipv6Addr::from(octets)
+                });
+                // An IPv4 address within is not read.
+                if form.contains('.') || rest.starts_with(':') {
+                    prop_assert!(read.is_none() || read == wanted, "{}", text);
+                } else {
+                    prop_assert_eq!(read, wanted, "{}", text);
+                }
+            }
+        }
+
+        #[test]
+        fn ipv6_of_anything(text in "[0-9a-fA-F:.\\]]{0,45}") {
+            let read = ipv6(text.as_bytes(), 0);
+            if let Some((words, end)) = read {
+                let [high, low] = words.map(u64::to_ne_bytes);
+                let mut octets = [0; 16];
+                octets[..8].copy_from_slice(&high);
+                octets[8..].copy_from_slice(&low);
+                let wanted = text[..end as usize].parse::<std::net::Ipv6Addr>();
+                prop_assert_eq!(wanted, Ok(std::net::Ipv6Addr::from(octets)));
+            }
+            if let Ok(wanted) = text.parse::<std::net::Ipv6Addr>()
+                && !text.contains('.')
+            {
+                prop_assert!(read.is_some_and(|(_, end)| end == text.len() as u32), "{}", wanted);
+            }
         }
 
         #[test]

@@ -152,8 +152,18 @@ fn calls_are_recorded(mode: Mode) {
 /// The calls of a trusted network have the same records whether the daemon has carried them or has never seen them.
 #[test]
 fn calls_that_only_the_kernel_carries_are_recorded_alike() {
-    let (by_kernel, stats) = steered_calls(Mode::Native);
-    let (by_daemon, _) = steered_calls(Mode::Off);
+    recorded_alike(false);
+}
+
+/// The same over IPv6.
+#[test]
+fn calls_over_ipv6_that_only_the_kernel_carries_are_recorded_alike() {
+    recorded_alike(true);
+}
+
+fn recorded_alike(ipv6: bool) {
+    let (by_kernel, stats) = steered_calls(Mode::Native, ipv6);
+    let (by_daemon, _) = steered_calls(Mode::Off, ipv6);
     assert_eq!(by_kernel, by_daemon);
     // It was the kernel alone: three calls that were answered, with two ends each, and two that were not.
     let (kernel, own) = (&stats["kernel"], &stats["daemon"]);
@@ -167,8 +177,9 @@ fn calls_that_only_the_kernel_carries_are_recorded_alike() {
 }
 
 /// The records of five calls, without what cannot be equal.
-fn steered_calls(mode: Mode) -> (Vec<Value>, Value) {
-    let settings = Settings { registrar: true, ..Settings::new(mode) };
+fn steered_calls(mode: Mode, ipv6: bool) -> (Vec<Value>, Value) {
+    let settings = Settings { registrar: true, ipv6, ..Settings::new(mode) };
+    let of_family = |sipp: Sipp| if ipv6 { sipp.ipv6() } else { sipp };
     let lab = Lab::new().unwrap();
     let mut daemon = Daemon::start(&lab, &settings).unwrap();
     let control = daemon.control();
@@ -177,9 +188,10 @@ fn steered_calls(mode: Mode) -> (Vec<Value>, Value) {
     let mut call = |pbx: &str, caller: &str, talk: Duration| {
         port += 1;
         let name = format!("{pbx}-{port}");
-        let mut pbx = Sipp::pbx(Place::Pbx1, pbx).talk(talk).start(&lab, &name).unwrap();
+        let pbx = of_family(Sipp::pbx(Place::Pbx1, pbx).talk(talk));
+        let mut pbx = pbx.start(&lab, &name).unwrap();
         daemon.wait_until_probed(Place::Pbx1, LIMIT).unwrap();
-        let caller = Sipp::caller(caller, 1, 1).port(port).talk(talk);
+        let caller = of_family(Sipp::caller(caller, 1, 1).port(port).talk(talk));
         let mut caller = caller.start(&lab, &format!("caller-{port}")).unwrap();
         if talk == TALK_LONGER {
             let shown = wait_for(LIMIT, || {

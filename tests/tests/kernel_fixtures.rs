@@ -24,12 +24,13 @@ struct Fixture {
 }
 
 /// Reasons without a fixture, and why.
-const WITHOUT: [(Reason, &str); 6] = [
+const WITHOUT: [(Reason, &str); 7] = [
     (
         Reason::Headroom,
         "TEST_RUN gives each frame 216 bytes of headroom and more than a kilobyte of tailroom, and \
          the longest text that is put in is shorter",
     ),
+    (Reason::NoChecksum, "it needs IPv6: kernel_six.rs"),
     (Reason::TakenOver, "it needs a call that went before, and a daemon: kernel_shadow.rs"),
     (Reason::SteeredFailed, "as above"),
     (Reason::Challenged, "it needs a registrar, and nonces differ: kernel_challenge.rs"),
@@ -212,7 +213,7 @@ fn fixtures() -> Vec<Fixture> {
 
     // Layers 2 to 4.
     add("arp", Reason::NotIpv4, |s| s.run(&Frame::new(PHONE, PROXY, options("1")).with(|f| f.ether_type = 0x0806)));
-    add("ipv6", Reason::NotIpv4, |s| s.run(&Frame::new(PHONE, PROXY, options("1")).with(|f| f.ether_type = 0x86dd)));
+    add("ipv6 without the programs for it", Reason::NotIpv4, |s| s.run(&Frame::new(PHONE, PROXY, options("1")).with(|f| f.ether_type = 0x86dd)));
     add("version 6 in a frame of type IPv4", Reason::NotIpv4, |s| s.run(&Frame::new(PHONE, PROXY, options("1")).with(|f| f.version = 6)));
     add("three VLAN tags", Reason::NotIpv4, |s| s.run(&Frame::new(PHONE, PROXY, options("1")).with(|f| f.tags = vec![(DOT1AD, 8), (DOT1Q, 9), (DOT1Q, 1)])));
     add("runt", Reason::NotIpv4, |s| s.run_bytes("ph", &[0; 14]));

@@ -48,7 +48,10 @@ fn who_is_registered_is_steered_where_that_is_enough() {
         assert_eq!(call(subject, port), Reason::InviteSteered);
         // Some change, without a word to what CPUs know of addresses.
         let later = Instant::now() + MINUTE;
-        subject.tables().change_endpoints(&[(here, Some(later)), (port, None)]).unwrap();
+        subject
+            .tables()
+            .change_endpoints(&[(here.into(), Some(later)), (port.into(), None)])
+            .unwrap();
         let bytes = |from| Subject::frame(from, PROXY, Message::invite(from, "x")).bytes();
         assert_eq!(subject.run_counted(here, &bytes(here)).0, Reason::InviteSteered);
         assert_eq!(subject.run_counted(port, &bytes(port)).0, Reason::Untrusted);

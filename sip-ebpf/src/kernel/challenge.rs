@@ -11,10 +11,10 @@ use sip_ebpf::header::Span;
 use sip_ebpf::nonce::Stamp;
 use sip_ebpf::route::Tables;
 use sip_ebpf::scan::{Kind, Method};
-use sip_ebpf::tables::{flag, source};
+use sip_ebpf::tables::{Endpoint, flag, source};
 
 use super::maps::CONFIG;
-use super::scratch::{Out, Scratch};
+use super::scratch::{Out, Work};
 use super::tables::Kernel;
 use super::text::Bytes;
 use super::{asm, fits, programs, send};
@@ -49,18 +49,19 @@ fn sipline_challenge(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reason> {
+fn packet(ctx: &XdpContext, work: *mut Work<Endpoint>) -> Result<(Reason, u32), Reason> {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let s = unsafe { &mut *scratch };
+    let (s, w) = unsafe { (&mut *scratch, &mut *work) };
     let (Some(config), Some(asking)) = (CONFIG.get(0), ASKING.get(0)) else {
         return Err(Reason::NotConfigured);
     };
-    let Some(kernel) = Kernel::new(config, scratch, s.packet.src) else {
+    let Some(kernel) = Kernel::new(config, work, w.packet.src) else {
         return Err(Reason::NotConfigured);
     };
     let t = Bytes::new(ctx, scratch);
     if ACKS >> (s.reason & 63) & 1 != 0 {
-        return match challenge::is_acknowledged(t, &s.index, &s.plan, &config.keys) {
+        return match challenge::is_acknowledged(t, &s.index, &w.plan, &config.keys) {
             true => Ok((Reason::ChallengeAcked, XDP_DROP)),
             false => Err(Reason::UnknownCall),
         };
@@ -71,26 +72,26 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     // Of one with a Route, nobody has asked yet from where it comes.
     let invite = s.index.method == Method::Invite as u32;
     if s.reason == Reason::Preloaded as u32
-        && (kernel.pbx_at(s.packet.src).is_some() || invite && kernel.trusted(s.packet.src))
+        && (kernel.pbx_at(w.packet.src).is_some() || invite && kernel.trusted(w.packet.src))
     {
         return Err(Reason::Preloaded);
     }
     if !kernel.alive() {
         return Err(Reason::HeartbeatStale);
     }
-    let Some(role) = challenge::wanted(t, &s.index, &s.plan, &Maps { asking }, &mut s.domain)
+    let Some(role) = challenge::wanted(t, &s.index, &w.plan, &Maps { asking }, &mut w.domain)
     else {
         return Err(Reason::Method);
     };
     // SAFETY: the daemon writes an entry whole or not at all, and changes none that is right.
-    let Some(challenge) = (unsafe { DOMAINS.get(&s.domain) }) else {
+    let Some(challenge) = (unsafe { DOMAINS.get(&w.domain) }) else {
         return Err(Reason::Method);
     };
     let Some(call_id) = s.index.first(Kind::CallId) else {
         return Err(Reason::OddHeader);
     };
     let span = Span { at: call_id.value as u32, end: call_id.end as u32 };
-    s.plan.tag = cookie::challenge_tag(&config.keys, t, span).0;
+    w.plan.tag = cookie::challenge_tag(&config.keys, t, span).0;
     let Some(count) = NONCES.get_ptr_mut(0) else {
         return Err(Reason::NotConfigured);
     };
@@ -100,9 +101,9 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     let stamp = Stamp::new(seconds, asking.instance, count as u32);
     let mut out = Out::new(scratch);
     let made = (challenge, role, stamp);
-    s.front = challenge::answer(t, &s.index, s.packet, &s.plan, made, &mut out);
+    s.front = challenge::answer(t, &s.index, w.packet, &w.plan, made, &mut out);
     fits(s.front)?;
-    send::answer::<false>(ctx, scratch).map(|action| (Reason::Challenged, action))
+    send::answer::<false, _>(ctx, work).map(|action| (Reason::Challenged, action))
 }
 
 struct Maps<'a> {

@@ -6,12 +6,13 @@
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_ringbuf_query, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
+use sip_ebpf::route::Packet;
 use sip_ebpf::tables::{EVENTS_OF_INVITES, Event, event};
 
 use super::asm;
-use super::frame::IP_UDP;
+use super::family::Family;
 use super::maps::{EVENT_COUNTS, EVENTS};
-use super::scratch::{Scratch, TEXT};
+use super::scratch::{TEXT, Work};
 
 /// The longest message that a short record has room for: that of most INVITEs.
 const SHORT: u32 = 1024 - 8 - HEAD;
@@ -22,27 +23,28 @@ const HEAD: u32 = size_of::<Event>() as u32;
 /// Tells the daemon of an INVITE that is about to be sent on: the packet is still as it came in. If the ring is full, it
 /// is counted and the call goes on.
 #[inline(always)]
-pub(super) fn invite(ctx: &XdpContext, s: &Scratch) {
-    let put = if s.frame.len <= SHORT {
-        record::<SHORT, { (SHORT + HEAD) as usize }>(ctx, s)
+pub(super) fn invite<A: Family>(ctx: &XdpContext, w: &Work<A>) {
+    let put = if w.scratch.frame.len <= SHORT {
+        record::<SHORT, A>(ctx, w)
     } else {
-        record::<TEXT, { (TEXT + HEAD) as usize }>(ctx, s)
+        record::<TEXT, A>(ctx, w)
     };
     count(if put { event::PUT } else { event::FULL });
 }
 
-/// Tells the daemon what became of a call: [`Scratch::told`], with this status.
+/// Tells the daemon what became of a call: [`Scratch::told`](super::scratch::Scratch::told), with this status.
 #[inline(always)]
-pub(super) fn report(s: &Scratch, status: u32) {
+pub(super) fn report<A: Family>(w: &Work<A>, status: u32) {
+    let Packet { src, dst } = A::in_event(w.packet);
     let told = EVENTS.reserve(0).map(|mut place| {
         place.write(Event {
-            kind: s.told,
+            kind: w.scratch.told,
             len: 0,
-            src: s.packet.src,
-            dst: s.packet.dst,
+            src,
+            dst,
             slot: 0,
             status,
-            call: s.plan.call,
+            call: w.plan.call,
             // SAFETY: no arguments.
             time: unsafe { bpf_ktime_get_ns() },
         });
@@ -66,29 +68,38 @@ fn count(key: u32) {
     }
 }
 
-/// A record with room for `ROOM` bytes of message; `SIZE` is that and the head. False if there is no room in the ring.
+/// A record with room for `ROOM` bytes of message. False if there is no room in the ring.
 #[inline(always)]
-fn record<const ROOM: u32, const SIZE: usize>(ctx: &XdpContext, s: &Scratch) -> bool {
+fn record<const ROOM: u32, A: Family>(ctx: &XdpContext, w: &Work<A>) -> bool {
+    let s = &w.scratch;
+    // Where the head has no room for them, addresses stand before the message.
+    let before = const { if A::INVITE == event::INVITE { 0 } else { size_of::<Packet<A>>() } };
     // None where INVITEs have no room left: one way for the verifier.
     let room = (unread() < EVENTS_OF_INVITES as u64) as u32;
     let len = asm::mask::<4095>(s.frame.len.wrapping_mul(room));
     if len == 0 || len > ROOM {
         return false;
     }
-    let Some(mut place) = EVENTS.reserve_bytes(SIZE, 0) else { return false };
+    let size = (HEAD + ROOM) as usize + before;
+    let Some(mut place) = EVENTS.reserve_bytes(size, 0) else { return false };
     let head = place.as_mut_ptr().cast::<Event>();
-    // SAFETY: `SIZE` bytes are reserved: the head, and `ROOM` of which `len` are written.
+    let Packet { src, dst } = A::in_event(w.packet);
+    // SAFETY: `size` bytes are reserved: the head, maybe addresses, and `ROOM` of which `len` are written.
     let loaded = unsafe {
-        (&raw mut (*head).kind).write(event::INVITE);
-        (&raw mut (*head).len).write(len);
-        (&raw mut (*head).src).write(s.packet.src);
-        (&raw mut (*head).dst).write(s.packet.dst);
-        (&raw mut (*head).slot).write(s.plan.slot);
+        (&raw mut (*head).kind).write(A::INVITE);
+        (&raw mut (*head).len).write(len + before as u32);
+        (&raw mut (*head).src).write(src);
+        (&raw mut (*head).dst).write(dst);
+        (&raw mut (*head).slot).write(w.plan.slot);
         (&raw mut (*head).status).write(0);
-        (&raw mut (*head).call).write(s.plan.call);
+        (&raw mut (*head).call).write(w.plan.call);
         // The call table was just asked for by this clock.
         (&raw mut (*head).time).write(s.last_now());
-        bpf_xdp_load_bytes(ctx.ctx, s.frame.l2 + IP_UDP, head.add(1).cast(), len) == 0
+        if before != 0 {
+            head.add(1).cast::<Packet<A>>().write(w.packet);
+        }
+        let text = head.add(1).cast::<u8>().add(before);
+        bpf_xdp_load_bytes(ctx.ctx, s.frame.start, text.cast(), len) == 0
     };
     if loaded {
         place.submit(BPF_RB_NO_WAKEUP as u64);

@@ -11,7 +11,8 @@ use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 
 use super::asm;
-use super::maps::{HOPS, VLANS};
+use super::family::Family;
+use super::maps::VLANS;
 
 /// Entries a CPU keeps; a power of two.
 pub(super) const HOPS_LEN: u32 = 1024;
@@ -19,17 +20,16 @@ pub(super) const HOPS_LEN: u32 = 1024;
 /// How long an answer is good: a moved neighbour is followed after this at the latest.
 const GOOD_NS: u64 = 1_000_000_000;
 
-const AF_INET: u8 = 2;
 const LOOPBACK: u32 = 1;
 
 /// An answer.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Hop {
+pub(super) struct Hop<A> {
     /// Until when, CLOCK_MONOTONIC.
     pub(super) until: u64,
-    /// For whom: network order in memory.
-    pub(super) addr: u32,
+    /// For whom; the port means nothing.
+    pub(super) to: A,
     /// Port to leave by.
     pub(super) port: u32,
     /// MTU of the way.
@@ -42,26 +42,33 @@ pub(super) struct Hop {
     pub(super) tag: [[u16; 2]; 2],
 }
 
-/// Finds the way to an address (network order in memory).
+/// Finds the way to an address.
 #[inline(always)]
-pub(super) fn find(ctx: &XdpContext, now: u64, addr: u32) -> Result<&'static Hop, Reason> {
+pub(super) fn find<A: Family>(
+    ctx: &XdpContext,
+    now: u64,
+    to: A,
+) -> Result<&'static Hop<A>, Reason> {
     // The last octets tell neighbours apart.
-    let key = asm::mask::<{ HOPS_LEN - 1 }>(addr >> 24 ^ addr >> 14);
-    let Some(hop) = HOPS.get_ptr_mut(key) else {
+    let key = asm::mask::<{ HOPS_LEN - 1 }>(to.last_octets());
+    let Some(hop) = A::hop(key) else {
         return Err(Reason::NoNeighbour);
     };
     // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
     let hop = unsafe { &mut *hop };
-    if hop.addr != addr || hop.until < now {
-        ask(ctx, addr, hop)?;
-        hop.addr = addr;
+    if !hop.to.is_host_of(to) || hop.until < now {
+        ask(ctx, to, hop)?;
+        hop.to = to;
         hop.until = now + GOOD_NS;
     }
     Ok(hop)
 }
 
 #[inline(always)]
-fn ask(ctx: &XdpContext, addr: u32, hop: &mut Hop) -> Result<(), Reason> {
+fn ask<A: Family>(ctx: &XdpContext, to: A, hop: &mut Hop<A>) -> Result<(), Reason> {
+    if !to.is_routed() {
+        return Err(Reason::NoNeighbour);
+    }
     hop.until = 0;
     let mut words = [const { core::mem::MaybeUninit::<u64>::uninit() }; 8];
     const { assert!(core::mem::size_of::<bpf_fib_lookup>() == 64) };
@@ -71,10 +78,9 @@ fn ask(ctx: &XdpContext, addr: u32, hop: &mut Hop) -> Result<(), Reason> {
     }
     // SAFETY: as long as that, better aligned, and all zero is a value of every field.
     let params = unsafe { &mut *(&raw mut words).cast::<bpf_fib_lookup>() };
-    params.family = AF_INET;
     params.l4_protocol = 17;
     params.ifindex = LOOPBACK;
-    params.__bindgen_anon_4.ipv4_dst = addr;
+    to.ask(params);
     // SAFETY: `params` is as long as is said.
     let found = unsafe {
         fib_lookup(

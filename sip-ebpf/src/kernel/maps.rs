@@ -7,12 +7,12 @@ use aya_ebpf::macros::btf_map;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
     CallBucket, Config, DEBT_BUCKETS, DEFAULT_CALL_BUCKETS, DebtBucket, EVENTS_SIZE, Endpoint,
-    Event, Local, MAX_ENDPOINTS, MAX_LOCALS, MAX_OPEN, MAX_PBX, MAX_REGISTERED, MAX_SOURCES,
-    MAX_VLANS, OPEN_LEN, Pbx, Schedule, VlanPort, event,
+    Endpoint6, Event, Local, MAX_ENDPOINTS, MAX_LOCALS, MAX_OPEN, MAX_PBX, MAX_REGISTERED,
+    MAX_SOURCES, MAX_VLANS, OPEN_LEN, Pbx, Pbx6, Schedule, VlanPort, event,
 };
 
 use super::hop::{HOPS_LEN, Hop};
-use super::scratch::Scratch;
+use super::scratch::Work;
 use super::tables::{KNOWN_LEN, Known};
 
 #[btf_map]
@@ -80,13 +80,63 @@ pub(super) static COUNTERS: PerCpuArray<u64, { REASONS as usize }> = PerCpuArray
 pub(super) static STEERED: PerCpuArray<u64, { MAX_PBX as usize }> = PerCpuArray::new();
 
 #[btf_map]
-pub(super) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+pub(super) static SCRATCH: PerCpuArray<Work<Endpoint>, 1> = PerCpuArray::new();
 
 #[btf_map]
-pub(super) static KNOWN: PerCpuArray<Known, { KNOWN_LEN as usize }> = PerCpuArray::new();
+pub(super) static KNOWN: PerCpuArray<Known<Endpoint>, { KNOWN_LEN as usize }> = PerCpuArray::new();
 
 #[btf_map]
-pub(super) static HOPS: PerCpuArray<Hop, { HOPS_LEN as usize }> = PerCpuArray::new();
+pub(super) static HOPS: PerCpuArray<Hop<Endpoint>, { HOPS_LEN as usize }> = PerCpuArray::new();
+
+// The same for IPv6.
+
+#[btf_map]
+pub(super) static LOCALS6: HashMap<Endpoint6, Local<Endpoint6>, { MAX_LOCALS as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub(super) static SOURCES6: LpmTrie<[u64; 2], u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(super) static REGISTERED6: HashMap<
+    u64,
+    u32,
+    { MAX_REGISTERED as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+#[btf_map]
+pub(super) static ENDPOINTS6: HashMap<
+    Endpoint6,
+    u64,
+    { MAX_ENDPOINTS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+#[btf_map]
+pub(super) static DEBTS6: Array<DebtBucket, { DEBT_BUCKETS as usize }> = Array::new();
+
+#[btf_map]
+pub(super) static PBXS6: Array<Pbx6, { MAX_PBX as usize }> = Array::new();
+
+#[btf_map]
+pub(super) static PBX_BY_ADDR6: HashMap<Endpoint6, u32, { MAX_PBX as usize }> = HashMap::new();
+
+#[btf_map]
+pub(super) static SCHEDULE6: Array<Schedule, 1> = Array::new();
+
+#[btf_map]
+pub(super) static TURN6: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub(super) static SCRATCH6: PerCpuArray<Work<Endpoint6>, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static KNOWN6: PerCpuArray<Known<Endpoint6>, { KNOWN_LEN as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+pub(super) static HOPS6: PerCpuArray<Hop<Endpoint6>, { HOPS_LEN as usize }> = PerCpuArray::new();
 
 /// Whether to log why packets go up: set before the program is loaded, so that the verifier removes
 /// the code when it is off.

@@ -4,11 +4,11 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{MAX_USERS, flag};
+use sip_ebpf::tables::{Endpoint, MAX_USERS, flag};
 use sip_ebpf::{Reason, cookie, qualify};
 
 use super::maps::CONFIG;
-use super::scratch::{Out, Scratch};
+use super::scratch::{Out, Work};
 use super::tables::Kernel;
 use super::text::Bytes;
 use super::{fits, programs, send};
@@ -27,21 +27,22 @@ fn sipline_qualify(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reason> {
+fn packet(ctx: &XdpContext, work: *mut Work<Endpoint>) -> Result<(Reason, u32), Reason> {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let s = unsafe { &mut *scratch };
+    let (s, w) = unsafe { (&mut *scratch, &mut *work) };
     let Some(config) = CONFIG.get(0) else { return Err(Reason::NotConfigured) };
-    let Some(kernel) = Kernel::new(config, scratch, s.packet.src) else {
+    let Some(kernel) = Kernel::new(config, work, w.packet.src) else {
         return Err(Reason::NotConfigured);
     };
-    if kernel.pbx_at(s.packet.src).is_none() {
+    if kernel.pbx_at(w.packet.src).is_none() {
         return Err(Reason::OptionsNotForUs);
     }
     if !kernel.alive() {
         return Err(Reason::HeartbeatStale);
     }
     let t = Bytes::new(ctx, scratch);
-    let Some(user) = qualify::asked(t, &s.index, s.packet, &s.local, &s.plan) else {
+    let Some(user) = qualify::asked(t, &s.index, w.packet, &w.local, &w.plan) else {
         return Err(Reason::OptionsNotForUs);
     };
     let name = cookie::user(&config.keys, t, user);
@@ -51,7 +52,7 @@ fn packet(ctx: &XdpContext, scratch: *mut Scratch) -> Result<(Reason, u32), Reas
     };
     let mut out = Out::new(scratch);
     let there = s.now() < until;
-    s.front = qualify::answer(t, &s.index, s.packet, &s.plan, there, &mut out);
+    s.front = qualify::answer(t, &s.index, w.packet, &w.plan, there, &mut out);
     fits(s.front)?;
-    send::answer::<false>(ctx, scratch).map(|action| (Reason::QualifyAnswered, action))
+    send::answer::<false, _>(ctx, work).map(|action| (Reason::QualifyAnswered, action))
 }

@@ -4,20 +4,33 @@ use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::report;
+use sip_ebpf::tables::{Endpoint, Endpoint6};
 
 use super::events;
-use super::maps::SCRATCH;
+use super::family::Family;
+use super::scratch::Work;
 use super::text::Bytes;
 
 /// Tells it, and does with the packet what the first program has decided.
 #[xdp]
 fn sipline_report(ctx: XdpContext) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    tell::<Endpoint>(&ctx)
+}
+
+/// The same of calls over IPv6.
+#[xdp]
+fn sipline_six_report(ctx: XdpContext) -> u32 {
+    tell::<Endpoint6>(&ctx)
+}
+
+#[inline(always)]
+fn tell<A: Family>(ctx: &XdpContext) -> u32 {
+    let Some(work) = A::work() else {
         return XDP_ABORTED;
     };
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let s = unsafe { &*scratch };
-    let t = Bytes::new(&ctx, scratch);
-    events::report(s, report::status(t, s.plan.decided));
-    s.action
+    let w = unsafe { &*work };
+    let t = Bytes::new(ctx, Work::scratch(work));
+    events::report(w, report::status(t, w.plan.decided));
+    w.scratch.action
 }

@@ -5,27 +5,45 @@
 
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::XdpContext;
-use sip_ebpf::address::Address;
+use sip_ebpf::address::{Address, Words};
 use sip_ebpf::challenge::Domain;
 use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
-use sip_ebpf::tables::{Config, Endpoint, Local};
+use sip_ebpf::tables::{Config, Local};
 use sip_ebpf::text::SLACK;
 
 use super::asm;
+use super::family::Family;
 use super::frame::Frame;
-use super::maps::LOCALS;
 use super::send;
 use super::tables::Known;
 
 /// Longest payload that is read; a power of two, for reads are masked.
 pub(super) const TEXT: u32 = 2048;
 
-/// Room for the headers of all layers before the front: Ethernet, two tags, IPv4, UDP are 50 bytes.
-pub(super) const HEAD: u32 = 64;
+/// Room for the headers of all layers before the front: Ethernet, two tags, IPv6, UDP are 70 bytes.
+pub(super) const HEAD: u32 = 128;
 
-/// One CPU's memory.
+/// One CPU's memory for packets of one family.
+#[repr(C)]
+pub(super) struct Work<A: Address> {
+    /// What has no addresses in it.
+    pub(super) scratch: Scratch,
+    /// Which of our addresses `local` is, in which generation of the tables.
+    local_of: A,
+    local_generation: u64,
+    /// A copy of its entry in `LOCALS`.
+    pub(super) local: Local<A>,
+    /// Of the lines in it.
+    pub(super) lines: Lines,
+    pub(super) plan: Plan<A>,
+    pub(super) packet: Packet<A>,
+    /// A key that is looked up.
+    pub(super) domain: Domain,
+}
+
+/// What of it is the same for both families, and stands first.
 #[repr(C)]
 pub(super) struct Scratch {
     /// Always zero, and the verifier does not know: see [`Text::fresh`].
@@ -40,15 +58,6 @@ pub(super) struct Scratch {
     mtu_tick: u64,
     mtu_port: u32,
     mtu: u32,
-    /// Which of our addresses `local` is, in which generation of the tables.
-    local_of: Endpoint,
-    local_generation: u64,
-    /// A copy of its entry in `LOCALS`.
-    pub(super) local: Local,
-    /// Of the lines in it.
-    pub(super) lines: Lines,
-    pub(super) plan: Plan,
-    pub(super) packet: Packet,
     pub(super) frame: Frame,
     pub(super) front: Front,
     /// How much of the text has been read from the packet.
@@ -59,8 +68,6 @@ pub(super) struct Scratch {
     pub(super) action: u32,
     /// What is told: a kind of [`sip_ebpf::tables::event`].
     pub(super) told: u32,
-    /// A key that is looked up.
-    pub(super) domain: Domain,
     pub(super) text: [u8; (TEXT + SLACK) as usize],
     /// What goes out: the headers end at [`HEAD`], the front starts there.
     pub(super) out: [u8; (HEAD + FRONT + FRONT_SLACK) as usize],
@@ -144,20 +151,37 @@ impl Scratch {
         self.mtu
     }
 
+    /// The start of what goes out.
+    ///
+    /// # Safety
+    /// `scratch` must be an entry of `SCRATCH`.
+    #[inline(always)]
+    pub(super) unsafe fn out(scratch: *mut Self) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { (&raw mut (*scratch).out).cast() }
+    }
+}
+
+impl<A: Family> Work<A> {
+    /// What stands first in it.
+    #[inline(always)]
+    pub(super) fn scratch(work: *mut Self) -> *mut Scratch {
+        work.cast()
+    }
+
     /// Brings the entry of an address of ours into `local`; false if it is not ours.
     #[inline(always)]
-    pub(super) fn find_local(&mut self, us: Endpoint, config: &Config) -> bool {
+    pub(super) fn find_local(&mut self, us: A, config: &Config) -> bool {
         // A generation of zero in the high half would be what a fresh map holds.
         let generation = config.generation as u64 | 1 << 32;
         if self.local_of == us && self.local_generation == generation {
             return true;
         }
-        // SAFETY: copied at once; the daemon does not touch an entry that is right.
-        let Some(local) = (unsafe { LOCALS.get(us) }) else { return false };
-        const WORDS: usize = core::mem::size_of::<Local>() / 8;
+        let Some(local) = us.local() else { return false };
+        let words = const { size_of::<Local<A>>() / 8 };
         let (from, to) = ((&raw const *local).cast::<u64>(), (&raw mut self.local).cast::<u64>());
-        for i in 0..WORDS {
-            // SAFETY: WORDS words are both. Volatile, or the compiler calls a function to copy.
+        for i in 0..words {
+            // SAFETY: so many words are both. Volatile, or the compiler calls a function to copy.
             unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
         }
         self.sum_lines();
@@ -180,7 +204,9 @@ impl Scratch {
         };
         let shift = |at: u32| (at & 1) * 8;
         let via_at = self.local.record_route_len;
-        let sum = record_route + (via << shift(via_at)) + send::less(6 * DIGITS);
+        let sum = record_route
+            + (via << shift(via_at))
+            + send::less((A::Cookie::LEN + 2) as u64 * DIGITS);
         self.lines = Lines {
             sum: send::fold(sum) as u64,
             cookie_shift: shift(self.local.cookie_at),
@@ -189,16 +215,6 @@ impl Scratch {
             cut_shift: shift(self.local.branch_at),
             pad: 0,
         };
-    }
-
-    /// The start of what goes out.
-    ///
-    /// # Safety
-    /// `scratch` must be an entry of `SCRATCH`.
-    #[inline(always)]
-    pub(super) unsafe fn out(scratch: *mut Self) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        unsafe { (&raw mut (*scratch).out).cast() }
     }
 }
 
@@ -283,12 +299,12 @@ impl Sink for Out {
 }
 
 /// The front of a message whose sender is known.
-pub(super) struct KnownFront {
+pub(super) struct KnownFront<A: Address> {
     pub(super) out: Out,
-    pub(super) from: *mut Known,
+    pub(super) from: *mut Known<A>,
 }
 
-impl Sink for KnownFront {
+impl<F: Address> Sink for KnownFront<F> {
     #[inline(always)]
     fn put(&mut self, at: u32, word: u64) {
         self.out.put(at, word);

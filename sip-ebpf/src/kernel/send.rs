@@ -2,67 +2,67 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_csum_diff, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+    bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
-use sip_ebpf::address::Address;
+use sip_ebpf::address::{Address, Words};
 use sip_ebpf::edit::{self, ABOUT_US, ABOUT_WORDS, FRONT, FRONT_SLACK, Sink, hops};
 use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::route::Plan;
-use sip_ebpf::tables::Endpoint;
 use sip_ebpf::text::{Text, head, literal};
 
 use super::asm;
-use super::frame::IP_UDP;
-use super::hop;
-use super::scratch::{HEAD, Out, Scratch, TEXT, fresh};
+use super::family::Family;
+use super::hop::{self, Hop};
+use super::scratch::{HEAD, Out, Scratch, TEXT, Work, fresh};
 use super::tables::Known;
 use super::text::Bytes;
 
 /// Sends the message on: the front in `scratch.front` for the old one, the rest as it was.
 #[inline(always)]
-pub(super) fn forward(
+pub(super) fn forward<A: Family>(
     ctx: &XdpContext,
-    scratch: *mut Scratch,
-    from: *const Known,
+    work: *mut Work<A>,
+    from: *const Known<A>,
 ) -> Result<u32, Reason> {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let s = unsafe { &mut *scratch };
-    let hop = hop::find(ctx, s.now(), s.plan.next.addr)?;
+    let (s, w) = unsafe { (&mut *scratch, &mut *work) };
+    let hop = hop::find(ctx, s.now(), w.plan.next)?;
     let len = s.frame.len - s.front.old + s.front.new;
-    if len + IP_UDP > hop.mtu {
+    if len + A::IP_UDP > hop.mtu {
         return Err(Reason::Mtu);
     }
     let t = Bytes::new(ctx, scratch);
     let checksum = match s.frame.checksum {
-        0 => 0,
-        _ if s.plan.record != 0 => {
-            checksum_of_insert(t, scratch, from, |at| Out::new(scratch).pair(at), len)
+        0 if !A::SUMMED => 0,
+        _ if w.plan.record != 0 => {
+            checksum_of_insert(t, work, from, |at| Out::new(scratch).pair(at), len)
         }
-        _ if cuts_own_via(t, s) => checksum_of_cut(t, scratch, len),
-        _ => checksum_of_edit(t, scratch, len),
+        _ if cuts_own_via(t, w) => checksum_of_cut(t, work, len),
+        _ => checksum_of_edit(t, work, len),
     };
     let l2 = ethernet(scratch, hop);
-    headers(scratch, s.packet.dst, s.plan.next, len, checksum);
+    headers(scratch, w.packet.dst, w.plan.next, len, checksum);
 
-    let old_head = s.frame.l2 + IP_UDP + s.front.old;
-    let new_head = l2 + IP_UDP + s.front.new;
-    let grow = new_head as i32 - old_head as i32;
-    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
-    if grow != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
-        return Err(Reason::Headroom);
-    }
-    store(ctx, scratch, l2);
-    if s.plan.hops_at >= s.front.old && s.plan.hops_len != 0 {
-        store_hops(ctx, &s.plan, (l2 + IP_UDP + s.plan.hops_at - s.front.old) + s.front.new);
+    let old_head = s.frame.start + s.front.old;
+    let new_start = l2 + A::IP_UDP;
+    let grow = (new_start + s.front.new) as i32 - old_head as i32;
+    // The text was read for the last time.
+    // SAFETY: an entry of this CPU.
+    make_room::<A>(ctx, unsafe { Scratch::text(scratch) }, old_head, grow)?;
+    store(ctx, scratch, new_start);
+    if w.plan.hops_at >= s.front.old && w.plan.hops_len != 0 {
+        store_hops(ctx, &w.plan, (new_start + w.plan.hops_at - s.front.old) + s.front.new);
     }
     Ok(leave(ctx, hop))
 }
 
 /// Says where the packet leaves.
 #[inline(always)]
-fn leave(ctx: &XdpContext, hop: &hop::Hop) -> u32 {
+fn leave<A>(ctx: &XdpContext, hop: &Hop<A>) -> u32 {
     // SAFETY: the context is the program's.
     if hop.port == unsafe { (*ctx.ctx).ingress_ifindex } {
         return XDP_TX;
@@ -72,67 +72,105 @@ fn leave(ctx: &XdpContext, hop: &hop::Hop) -> u32 {
     XDP_REDIRECT
 }
 
-/// How far what [`insert`] writes may reach past its end.
-const OVER: u32 = 32;
-
 /// Whether [`insert`] can send a request: our two lines and both parameters for its sender are put in, the front is not
 /// too long, and what is behind it is in the text as far as it may be covered.
 #[inline(always)]
-pub(super) fn inserts(s: &Scratch) -> bool {
-    let end = s.plan.via.end;
-    s.plan.record != 0 && s.plan.via.rport.at != 0 && end < FRONT / 2 && end + OVER <= s.loaded
+pub(super) fn inserts<A: Family>(w: &Work<A>) -> bool {
+    let end = w.plan.via.end;
+    w.plan.record != 0
+        && w.plan.via.rport.at != 0
+        && end < FRONT / 2
+        && end + A::OVER <= w.scratch.loaded
 }
 
 /// As [`forward`], for what [`inserts`] is true of: the front is written once, into the packet, where others are
 /// brought together in the scratch memory first.
 #[inline(always)]
-pub(super) fn insert(
+pub(super) fn insert<A: Family>(
     ctx: &XdpContext,
-    scratch: *mut Scratch,
-    from: *mut Known,
+    work: *mut Work<A>,
+    from: *mut Known<A>,
 ) -> Result<u32, Reason> {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let s = unsafe { &mut *scratch };
-    let hop = hop::find(ctx, s.now(), s.plan.next.addr)?;
+    let (s, w) = unsafe { (&mut *scratch, &mut *work) };
+    let hop = hop::find(ctx, s.now(), w.plan.next)?;
     // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
-    let grown = s.local.record_route_len + s.local.via_len + unsafe { (*from).texts_len() };
+    let grown = w.local.record_route_len + w.local.via_len + unsafe { (*from).texts_len() };
     let len = s.frame.len + grown;
-    if len + IP_UDP > hop.mtu {
+    if len + A::IP_UDP > hop.mtu {
         return Err(Reason::Mtu);
     }
     let l2 = l2_of(hop);
-    let grow = (l2 + grown) as i32 - s.frame.l2 as i32;
-    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
-        return Err(Reason::Headroom);
-    }
+    let start = l2 + A::IP_UDP;
+    let grow = (start + grown) as i32 - s.frame.start as i32;
+    // The front will end where the `rport` does. Nothing is in `out` yet.
+    let rest = s.frame.start + w.plan.via.rport.at;
+    // SAFETY: an entry of this CPU.
+    make_room::<A>(ctx, unsafe { Scratch::out(scratch) }, rest, grow)?;
     let t = Bytes::new(ctx, scratch);
-    let mut front = Straight { ctx, start: l2 + IP_UDP, from };
-    s.front = edit::request(t, &s.index, s.packet, &s.local, &s.plan, &mut front);
+    let mut front = Straight { ctx, start, from };
+    s.front = edit::request(t, &s.index, w.packet, &w.local, &w.plan, &mut front);
     // What follows the front, which its last words may have covered.
-    let four = t.four(s.front.old);
-    front.put_run::<4>(s.front.new, |i| four[i]);
+    for over in (0..A::OVER).step_by(32) {
+        let four = t.four(s.front.old + over);
+        front.put_run::<4>(s.front.new + over, |i| four[i]);
+    }
     let checksum = match s.frame.checksum {
-        0 => 0,
-        _ => checksum_of_insert(t, scratch, from, |at| front.pair(at), len),
+        0 if !A::SUMMED => 0,
+        _ => checksum_of_insert(t, work, from, |at| front.pair(at), len),
     };
-    front.put_headers(hop, l2, header_words(s.packet.dst, s.plan.next, len, checksum));
-    if s.plan.hops_at >= s.front.old && s.plan.hops_len != 0 {
-        store_hops(ctx, &s.plan, (l2 + IP_UDP + s.plan.hops_at - s.front.old) + s.front.new);
+    front.put_headers(hop, l2, A::headers(w.packet.dst, w.plan.next, len, checksum));
+    if w.plan.hops_at >= s.front.old && w.plan.hops_len != 0 {
+        store_hops(ctx, &w.plan, (start + w.plan.hops_at - s.front.old) + s.front.new);
     }
     Ok(leave(ctx, hop))
 }
 
+/// Makes the packet longer by `grow` before the rest that stands at `rest`, or shorter: at its head or, where there is not so
+/// much room, at its tail, and then the rest is moved, by way of `memory`, which is as long as a text.
+#[inline(always)]
+fn make_room<A: Family>(
+    ctx: &XdpContext,
+    memory: *mut u8,
+    rest: u32,
+    grow: i32,
+) -> Result<(), Reason> {
+    // SAFETY: the helper refuses what does not fit, and then nothing has changed.
+    if grow == 0 || unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } == 0 {
+        return Ok(());
+    }
+    if !A::LONG || grow < 0 {
+        return Err(Reason::Headroom);
+    }
+    let rest = asm::mask::<4095>(rest);
+    // SAFETY: a helper that reads the context. The compiler would take the two ends of the packet from each other in 32 bits,
+    // which the verifier refuses.
+    let all = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+    let len = asm::mask::<4095>(all.wrapping_sub(rest));
+    if len == 0 || len > TEXT {
+        return Err(Reason::Headroom);
+    }
+    // SAFETY: helpers that refuse what does not fit; the memory is as long. Nothing has changed until there is more room,
+    // and then what follows is there.
+    let moved = unsafe {
+        bpf_xdp_load_bytes(ctx.ctx, rest, memory.cast(), len) == 0
+            && bpf_xdp_adjust_tail(ctx.ctx, grow) == 0
+            && bpf_xdp_store_bytes(ctx.ctx, rest + grow as u32, memory.cast(), len) == 0
+    };
+    if moved { Ok(()) } else { Err(Reason::Headroom) }
+}
+
 /// A front in the packet. What would reach past the packet's end is left out, and [`inserts`] sees to it that nothing
 /// does.
-struct Straight<'a> {
+struct Straight<'a, A: Address> {
     ctx: &'a XdpContext,
     /// Where in the packet the front starts.
     start: u32,
-    from: *mut Known,
+    from: *mut Known<A>,
 }
 
-impl Straight<'_> {
+impl<A: Family> Straight<'_, A> {
     /// `len` bytes at `at` of the packet.
     #[inline(always)]
     fn place(&self, at: u32, len: usize) -> Option<*mut u8> {
@@ -150,7 +188,7 @@ impl Straight<'_> {
 
     /// Writes the headers.
     #[inline(always)]
-    fn put_headers(&self, hop: &hop::Hop, l2: u32, ip: ([u64; 3], u32)) {
+    fn put_headers(&self, hop: &Hop<A>, l2: u32, (words, last): ([u64; 6], u32)) {
         if let Some(to) = self.place(0, 64) {
             let rest = tags(hop);
             // SAFETY: compared with the end of the packet.
@@ -160,25 +198,32 @@ impl Straight<'_> {
                 if l2 > 14 {
                     asm::store::<12>(to, rest);
                     if l2 > 18 {
-                        asm::store::<20>(to, TYPE_IP);
+                        asm::store::<20>(to, A::TYPE as u64);
                     }
                 }
             }
         }
-        if let Some(to) = self.place(l2, IP_UDP as usize) {
-            let ([a, b, c], last) = ip;
+        if let Some(to) = self.place(l2, A::IP_UDP as usize) {
             // SAFETY: as above.
             unsafe {
-                asm::store::<0>(to, a);
-                asm::store::<8>(to, b);
-                asm::store::<16>(to, c);
-                asm::store_half(to.add(24), last);
+                asm::store::<0>(to, words[0]);
+                asm::store::<8>(to, words[1]);
+                asm::store::<16>(to, words[2]);
+                if A::IP_UDP == 28 {
+                    asm::store_half(to.add(24), last);
+                } else {
+                    asm::store::<24>(to, words[3]);
+                    asm::store::<32>(to, words[4]);
+                    asm::store::<40>(to, words[5]);
+                }
             }
         }
     }
 }
 
-impl Sink for Straight<'_> {
+impl<F: Family> Sink for Straight<'_, F> {
+    const RPORT: bool = true;
+
     #[inline(always)]
     fn put(&mut self, at: u32, word: u64) {
         if let Some(to) = self.place(self.start + at, 8) {
@@ -209,35 +254,37 @@ impl Sink for Straight<'_> {
 
 /// Sends the front, and [`ABOUT_US`] behind it if `ABOUT`, back to where the packet came from: a whole message.
 #[inline(always)]
-pub(super) fn answer<const ABOUT: bool>(
+pub(super) fn answer<const ABOUT: bool, A: Family>(
     ctx: &XdpContext,
-    scratch: *mut Scratch,
+    work: *mut Work<A>,
 ) -> Result<u32, Reason> {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let s = unsafe { &mut *scratch };
+    let (s, w) = unsafe { (&mut *scratch, &mut *work) };
     let len = s.front.new + if ABOUT { ABOUT_US.len() as u32 } else { 0 };
     let l2 = s.frame.l2;
     let mut payload = sum_out(scratch, s.front.new);
     if ABOUT {
         payload += ABOUT_SUM << ((s.front.new & 1) * 8);
     }
-    let checksum = fold_udp(payload, s.packet.dst, s.packet.src, len);
+    let checksum = fold_udp(payload, w.packet.dst, w.packet.src, len);
     // The tags stay, the addresses change places.
     let [a, b, c] = s.frame.ethernet;
     let out = Out::new(scratch);
-    let start = HEAD - IP_UDP - l2;
+    let start = HEAD - A::IP_UDP - l2;
     out.put_head(start, a >> 48 | b << 16);
     out.put_head(start + 6, a);
     out.put_head(start + 12, b >> 32 | c << 32);
     out.put_head(start + 16, c);
-    headers(scratch, s.packet.dst, s.packet.src, len, checksum);
-    let total = l2 + IP_UDP + len;
+    headers(scratch, w.packet.dst, w.packet.src, len, checksum);
+    let start = l2 + A::IP_UDP;
+    let total = start + len;
     // The program is not one for packets in fragments, so this is all of the frame.
     let there = (ctx.data_end() - ctx.data()) as i32;
     let grow = total as i32 - there;
     // Ethernet pads short frames: the padding of a short question stays.
     let padded = grow < 0 && total < 60;
-    if grow > 0 && len + IP_UDP > s.mtu(ctx) {
+    if grow > 0 && len + A::IP_UDP > s.mtu(ctx) {
         return Err(Reason::Mtu);
     }
     // All of the frame is written anew, so room may be made at its start: no zeroing there.
@@ -250,9 +297,9 @@ pub(super) fn answer<const ABOUT: bool>(
     if !fits {
         return Err(Reason::Headroom);
     }
-    store(ctx, scratch, l2);
+    store(ctx, scratch, start);
     if ABOUT {
-        store_about(ctx, l2 + IP_UDP + s.front.new);
+        store_about(ctx, start + s.front.new);
     }
     Ok(XDP_TX)
 }
@@ -286,85 +333,68 @@ fn store_about(ctx: &XdpContext, at: u32) {
     }
 }
 
-const TYPE_IP: u64 = 0x0008;
-
 /// How long the Ethernet header toward a hop is.
 #[inline(always)]
-fn l2_of(hop: &hop::Hop) -> u32 {
+fn l2_of<A>(hop: &Hop<A>) -> u32 {
     14 + 4 * (hop.tags & 3)
 }
 
 /// What follows the addresses: tags and type, eight bytes of them.
 #[inline(always)]
-fn tags(hop: &hop::Hop) -> u64 {
+fn tags<A: Family>(hop: &Hop<A>) -> u64 {
+    let kind = A::TYPE as u64;
     let tag = |i: usize| hop.tag[i][0] as u64 | (hop.tag[i][1] as u64) << 16;
     match hop.tags & 3 {
-        0 => TYPE_IP,
-        1 => tag(0) | TYPE_IP << 32,
+        0 => kind,
+        1 => tag(0) | kind << 32,
         _ => tag(0) | tag(1) << 32,
     }
 }
 
 /// The Ethernet header toward a hop; says how long it is.
 #[inline(always)]
-fn ethernet(scratch: *mut Scratch, hop: &hop::Hop) -> u32 {
+fn ethernet<A: Family>(scratch: *mut Scratch, hop: &Hop<A>) -> u32 {
     let out = Out::new(scratch);
     let l2 = l2_of(hop);
-    let start = HEAD - IP_UDP - l2;
+    let start = HEAD - A::IP_UDP - l2;
     out.put_head(start, hop.addresses[0]);
     let rest = tags(hop);
     out.put_head(start + 8, hop.addresses[1] | rest << 32);
     out.put_head(start + 12, rest);
     if l2 > 18 {
-        out.put_head(start + 20, TYPE_IP);
+        out.put_head(start + 20, A::TYPE as u64);
     }
     l2
 }
 
-/// The IPv4 and UDP headers, right before the front.
+/// The IP and UDP headers, right before the front.
 #[inline(always)]
-fn headers(scratch: *mut Scratch, src: Endpoint, dst: Endpoint, len: u32, checksum: u32) {
+fn headers<A: Family>(scratch: *mut Scratch, src: A, dst: A, len: u32, checksum: u32) {
     let out = Out::new(scratch);
-    let ([a, b, c], last) = header_words(src, dst, len, checksum);
-    let ip = HEAD - IP_UDP;
-    out.put_head(ip, a);
-    out.put_head(ip + 8, b);
-    out.put_head(ip + 16, c);
-    // Only the first four bytes of this word are header: the front follows and is written already.
-    out.put_head_half(ip + 24, last);
-}
-
-/// The IPv4 and UDP headers: three words, and half of one.
-#[inline(always)]
-fn header_words(src: Endpoint, dst: Endpoint, len: u32, checksum: u32) -> ([u64; 3], u32) {
-    let ip_len = ((len + IP_UDP) as u16).to_be() as u64;
-    let udp_len = ((len + 8) as u16).to_be() as u64;
-    // Version 4, five words; don't fragment; 64 hops; UDP.
-    const FIRST: u64 = 0x0045;
-    const FRAGMENT: u64 = 0x0040;
-    const TTL_PROTOCOL: u64 = 0x1140;
-    let sum = FIRST + ip_len + FRAGMENT + TTL_PROTOCOL + src.addr as u64 + dst.addr as u64;
-    let ip_checksum = !fold(sum) as u64 & 0xffff;
-    let words = [
-        FIRST | ip_len << 16 | FRAGMENT << 48,
-        TTL_PROTOCOL | ip_checksum << 16 | (src.addr as u64) << 32,
-        dst.addr as u64 | (src.port as u64) << 32 | (dst.port as u64) << 48,
-    ];
-    (words, (udp_len | (checksum as u64) << 16) as u32)
+    let (words, last) = A::headers(src, dst, len, checksum);
+    let ip = HEAD - A::IP_UDP;
+    let whole = A::IP_UDP / 8;
+    for (i, word) in (0..whole).zip(words) {
+        out.put_head(ip + 8 * i, word);
+    }
+    if A::IP_UDP % 8 != 0 {
+        // Only the first four bytes of this word are header: the front follows and is written already.
+        out.put_head_half(ip + 8 * whole, last);
+    }
 }
 
 /// Bytes stored in a round.
 const ROUND: u32 = 128;
 
-/// Writes headers and front over the start of the packet.
+/// Writes headers and front over the start of the packet; `start` is where the front stands in it.
 ///
 /// By hand: the helper's calls and returns cost more.
 #[inline(always)]
-fn store(ctx: &XdpContext, scratch: *mut Scratch, l2: u32) {
+fn store(ctx: &XdpContext, scratch: *mut Scratch, start: u32) {
     // SAFETY: the entry of this CPU.
     let s = unsafe { &mut *scratch };
-    let from = HEAD - IP_UDP - l2;
-    let len = l2 + IP_UDP + s.front.new;
+    let from = HEAD - start;
+    let len = start + s.front.new;
     let mut state =
         Store { ctx, scratch, from, at: fresh(scratch, 0), last: len.wrapping_sub(ROUND) };
     if len < ROUND {
@@ -436,7 +466,7 @@ impl Store<'_> {
 
 /// Writes the digits of Max-Forwards behind the front, at `at` of the packet as it is now.
 #[inline(always)]
-fn store_hops(ctx: &XdpContext, plan: &Plan, at: u32) {
+fn store_hops<A: Address>(ctx: &XdpContext, plan: &Plan<A>, at: u32) {
     let digits = hops(plan);
     let to = ctx.data() + asm::mask::<4095>(at) as usize;
     // A frame has the whole line there, CR LF included, so four bytes can be compared.
@@ -459,89 +489,95 @@ fn store_hops(ctx: &XdpContext, plan: &Plan, at: u32) {
 /// The UDP checksum after the edit, from the one before: what the front loses and gains, and the
 /// digits of Max-Forwards. It is as right as the old one was.
 #[inline(always)]
-fn checksum_of_edit(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
+fn checksum_of_edit<A: Family>(t: Bytes<'_>, work: *mut Work<A>, len: u32) -> u32 {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU.
-    let s = unsafe { &mut *scratch };
+    let (s, w) = unsafe { (&mut *scratch, &*work) };
     let old = s.front.old;
-    let mut tail = payload_sum(s);
+    let mut tail = payload_sum(w);
     // The tail: all but the old front, whose sum wants zeros behind it.
     t.set(old, 0);
     tail += less(sum_text(scratch, old));
     // At an odd distance each byte changes its place in the 16-bit words: as if multiplied by 256.
     tail <<= ((s.front.new ^ old) & 1) * 8;
-    fold_udp(tail + sum_out(scratch, s.front.new), s.packet.dst, s.plan.next, len)
+    fold_udp(tail + sum_out(scratch, s.front.new), w.packet.dst, w.plan.next, len)
 }
 
 /// The same where nothing was cut, and our lines and what the Via says of its sender were put in: their sums are
 /// kept. The lines are of even length together, so what stands between them and the sender keeps its place in the
 /// 16-bit words.
 #[inline(always)]
-fn checksum_of_insert(
+fn checksum_of_insert<A: Family>(
     t: Bytes<'_>,
-    scratch: *mut Scratch,
-    from: *const Known,
+    work: *mut Work<A>,
+    from: *const Known<A>,
     digits: impl Fn(u32) -> [u64; 2],
     len: u32,
 ) -> u32 {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU.
-    let s = unsafe { &*scratch };
+    let (s, w) = unsafe { (&*scratch, &*work) };
     let (old, lines_at) = (s.front.old, s.index.headers);
     let grown = s.front.new - old;
-    let mut sum = payload_sum(s);
+    let mut sum = payload_sum(w);
     if grown & 1 != 0 {
         // What follows is moved by an odd distance: see above.
         t.set(old, 0);
         let front = sum_text(scratch, old);
         sum = front + ((sum + less(front)) << 8);
     }
-    let lines_len = s.local.record_route_len + s.local.via_len;
-    let [a, b, c, d] = s.plan.cookie;
-    let cookie = halves(a) + halves(b) + halves(c) + halves(d);
-    let [high, low] = digits(lines_at + s.local.record_route_len + s.local.branch_at);
+    let lines_len = w.local.record_route_len + w.local.via_len;
+    let mut cookie = 0;
+    for i in 0..A::Cookie::LEN {
+        cookie += halves(w.plan.cookie.word(i));
+    }
+    let [high, low] = digits(lines_at + w.local.record_route_len + w.local.branch_at);
     let branch = halves(high) + halves(low);
-    let lines = s.lines.sum + (cookie << s.lines.cookie_shift) + (branch << s.lines.branch_shift);
+    let lines = w.lines.sum + (cookie << w.lines.cookie_shift) + (branch << w.lines.branch_shift);
     sum += lines << ((lines_at & 1) * 8);
     if grown != lines_len {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
-        let sender = unsafe { (*from).sum(s.plan.via.rport.at != 0) };
+        let sender = unsafe { (*from).sum(w.plan.via.rport.at != 0) };
         sum += sender << ((old & 1) * 8);
     }
-    fold_udp(sum, s.packet.dst, s.plan.next, len)
+    fold_udp(sum, w.packet.dst, w.plan.next, len)
 }
 
 /// Whether what is cut is our Via as we put it in, but for its digits.
 #[inline(always)]
-fn cuts_own_via(t: Bytes<'_>, s: &Scratch) -> bool {
-    let cut = s.plan.cut;
-    s.plan.hops_len == 0
-        && s.plan.own_digits != 0
-        && cut.end - cut.at == s.local.via_len
+fn cuts_own_via<A: Address>(t: Bytes<'_>, w: &Work<A>) -> bool {
+    let cut = w.plan.cut;
+    w.plan.hops_len == 0
+        && w.plan.own_digits != 0
+        && cut.end - cut.at == w.local.via_len
         && head(t.word(cut.at), 5) == literal(b"Via: ")
 }
 
 /// The same where our Via was cut, whose sum is kept.
 #[inline(always)]
-fn checksum_of_cut(t: Bytes<'_>, scratch: *mut Scratch, len: u32) -> u32 {
+fn checksum_of_cut<A: Family>(t: Bytes<'_>, work: *mut Work<A>, len: u32) -> u32 {
+    let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU.
-    let s = unsafe { &*scratch };
-    let (at, [high, low]) = (s.front.new, t.pair(s.plan.own_digits));
-    let via = s.lines.via + ((halves(high) + halves(low)) << s.lines.cut_shift);
-    let mut sum = payload_sum(s) + less((fold(via) as u64) << ((at & 1) * 8));
-    if s.local.via_len & 1 != 0 {
+    let (s, w) = unsafe { (&*scratch, &*work) };
+    let (at, [high, low]) = (s.front.new, t.pair(w.plan.own_digits));
+    let via = w.lines.via + ((halves(high) + halves(low)) << w.lines.cut_shift);
+    let mut sum = payload_sum(w) + less((fold(via) as u64) << ((at & 1) * 8));
+    if w.local.via_len & 1 != 0 {
         // What follows is moved by an odd distance: see above.
         t.set(at, 0);
         let front = sum_text(scratch, at);
         sum = front + ((sum + less(front)) << 8);
     }
-    fold_udp(sum, s.packet.dst, s.plan.next, len)
+    fold_udp(sum, w.packet.dst, w.plan.next, len)
 }
 
 /// The sum of all of the payload, by the old checksum: its complement less the headers. Max-Forwards was changed in
 /// the text already.
 #[inline(always)]
-fn payload_sum(s: &Scratch) -> u64 {
-    let headers = head_sum(s.packet.src, s.packet.dst, s.frame.len);
-    (!s.frame.checksum & 0xffff) as u64 + less(headers) + s.frame.hops_delta
+fn payload_sum<A: Family>(w: &Work<A>) -> u64 {
+    let frame = &w.scratch.frame;
+    let headers = A::head_sum(w.packet.src, w.packet.dst, frame.len);
+    (!frame.checksum & 0xffff) as u64 + less(headers) + frame.hops_delta
 }
 
 /// The sum of eight bytes.
@@ -552,19 +588,9 @@ pub(super) fn halves(word: u64) -> u64 {
 
 /// The checksum for a payload's sum and its headers; never zero (RFC 768).
 #[inline(always)]
-fn fold_udp(payload: u64, src: Endpoint, dst: Endpoint, len: u32) -> u32 {
-    let sum = !fold(payload + head_sum(src, dst, len)) & 0xffff;
+fn fold_udp<A: Family>(payload: u64, src: A, dst: A, len: u32) -> u32 {
+    let sum = !fold(payload + A::head_sum(src, dst, len)) & 0xffff;
     if sum == 0 { 0xffff } else { sum }
-}
-
-/// Pseudo header and UDP header, as they stand in memory. Addresses need not be taken apart: sums count modulo
-/// 65,535, and so the upper half of a word counts as the lower one.
-#[inline(always)]
-fn head_sum(src: Endpoint, dst: Endpoint, len: u32) -> u64 {
-    const PROTOCOL: u64 = 0x1100;
-    let udp_len = ((len + 8) as u16).to_be() as u64;
-    let ports = src.port as u64 + dst.port as u64;
-    src.addr as u64 + dst.addr as u64 + PROTOCOL + udp_len * 2 + ports
 }
 
 /// What takes a sum away when it is added: sums count modulo 65,535. At most 40 bits, as `sum`.

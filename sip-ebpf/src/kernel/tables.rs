@@ -1,23 +1,18 @@
 //! The tables as [`sip_ebpf::route`] asks for them.
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
 use sip_ebpf::Reason;
-use sip_ebpf::address::Address;
+use sip_ebpf::address::{Address, Words};
 use sip_ebpf::calls::{self, Call};
 use sip_ebpf::edit::{self, Sink};
 use sip_ebpf::gate::{self, Standing};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{
-    Config, DEBT_BUCKETS, Endpoint, Pbx, PbxState, SCHEDULE_SLOTS, beat, flag, source,
-};
+use sip_ebpf::tables::{Config, PbxState, SCHEDULE_SLOTS, beat, flag, source};
 
 use super::asm;
-use super::maps::{
-    CALLS, DEBTS, ENDPOINTS, HEARTBEAT, KNOWN, PBX_BY_ADDR, PBXS, REGISTERED, SCHEDULE, SOURCES,
-    TURN,
-};
-use super::scratch::{Out, Scratch};
+use super::family::Family;
+use super::maps::{CALLS, HEARTBEAT};
+use super::scratch::{Out, Work};
 use super::send;
 
 /// How many turns are looked at for an active PBX while the daemon has not yet taken a dead one out
@@ -25,27 +20,27 @@ use super::send;
 const TRIES: u64 = 4;
 
 /// The maps.
-pub(super) struct Kernel<'a> {
+pub(super) struct Kernel<'a, A: Family> {
     config: &'a Config,
     /// [`Config::generation`] as it was before any table was read: what is read later is never older.
     generation: u32,
-    scratch: *mut Scratch,
+    work: *mut Work<A>,
     /// Who sent the packet.
-    from: *mut Known,
+    from: *mut Known<A>,
 }
 
-impl<'a> Kernel<'a> {
+impl<'a, A: Family> Kernel<'a, A> {
     /// For a packet from `src`.
     #[inline(always)]
-    pub(super) fn new(config: &'a Config, scratch: *mut Scratch, src: Endpoint) -> Option<Self> {
+    pub(super) fn new(config: &'a Config, work: *mut Work<A>, src: A) -> Option<Self> {
         // SAFETY: a field of a map's entry; volatile, or it would be read again behind the tables.
         let generation = unsafe { (&raw const config.generation).read_volatile() };
-        Some(Self { config, generation, scratch, from: known(src, generation)? })
+        Some(Self { config, generation, work, from: known(src, generation)? })
     }
 
     /// What is known of who sent the packet.
     #[inline(always)]
-    pub(super) fn from(&self) -> *mut Known {
+    pub(super) fn from(&self) -> *mut Known<A> {
         self.from
     }
 
@@ -82,33 +77,31 @@ impl<'a> Kernel<'a> {
     #[inline(always)]
     fn is_registered(&self) -> bool {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
-        let endpoint = unsafe { &(*self.from).endpoint };
-        // SAFETY: an aligned word, copied at once.
-        unsafe { ENDPOINTS.get(endpoint) }.is_some_and(|until| self.now() < *until)
+        let endpoint = unsafe { (*self.from).endpoint };
+        endpoint.registered_until().is_some_and(|until| self.now() < until)
     }
 
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-        unsafe { (*self.scratch).now() }
+        unsafe { (*self.work).scratch.now() }
     }
 }
 
 /// What the tables say of an endpoint. Looked up once for each generation and CPU: a trie costs
 /// as much as a good part of the parsing.
 #[inline(always)]
-fn known(endpoint: Endpoint, generation: u32) -> Option<*mut Known> {
-    let mix = endpoint.addr ^ endpoint.addr >> 15 ^ (endpoint.port as u32) << 3;
+fn known<A: Family>(endpoint: A, generation: u32) -> Option<*mut Known<A>> {
+    let mix = endpoint.mix();
     let key = asm::mask::<{ KNOWN_LEN - 1 }>(mix ^ mix >> 20);
-    let entry = KNOWN.get_ptr_mut(key)?;
+    let entry = A::known(key)?;
     // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
     let known = unsafe { &mut *entry };
     // A fresh entry is of generation zero, which no daemon starts with.
     if known.endpoint != endpoint || known.generation != generation {
-        // SAFETY: copied at once.
-        known.slot = unsafe { PBX_BY_ADDR.get(endpoint) }.map_or(0, |slot| *slot + 1);
-        known.source = SOURCES.get(&Key::new(32, endpoint.addr)).copied().unwrap_or(0);
-        known.standing = standing(known, endpoint.addr) as u32;
+        known.slot = endpoint.slot().map_or(0, |slot| slot + 1);
+        known.source = endpoint.source();
+        known.standing = standing(known, endpoint) as u32;
         known.endpoint = endpoint;
         known.generation = generation;
         known.received_len = 0;
@@ -120,10 +113,10 @@ fn known(endpoint: Endpoint, generation: u32) -> Option<*mut Known> {
 /// Lets a datagram in: zero, else it is dropped. A call, unlike most here: its code would push others out of the reach of
 /// a jump, and the verifier sees no more of it than a number.
 #[inline(never)]
-fn take(config: &Config, from: *const Known, now: u64, text: u64) -> u32 {
+fn take<A: Family>(config: &Config, from: *const Known<A>, now: u64, text: u64) -> u32 {
     // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
-    let (source, standing) = unsafe { ((*from).endpoint.addr, (*from).standing) };
-    let Some(bucket) = DEBTS.get_ptr_mut(gate::bucket(source, DEBT_BUCKETS - 1)) else { return 0 };
+    let (source, standing) = unsafe { ((*from).endpoint.gate_name(), (*from).standing) };
+    let Some(bucket) = A::debts(source) else { return 0 };
     let registered = standing == Standing::Registered as u32;
     // SAFETY: words of 64 bits are written whole; another CPU's write at the same time may win, and then one datagram was
     // for nothing.
@@ -133,11 +126,10 @@ fn take(config: &Config, from: *const Known, now: u64, text: u64) -> u32 {
 
 /// Who sends from an address, of which the rest is known.
 #[inline(always)]
-fn standing(known: &Known, address: u32) -> Standing {
+fn standing<A: Family>(known: &Known<A>, endpoint: A) -> Standing {
     if known.slot != 0 || known.source & (source::TRUSTED | source::EXEMPT) != 0 {
         Standing::Exempt
-    // SAFETY: only whether it is there.
-    } else if unsafe { REGISTERED.get(address) }.is_some() {
+    } else if endpoint.has_registered() {
         Standing::Registered
     } else {
         Standing::Stranger
@@ -147,8 +139,8 @@ fn standing(known: &Known, address: u32) -> Standing {
 /// What the tables say of an address and port, as a CPU last read them.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Known {
-    endpoint: Endpoint,
+pub(super) struct Known<A: Address> {
+    endpoint: A,
     generation: u32,
     /// Slot of the PBX that listens there, plus one; zero: none does.
     slot: u32,
@@ -163,14 +155,14 @@ pub(super) struct Known {
     /// `=port`, for an `rport`.
     port: u64,
     /// `;received=address`
-    received: [u64; 4],
+    received: A::Received,
     /// The sum of `received`.
     received_sum: u64,
     /// Of a cookie for this endpoint.
-    address_digits: u64,
+    address_digits: A::Digits,
 }
 
-impl Known {
+impl<A: Address> Known<A> {
     /// Makes the texts, once, in `out` where the front will be.
     #[inline(always)]
     pub(super) fn make_texts(&mut self, out: &mut Out) {
@@ -180,13 +172,15 @@ impl Known {
         self.port_len = edit::port(self.endpoint, out, 0);
         self.port = out.get(0);
         self.received_len = edit::received(self.endpoint, false, out, 0);
-        // It is longer than two words, and zeros add nothing to the sum.
-        out.put(self.received_len, 0);
-        out.put(self.received_len + 8, 0);
+        // It is longer than a word, and zeros add nothing to the sum.
+        for i in 0..A::Received::LEN - 1 {
+            out.put(self.received_len + 8 * i as u32, 0);
+        }
         self.received_sum = 0;
-        for (i, word) in self.received.iter_mut().enumerate() {
-            *word = out.get(8 * i as u32);
-            self.received_sum += send::halves(*word);
+        for i in 0..A::Received::LEN {
+            let word = out.get(8 * i as u32);
+            self.received.set(i, word);
+            self.received_sum += send::halves(word);
         }
     }
 
@@ -214,7 +208,7 @@ impl Known {
             out.put(at, self.port);
             at += self.port_len;
         }
-        out.put_run::<4>(at, |i| self.received[i]);
+        self.received.put(out, at);
         at + self.received_len
     }
 }
@@ -222,7 +216,7 @@ impl Known {
 /// Entries of [`Known`] on a CPU; a power of two.
 pub(super) const KNOWN_LEN: u32 = 1024;
 
-impl Tables for Kernel<'_> {
+impl<A: Family> Tables<A> for Kernel<'_, A> {
     #[inline(always)]
     fn keys(&self) -> &Keys {
         &self.config.keys
@@ -234,20 +228,20 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn trusted(&self, _src: Endpoint) -> bool {
+    fn trusted(&self, _src: A) -> bool {
         // Whoever is trusted is not looked up, and of others only those whose network may have some.
         self.source() & source::TRUSTED != 0
             || (self.source() & source::REGISTERED != 0 && self.is_registered())
     }
 
     #[inline(always)]
-    fn address_digits(&self, _src: Endpoint) -> u64 {
+    fn address_digits(&self, _src: A) -> A::Digits {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
         unsafe { (*self.from).address_digits }
     }
 
     #[inline(always)]
-    fn pbx_at(&self, endpoint: Endpoint) -> Option<u32> {
+    fn pbx_at(&self, endpoint: A) -> Option<u32> {
         // SAFETY: an entry of this CPU's; the program does not run twice on a CPU.
         let from = unsafe { &*self.from };
         if endpoint == from.endpoint {
@@ -258,8 +252,8 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn pbx(&self, slot: u32) -> Option<Pbx> {
-        PBXS.get(slot).copied().filter(|pbx| pbx.state != PbxState::Unused as u8)
+    fn pbx(&self, slot: u32) -> Option<A::Pbx> {
+        A::pbx(slot).filter(|pbx| A::of_pbx(pbx).1 != PbxState::Unused as u8)
     }
 
     #[inline(always)]
@@ -269,19 +263,18 @@ impl Tables for Kernel<'_> {
         if until != 0 && until <= self.now() {
             return None;
         }
-        let schedule = SCHEDULE.get(0)?;
+        let (schedule, turn) = A::turns()?;
         let len = schedule.len as u64;
         if len == 0 || len > SCHEDULE_SLOTS as u64 {
             return None;
         }
-        let turn = TURN.get_ptr_mut(0)?;
         // SAFETY: an aligned word that all CPUs count up together.
         let turn = unsafe { asm::fetch_add(turn, 1) };
         for i in 0..TRIES {
             let at = asm::mask::<{ SCHEDULE_SLOTS as u32 - 1 }>(((turn + i) % len) as u32);
             // SAFETY: masked to the table's length.
             let slot = unsafe { *schedule.slots.as_ptr().add(at as usize) } as u32;
-            if PBXS.get(slot).is_some_and(|pbx| pbx.state == PbxState::Active as u8) {
+            if A::pbx(slot).is_some_and(|pbx| A::of_pbx(&pbx).1 == PbxState::Active as u8) {
                 return Some(slot);
             }
         }
@@ -318,11 +311,12 @@ impl Tables for Kernel<'_> {
 
     #[inline(always)]
     fn guarded(&self) -> bool {
-        self.config.flags & flag::SHADOW != 0 && self.alive()
+        A::GUARDED && self.config.flags & flag::SHADOW != 0 && self.alive()
     }
 
     #[inline(always)]
     fn noted(&self) -> bool {
-        self.config.flags & (flag::SHADOW | flag::RECORD) != 0
+        let guarded = if A::GUARDED { flag::SHADOW } else { 0 };
+        self.config.flags & (guarded | flag::RECORD) != 0
     }
 }

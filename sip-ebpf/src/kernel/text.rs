@@ -8,7 +8,6 @@ use sip_ebpf::repeat::{repeat_few, step};
 use sip_ebpf::text::{HIGHS, LOWER, ONES, SLACK, Text, first};
 
 use super::asm;
-use super::frame::IP_UDP;
 use super::scratch::{Scratch, TEXT, TEXT_AT, fresh};
 
 /// How much is read at first. It holds the headers of nearly all messages, and bodies are not looked
@@ -47,7 +46,7 @@ pub(super) fn load(ctx: &XdpContext, scratch: *mut Scratch) -> Result<Bytes<'_>,
     // SAFETY: `n` is less than ROUND.
     let text = unsafe { Scratch::text(scratch) };
     // SAFETY: as above.
-    if unsafe { bpf_xdp_load_bytes(ctx.ctx, s.frame.l2 + IP_UDP, text.cast(), n) } != 0 {
+    if unsafe { bpf_xdp_load_bytes(ctx.ctx, s.frame.start, text.cast(), n) } != 0 {
         return Err(Reason::BadLength);
     }
     t.end(n);
@@ -61,7 +60,7 @@ pub(super) fn load(ctx: &XdpContext, scratch: *mut Scratch) -> Result<Bytes<'_>,
 #[inline(always)]
 fn fill(t: Bytes<'_>, from: u32, to: u32) -> bool {
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-    let start = unsafe { (*t.scratch).frame.l2 } + IP_UDP;
+    let start = unsafe { (*t.scratch).frame.start };
     let mut state = Fill { t, start, at: t.fresh(from), last: t.fresh(to - ROUND), done: false };
     repeat_few::<4, _, _>(TEXT / ROUND + 2, &mut state, |s| s.round());
     t.end(to);
@@ -84,7 +83,7 @@ impl Fill<'_> {
         self.done = self.at >= self.last;
         let at = if self.done { self.last } else { self.at };
         let at = asm::mask::<{ TEXT - 1 }>(at);
-        let from = self.t.ctx.data() + asm::mask::<63>(self.start) as usize + at as usize;
+        let from = self.t.ctx.data() + asm::mask::<127>(self.start) as usize + at as usize;
         if from + ROUND as usize > self.t.ctx.data_end() {
             self.done = false;
             return false;
@@ -125,8 +124,8 @@ impl<'a> Bytes<'a> {
     #[inline(always)]
     fn copy_block(self, at: u32) -> bool {
         // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
-        let start = unsafe { (*self.scratch).frame.l2 } + IP_UDP;
-        let from = self.ctx.data() + asm::mask::<63>(start) as usize + at as usize;
+        let start = unsafe { (*self.scratch).frame.start };
+        let from = self.ctx.data() + asm::mask::<127>(start) as usize + at as usize;
         if from + BLOCK as usize > self.ctx.data_end() {
             return false;
         }

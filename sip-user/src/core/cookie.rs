@@ -1,7 +1,6 @@
-//! The cookie of our Record-Route, in either family.
+//! The cookie of our Record-Route, in either family: [`sip_ebpf::cookie::Cookie`], which the kernel writes and reads too.
 //!
-//! That of IPv4 is [`sip_ebpf::cookie::Cookie`], which the kernel writes and reads too. An IPv6 address does
-//! not fit in there, so a dialog over IPv6 has a longer one, of hexadecimal digits:
+//! An IPv6 address does not fit where an IPv4 address does, so a dialog over IPv6 has a longer one, of hexadecimal digits:
 //!
 //! | digits | |
 //! | --- | --- |
@@ -11,18 +10,15 @@
 //! | 38..40 | 01 if the call has a record, else 00 |
 //! | 40..56 | signature: SipHash of all of these with the call's key |
 
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 
-use sip_ebpf::cookie::{COOKIE_DIGITS, Cookie as CookieV4, cookie_key};
+use sip_ebpf::address::{Address, Words};
+use sip_ebpf::cookie::{Cookie as Shared, cookie_digits};
 use sip_ebpf::hash::Keys;
-use sip_ebpf::siphash::siphash;
-use sip_ebpf::tables::Endpoint;
-use sip_ebpf::text::{Text, unhex8};
+use sip_ebpf::tables::{Endpoint, Endpoint6};
 
 use super::family::Family;
-
-/// Hexadecimal digits of a cookie with an IPv6 address.
-const DIGITS_V6: usize = 56;
+use super::view::{address4, address6, endpoint4, endpoint6};
 
 /// What a Record-Route of ours carries: enough to route a request of its dialog without memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,28 +34,17 @@ pub struct Cookie {
 /// How many digits a cookie has that stands beside an address of this family.
 pub const fn digits(family: Family) -> usize {
     match family {
-        Family::V4 => COOKIE_DIGITS as usize,
-        Family::V6 => DIGITS_V6,
+        Family::V4 => cookie_digits::<Endpoint>() as usize,
+        Family::V6 => cookie_digits::<Endpoint6>() as usize,
     }
 }
 
 impl Cookie {
     /// Its digits, signed with the key for a call, whose hash is [`sip_ebpf::cookie::call`].
     pub fn write(self, keys: &Keys, call: u64) -> String {
-        match self.in_family() {
-            Ok(v4) => {
-                let words = v4.write(keys, call);
-                let mut digits = String::with_capacity(COOKIE_DIGITS as usize);
-                let bytes = words.iter().flat_map(|word| word.to_le_bytes());
-                bytes.for_each(|byte| digits.push(byte.into()));
-                digits
-            }
-            Err(flow) => {
-                let (bits, slot) = (flow.ip().to_bits(), self.slot & 0xff);
-                let recorded = u8::from(self.recorded);
-                let signature = self.sign(flow, keys, call);
-                format!("{bits:032x}{:04x}{slot:02x}{recorded:02x}{signature:016x}", flow.port())
-            }
+        match self.flow {
+            SocketAddr::V4(v4) => written(&self.with(endpoint4(v4)).write(keys, call)),
+            SocketAddr::V6(v6) => written(&self.with(endpoint6(v6)).write(keys, call)),
         }
     }
 
@@ -67,59 +52,37 @@ impl Cookie {
     /// [`Cookie::signed`].
     pub fn read(digits: &[u8]) -> Option<(Self, u64)> {
         if digits.len() == self::digits(Family::V4) {
-            let (v4, signature) = CookieV4::<Endpoint>::read(digits, 0)?;
-            let flow = SocketAddr::from((v4.flow.octets(), v4.flow.port_number()));
-            return Some((Self { flow, slot: v4.slot, recorded: v4.recorded }, signature));
+            let (read, signature) = Shared::<Endpoint>::read(digits, 0)?;
+            return Some((Self::of(read, address4(read.flow)), signature));
         }
-        if digits.len() != DIGITS_V6 {
+        if digits.len() != self::digits(Family::V6) {
             return None;
         }
-        let mut words = [0; 7];
-        for (word, at) in words.iter_mut().zip((0..).step_by(8)) {
-            *word = unhex8(digits.word(at))?;
-        }
-        let [a, b, c, d, rest, high, low] = words;
-        if rest & 0xfe != 0 {
-            return None;
-        }
-        let ip = [a, b, c, d].iter().fold(0, |bits, word| bits << 32 | u128::from(*word));
-        let cookie = Self {
-            flow: SocketAddrV6::new(ip.into(), (rest >> 16) as u16, 0, 0).into(),
-            slot: rest >> 8 & 0xff,
-            recorded: rest & 1 != 0,
-        };
-        Some((cookie, u64::from(high) << 32 | u64::from(low)))
+        let (read, signature) = Shared::<Endpoint6>::read(digits, 0)?;
+        Some((Self::of(read, address6(read.flow)), signature))
     }
 
     /// Whether we signed it for this call.
     pub fn signed(self, signature: u64, keys: &Keys, call: u64) -> bool {
-        match self.in_family() {
-            Ok(v4) => v4.signed(signature, keys, call),
-            Err(flow) => self.sign(flow, keys, call) == signature,
-        }
-    }
-
-    /// As the kernel has it, or the IPv6 address for which it has no room.
-    fn in_family(self) -> Result<CookieV4, SocketAddrV6> {
         match self.flow {
-            SocketAddr::V4(v4) => Ok(CookieV4 {
-                flow: Endpoint::new(v4.ip().octets(), v4.port()),
-                slot: self.slot,
-                recorded: self.recorded,
-            }),
-            SocketAddr::V6(v6) => Err(v6),
+            SocketAddr::V4(v4) => self.with(endpoint4(v4)).signed(signature, keys, call),
+            SocketAddr::V6(v6) => self.with(endpoint6(v6)).signed(signature, keys, call),
         }
     }
 
-    fn sign(self, flow: SocketAddrV6, keys: &Keys, call: u64) -> u64 {
-        let mut text = Vec::with_capacity(20);
-        text.extend_from_slice(&flow.ip().octets());
-        text.extend_from_slice(&flow.port().to_be_bytes());
-        text.push((self.slot & 0xff) as u8);
-        // As it was before there were records, so that calls which go on over an upgrade do go on.
-        text.extend(self.recorded.then_some(1));
-        siphash(cookie_key(keys, call), &text[..], 0, Text::len(&text[..])).0
+    fn of<A>(read: Shared<A>, flow: SocketAddr) -> Self {
+        Self { flow, slot: read.slot, recorded: read.recorded }
     }
+
+    fn with<A: Address>(self, flow: A) -> Shared<A> {
+        Shared { flow, slot: self.slot, recorded: self.recorded }
+    }
+}
+
+/// Words as text.
+fn written<W: Words>(words: &W) -> String {
+    let bytes = (0..W::LEN).flat_map(|i| words.word(i).to_le_bytes());
+    bytes.map(char::from).collect()
 }
 
 #[cfg(test)]
@@ -174,7 +137,7 @@ mod tests {
     #[test]
     fn the_kernels_cookie_is_read_and_written_as_the_kernel_does() {
         let flow = Endpoint::new([10, 10, 1, 2], 5062);
-        let v4 = CookieV4 { flow, slot: 42, recorded: false };
+        let v4 = Shared { flow, slot: 42, recorded: false };
         let words = v4.write(&keys(), 99);
         let text: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         assert_eq!(cookie("10.10.1.2:5062").write(&keys(), 99).as_bytes(), text);

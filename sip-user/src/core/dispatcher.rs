@@ -3,9 +3,9 @@
 //! State in, commands out. Call any `handle_*` or operator method, then take commands with
 //! [`Dispatcher::poll_command`] until there are none, and call [`Dispatcher::handle_timeout`] when
 //! [`Dispatcher::poll_timeout`] says. The commands are the only way anything leaves: probes to send, and
-//! the kernel's tables `PBXS` and `SCHEDULE`, which mirror what is decided here. These have room for IPv4
-//! only: PBXs with IPv6 addresses share the numbering of slots, but are unused there, and have turns of
-//! their own.
+//! the kernel's tables `PBXS` and `SCHEDULE`, which mirror what is decided here. There is one of each for
+//! either family: PBXs with IPv6 addresses share the numbering of slots, but are unused in the tables of
+//! IPv4, and have turns of their own.
 //!
 //! A PBX has three sides. Its owner's will ([`AdminState`]) comes from the configuration or from the
 //! control command. Its health comes from probes and from ICMP, its standing from its answers to calls: one
@@ -29,7 +29,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use sip_ebpf::tables::{Endpoint, MAX_PBX, Pbx, PbxState, Schedule};
+use sip_ebpf::tables::{Endpoint, MAX_PBX, Pbx, Pbx6, PbxState, Schedule};
 
 pub use replica::{Evidence, Snapshot};
 pub use types::{
@@ -39,6 +39,7 @@ pub use types::{
 use super::admission::Rate;
 use super::family::{ByFamily, Family};
 use super::probe::{self, Token};
+use super::view::endpoint6;
 use crate::config::{self, AdminState, Dispatch, PbxConfig, PbxLimits, Probe};
 use replica::Heard;
 use schedule::interleave;
@@ -141,7 +142,15 @@ impl Entry {
         self.admin == AdminState::Active
     }
 
-    /// As the kernel has it, which knows nothing of IPv6: there such a slot is unused.
+    /// As the kernel has it among those of IPv6: unused if its address is of IPv4.
+    fn table6(&self) -> Pbx6 {
+        match self.address {
+            SocketAddr::V4(_) => Pbx6::default(),
+            SocketAddr::V6(v6) => Pbx6::new(endpoint6(v6), self.state),
+        }
+    }
+
+    /// The same among those of IPv4.
     fn table(&self) -> Pbx {
         let SocketAddr::V4(v4) = self.address else { return Pbx::default() };
         let Endpoint { addr, port, .. } = Endpoint::new(v4.ip().octets(), v4.port());
@@ -388,6 +397,16 @@ impl Dispatcher {
         self.entry(slot).map_or_else(Pbx::default, Entry::table)
     }
 
+    /// As [`Dispatcher::schedule`], of IPv6.
+    pub fn schedule6(&self) -> &Schedule {
+        &self.turns.v6.schedule
+    }
+
+    /// As [`Dispatcher::pbx`], of IPv6.
+    pub fn pbx6(&self, slot: u32) -> Pbx6 {
+        self.entry(slot).map_or_else(Pbx6::default, Entry::table6)
+    }
+
     /// The PBX in a slot, if it has an address of this family: where it listens and what it is used for.
     pub fn pbx_of(&self, slot: u32, family: Family) -> Option<(SocketAddr, PbxState)> {
         let entry = self.entry(slot)?;
@@ -585,8 +604,9 @@ impl Dispatcher {
             entry.failures = 0;
             entry.successes = 0;
             entry.next_probe = now;
-            let table = entry.table();
+            let (table, table6) = (entry.table(), entry.table6());
             self.commands.push_back(Command::Pbx { slot, pbx: table });
+            self.commands.push_back(Command::Pbx6 { slot, pbx: table6 });
             self.settle(now, slot, "its address has changed");
         }
         if said_before != Some(pbx.state) {
@@ -623,6 +643,7 @@ impl Dispatcher {
             *left = self.removals;
         }
         self.commands.push_back(Command::Pbx { slot, pbx: Pbx::default() });
+        self.commands.push_back(Command::Pbx6 { slot, pbx: Pbx6::default() });
         self.commands.push_back(Command::Changed {
             id: entry.id,
             from: entry.state,
@@ -646,8 +667,9 @@ impl Dispatcher {
         };
         entry.state = to;
         entry.since = now;
-        let (id, pbx) = (entry.id.clone(), entry.table());
+        let (id, pbx, pbx6) = (entry.id.clone(), entry.table(), entry.table6());
         self.commands.push_back(Command::Pbx { slot, pbx });
+        self.commands.push_back(Command::Pbx6 { slot, pbx: pbx6 });
         self.commands.push_back(Command::Changed { id, from, to, reason: reason.to_owned() });
     }
 
@@ -680,10 +702,8 @@ impl Dispatcher {
             let generation = schedule.generation.wrapping_add(1);
             *schedule = Schedule { len, generation, slots };
             self.revision += 1;
-            if family == Family::V4 {
-                let schedule = Box::new(self.turns.v4.schedule);
-                self.commands.push_back(Command::Schedule(schedule));
-            }
+            let schedule = Box::new(*schedule);
+            self.commands.push_back(Command::Schedule { family, schedule });
         }
     }
 

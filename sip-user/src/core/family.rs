@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 /// A family of addresses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Family {
-    /// IPv4, of which the kernel has tables.
+    /// IPv4.
     V4,
-    /// IPv6, which the daemon alone serves.
+    /// IPv6.
     V6,
 }
 

@@ -62,8 +62,7 @@ impl From<IpAddr> for Source {
             IpAddr::V4(v4) => Self { name: u32::from_ne_bytes(v4.octets()), v6: false },
             IpAddr::V6(v6) => {
                 let network = (u128::from(v6) >> 64) as u64;
-                let mixed = network.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                Self { name: (mixed >> 32) as u32 | 1, v6: true }
+                Self { name: gate::name_of_network(network), v6: true }
             }
         }
     }

@@ -3,15 +3,17 @@
 //! The decision is [`mod@sip_ebpf::route`]'s, the same code as in the kernel, and so are the bytes. What it
 //! declines comes in three kinds: rare forms, which are written anew ([`super::canonical`]) and routed
 //! again; requests of a PBX that start something, which go where their Request-URI says; and everything
-//! that is answered here or ends here. Over IPv6 the decision is finished, and the bytes are made, by
-//! [`super::ipv6`].
+//! that is answered here or ends here.
 
+#[cfg(test)]
+mod over_ipv6;
 mod rescue;
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use sip_ebpf::address::{Address, Words};
 use sip_ebpf::cookie;
 use sip_ebpf::edit::{self, Front, Sink};
 use sip_ebpf::gate;
@@ -22,7 +24,7 @@ use sip_ebpf::reason::Way;
 use sip_ebpf::report::Report;
 use sip_ebpf::route::{self, Packet, Plan};
 use sip_ebpf::scan::{self, Index, Kind, Method, scan};
-use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, source};
+use sip_ebpf::tables::{Endpoint, Endpoint6, Local, MAX_PBX, source};
 use sip_ebpf::text::literal;
 use sip_ebpf::{Reason, insert, qualify};
 
@@ -35,7 +37,6 @@ use super::decision::Decision;
 use super::dispatcher::Dispatcher;
 use super::family::Family;
 use super::gate::Gate;
-use super::ipv6;
 use super::owner::{Parcel, Passed, Worker};
 use super::probe::Token;
 use super::reply::{self, Answer};
@@ -43,7 +44,7 @@ use super::shadow::Shadows;
 use super::sources::Sources;
 use super::stateful::Stateful;
 use super::transaction::{Branch, Flow};
-use super::view::{View, address, endpoint};
+use super::view::{View, address4, address6, endpoint, endpoint4, endpoint6};
 use crate::config::NoDestination;
 
 pub use super::view::KernelCalls;
@@ -113,6 +114,8 @@ pub struct Proxy {
     locals: Vec<SocketAddr>,
     /// For each of `locals`.
     lines: Vec<Line>,
+    /// For each of `locals`, if only its link knows it.
+    zones: Vec<u32>,
     policy: Policy,
     /// What needs memory, if it is configured.
     stateful: Option<Box<Stateful>>,
@@ -143,7 +146,7 @@ pub struct Proxy {
 #[allow(clippy::large_enum_variant, reason = "there is one for each address of ours")]
 enum Line {
     V4(Endpoint, Local),
-    V6(ipv6::Line),
+    V6(Endpoint6, Box<Local<Endpoint6>>),
 }
 
 /// What is known about the message at hand besides its bytes.
@@ -172,16 +175,24 @@ impl Proxy {
                 let endpoint = Endpoint::new(v4.ip().octets(), v4.port());
                 Line::V4(endpoint, insert::local(endpoint))
             }
-            SocketAddr::V6(v6) => Line::V6(ipv6::Line::new(*v6)),
+            SocketAddr::V6(v6) => {
+                let endpoint = endpoint6(*v6);
+                Line::V6(endpoint, Box::new(insert::local(endpoint)))
+            }
         });
         let mut gate = Gate::default();
         gate.set_rules(policy.rates);
-        // As messages name them: without zones.
+        let zones = locals.iter().map(|local| match local {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(v6) => v6.scope_id(),
+        });
+        // As messages name them: without zones, which mean nothing to others (RFC 4007 11.2).
         let named = locals.iter().map(|local| SocketAddr::new(local.ip(), local.port()));
         Self {
             keys: Keys::new(key),
             locals: named.collect(),
             lines: lines.collect(),
+            zones: zones.collect(),
             policy,
             stateful: None,
             calls: CallTable::new(call_buckets),
@@ -294,9 +305,20 @@ impl Proxy {
     pub fn locals(&self) -> Vec<(Endpoint, Local)> {
         let of_ipv4 = |line: &Line| match line {
             Line::V4(endpoint, local) => Some((*endpoint, *local)),
-            Line::V6(_) => None,
+            Line::V6(..) => None,
         };
         self.lines.iter().filter_map(of_ipv4).collect()
+    }
+
+    /// The same of IPv6. What only its link knows is left to the daemon: routes do not say which link.
+    pub fn locals6(&self) -> Vec<(Endpoint6, Local<Endpoint6>)> {
+        let of_ipv6 = |line: &Line| match line {
+            Line::V6(endpoint, local) => Some((*endpoint, **local)),
+            Line::V4(..) => None,
+        };
+        let routed =
+            |(endpoint, _): &(Endpoint6, _)| !endpoint.is_link_local() && !endpoint.is_mapped();
+        self.lines.iter().filter_map(of_ipv6).filter(routed).collect()
     }
 
     /// What happened so far.
@@ -451,23 +473,26 @@ impl Proxy {
             calls: &self.calls,
             kernel: arrival.kernel,
             clock,
-            guarded: self.patience().is_some(),
+            // Calls over IPv6 are not placed anew.
+            guarded: self.patience().is_some() && arrival.from.is_ipv4(),
             recorded: self.records_steered(),
         };
-        let (packet, local) = match (line, endpoint(arrival.from)) {
-            (Line::V4(dst, local), Some(src)) => (Packet { src, dst: *dst }, local),
-            (Line::V6(line), None) => line.stand_in(),
-            // No socket receives what is not of its family.
-            _ => return,
-        };
-        let plan = &mut decision.plan;
-        decision.reason = route::route(bytes, index, packet, local, &view, plan);
-        match line {
-            Line::V4(..) => decision.next = address(plan.next),
-            Line::V6(line) => {
-                let asked = ipv6::Asked { bytes, index, from: arrival.from, keys: &self.keys };
-                line.decide(&asked, dispatcher, decision);
+        match (line, arrival.from) {
+            (Line::V4(dst, local), SocketAddr::V4(src)) => {
+                let packet = Packet { src: endpoint4(src), dst: *dst };
+                let plan = &mut decision.plan;
+                decision.reason = route::route(bytes, index, packet, local, &view, plan);
+                decision.next = address4(plan.next);
             }
+            (Line::V6(dst, local), SocketAddr::V6(src)) => {
+                let packet = Packet { src: endpoint6(src), dst: *dst };
+                let mut plan = Plan::default();
+                decision.reason = route::route(bytes, index, packet, local, &view, &mut plan);
+                decision.plan = plan.with(Endpoint::default(), Words::ZERO);
+                (decision.next, decision.cookie) = (address6(plan.next), plan.cookie);
+            }
+            // No socket receives what is not of its family.
+            _ => {}
         }
     }
 
@@ -550,9 +575,7 @@ impl Proxy {
         if !arrival.passed {
             self.counters.reason(decision.reason);
         }
-        // Over IPv6 by the long way, which makes the same answer.
-        let long_way = decision.reason == Reason::OptionsAnswered && arrival.from.is_ipv6();
-        if decision.reason.way() == Way::Sent && !long_way {
+        if decision.reason.way() == Way::Sent {
             if decision.reason == Reason::InviteSteered
                 && let Some(placed) = self.placed.get_mut(decision.plan.slot as usize)
             {
@@ -650,7 +673,7 @@ impl Proxy {
         decision: &Decision,
         out: &mut Vec<Transmit>,
     ) {
-        let Decision { plan, reason, next, .. } = decision;
+        let Decision { plan, reason, next, cookie, .. } = decision;
         self.text.clear();
         self.text.extend_from_slice(bytes);
         if !matches!(reason, Reason::OptionsAnswered | Reason::ResponseForwarded) {
@@ -662,38 +685,35 @@ impl Proxy {
                 place.copy_from_slice(digits);
             }
         }
-        let (to, bytes) = match self.lines.get(arrival.local) {
-            Some(Line::V4(dst, local)) => {
-                let Some(src) = endpoint(arrival.from) else { return };
-                let packet = Packet { src, dst: *dst };
-                self.front.clear();
-                let mut sink = Growing(&mut self.front);
-                let mut to = *next;
-                let Front { old, new } = match reason {
-                    Reason::OptionsAnswered => {
-                        self.counters.reply(200);
-                        to = answer_port(bytes, plan, arrival.from);
-                        edit::options_answer(bytes, index, packet, plan, &mut sink)
-                    }
-                    Reason::ResponseForwarded => edit::response(bytes, plan, &mut sink),
-                    _ => edit::request(&self.text[..], index, packet, local, plan, &mut sink),
-                };
-                let rest = self.text.get(old as usize..).unwrap_or_default();
-                let front = self.front.get(..new as usize).unwrap_or_default();
-                (to, [front, rest].concat())
+        self.front.clear();
+        let mut sink = Growing(&mut self.front);
+        let texts = (bytes, &self.text[..]);
+        let Front { old, new } = match (self.lines.get(arrival.local), arrival.from) {
+            (Some(Line::V4(dst, local)), SocketAddr::V4(src)) => {
+                let packet = Packet { src: endpoint4(src), dst: *dst };
+                edited(texts, index, packet, local, plan, *reason, &mut sink)
             }
-            Some(Line::V6(line)) => {
-                let (from, keys) = (arrival.from, &self.keys);
-                let asked = ipv6::Asked { bytes: &self.text, index, from, keys };
-                let bytes = match reason {
-                    Reason::ResponseForwarded => ipv6::response(bytes, plan),
-                    _ => line.request(&asked, decision),
-                };
-                (line.reach(*next), bytes)
+            (Some(Line::V6(dst, local)), SocketAddr::V6(src)) => {
+                let packet = Packet { src: endpoint6(src), dst: *dst };
+                let SocketAddr::V6(to) = next else { return };
+                let plan = plan.with(endpoint6(*to), *cookie);
+                edited(texts, index, packet, local, &plan, *reason, &mut sink)
             }
-            None => return,
+            _ => return,
         };
-        out.push(Transmit { local: arrival.local, to, bytes });
+        let mut to = *next;
+        if *reason == Reason::OptionsAnswered {
+            self.counters.reply(200);
+            to = answer_port(bytes, plan, arrival.from);
+        }
+        if let SocketAddr::V6(v6) = &mut to
+            && v6.ip().is_unicast_link_local()
+        {
+            v6.set_scope_id(self.zones.get(arrival.local).copied().unwrap_or(0));
+        }
+        let rest = self.text.get(old as usize..).unwrap_or_default();
+        let front = self.front.get(..new as usize).unwrap_or_default();
+        out.push(Transmit { local: arrival.local, to, bytes: [front, rest].concat() });
     }
 
     // ---- Requests that the shared decision leaves to the daemon -----------------------------------
@@ -986,11 +1006,10 @@ impl Proxy {
         plan.record = u32::from(makes && !in_dialog);
         if plan.record != 0 {
             let digits = Cookie { flow: next, slot, recorded: false }.write(&self.keys, plan.call);
-            // Over IPv4, in the words of the shared edit.
-            for (word, eight) in plan.cookie.iter_mut().zip(digits.as_bytes().chunks(8)) {
-                *word = literal(eight);
-            }
-            decision.cookie = digits;
+            // In the words of the shared edit, of either family.
+            let words = || digits.as_bytes().chunks(8).map(literal);
+            plan.cookie.iter_mut().zip(words()).for_each(|(to, word)| *to = word);
+            decision.cookie.iter_mut().zip(words()).for_each(|(to, word)| *to = word);
         }
         decision.next = next;
         decision.reason = Reason::DialogToPhone;
@@ -1189,6 +1208,24 @@ fn unsupported(tags: OptionTags<'_>) -> Refusal {
     // A tag that is none ends the list; those before it are named.
     let tags: Vec<_> = tags.map_while(Result::ok).collect();
     Refusal::with(420, "Bad Extension", &format!("Unsupported: {}\r\n", tags.join(", ")))
+}
+
+/// The new front of what goes on, by the code that the kernel has: of the text as it came, or with what the plan changes in
+/// it.
+fn edited<A: Address>(
+    (came, text): (&[u8], &[u8]),
+    index: &Index,
+    packet: Packet<A>,
+    local: &Local<A>,
+    plan: &Plan<A>,
+    reason: Reason,
+    sink: &mut Growing<'_>,
+) -> Front {
+    match reason {
+        Reason::OptionsAnswered => edit::options_answer(came, index, packet, plan, sink),
+        Reason::ResponseForwarded => edit::response(came, plan, sink),
+        _ => edit::request(text, index, packet, local, plan, sink),
+    }
 }
 
 /// Where the answer to a request that the shared decision answers goes (18.2.2, RFC 3581 4).

@@ -78,23 +78,15 @@ impl Registered {
         }
     }
 
-    /// IPv4 addresses that have come (`true`) or gone since this was last asked.
-    pub fn take_changes(&mut self) -> Vec<(Ipv4Addr, bool)> {
+    /// Those that have come (`true`) or gone since this was last asked.
+    pub fn take_changes(&mut self) -> Vec<(Source, bool)> {
         let until = &self.until;
-        let of = |source| match source {
-            Source::V4(v4) => Some((v4, until.contains_key(&source))),
-            Source::V6(_) => None,
-        };
-        self.changed.drain().filter_map(of).collect()
+        self.changed.drain().map(|source| (source, until.contains_key(&source))).collect()
     }
 
-    /// All IPv4 addresses, for the kernel.
-    pub fn ipv4(&self) -> Vec<Ipv4Addr> {
-        let of = |source: &Source| match source {
-            Source::V4(v4) => Some(*v4),
-            Source::V6(_) => None,
-        };
-        self.until.keys().filter_map(of).collect()
+    /// All, for the kernel.
+    pub fn all(&self) -> Vec<Source> {
+        self.until.keys().copied().collect()
     }
 
     /// How many there are.
@@ -128,7 +120,9 @@ mod tests {
         let v6: IpAddr = "2001:db8:1:2::5".parse().unwrap();
         known.learn(v4.into(), minutes(10));
         known.learn(v6.into(), minutes(20));
-        assert_eq!(known.take_changes(), [("203.0.113.5".parse().unwrap(), true)]);
+        let mut changes = known.take_changes();
+        changes.sort();
+        assert_eq!(changes, [(v4.into(), true), (v6.into(), true)]);
         assert!(known.has(v4) && known.has("2001:db8:1:2:3::9".parse().unwrap()));
         assert!(!known.has("2001:db8:1:3::5".parse().unwrap()));
         // Another phone of the office, and one that is sooner over.
@@ -137,11 +131,12 @@ mod tests {
         assert_eq!(known.take_changes(), []);
         known.handle_timeout(minutes(20));
         assert!(known.has(v4) && !known.has(v6));
+        assert_eq!(known.take_changes(), [(v6.into(), false)]);
         known.handle_timeout(minutes(30) - Duration::from_millis(1));
-        assert_eq!((known.len(), known.ipv4().len()), (1, 1));
+        assert_eq!((known.len(), known.all().len()), (1, 1));
         known.handle_timeout(minutes(30));
         assert!(known.is_empty() && known.ends.is_empty());
-        assert_eq!(known.take_changes(), [("203.0.113.5".parse().unwrap(), false)]);
+        assert_eq!(known.take_changes(), [(v4.into(), false)]);
     }
 
     #[test]

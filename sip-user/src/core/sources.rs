@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use sip_ebpf::tables::source;
 
 use crate::config::Trust;
@@ -105,15 +105,9 @@ impl Sources {
         found.copied().unwrap_or(0)
     }
 
-    /// The IPv4 networks, for the kernel.
-    pub fn ipv4(&self) -> Vec<(Ipv4Net, u32)> {
-        let mut list: Vec<_> = self
-            .v4
-            .iter()
-            .flat_map(|(len, nets)| nets.iter().map(move |(net, bits)| (*len, *net, *bits)))
-            // The length comes from a network that was valid.
-            .filter_map(|(len, net, bits)| Some((Ipv4Net::new(net.into(), len).ok()?, bits)))
-            .collect();
+    /// All networks, for the kernel.
+    pub fn all(&self) -> Vec<(IpNet, u32)> {
+        let mut list: Vec<_> = self.networks().map(|net| (net, self.exact(net))).collect();
         list.sort();
         list
     }
@@ -227,7 +221,7 @@ mod tests {
         assert_eq!(of("10.1.2.3"), source::TRUSTED);
         assert_eq!(of("11.0.0.1"), 0);
         assert_eq!(of("::1"), 0);
-        assert_eq!(s.ipv4().len(), 4);
+        assert_eq!(s.all().len(), 4);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The kernel half: the program loaded, attached to each interface, pinned, and adopted again.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,14 +11,15 @@ use aya::programs::links::FdLink;
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode as Flags, loaded_programs};
 use aya_log::EbpfLogger;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use sip_ebpf::gate;
-use sip_ebpf::tables::{Endpoint, Local, Pbx, Schedule};
+use sip_ebpf::tables::{Endpoint, Endpoint6, Local, Pbx, Pbx6, Schedule};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::forwarding::{self, Forwarding};
 use super::interfaces::{self, Interface};
 use super::object::{self, Build, Options, PROGRAM};
 use super::pins::{self, Pins};
@@ -27,10 +27,7 @@ use super::tables::Tables;
 use super::{Attachment, CallBuckets, EventCounts, Events, Fastpath, Mode, OpenCalls, Users};
 use crate::config::{Loops, Xdp as Config, XdpMode};
 use crate::core::challenges::Challenges;
-
-/// Forwarding of the loopback device. `bpf_fib_lookup` with `lo` as the ingress asks the routes of
-/// the host's own packets, but only where forwarding is on; for `lo` it means nothing else.
-const LO_FORWARDING: &str = "/proc/sys/net/ipv4/conf/lo/forwarding";
+use crate::core::registered::Source;
 
 /// How often VLAN devices are looked for.
 const VLANS_EVERY: Duration = Duration::from_secs(10);
@@ -46,7 +43,8 @@ pub(super) struct Linux {
     pins: Option<Pins>,
     build: Build,
     adopted: bool,
-    forwarding_was_off: bool,
+    /// What was switched on, to be switched off again.
+    switched: Vec<Forwarding>,
     vlans_read: Instant,
     logs: Option<JoinHandle<()>>,
     /// Holds the program.
@@ -99,12 +97,16 @@ impl Linux {
             let reason = format!("{error:#}");
             warn!(reason, "the program does not tell what becomes of calls: they have no record");
         }
+        if let Err(error) = object::load_six(&mut ebpf) {
+            let reason = format!("{error:#}");
+            warn!(reason, "the program does not carry IPv6: the daemon does");
+        }
         let attached = attach_all(&mut ebpf, config, pins.as_ref())?;
 
-        let mut was_off = false;
+        let mut before = Vec::new();
         if let Some(pins) = &pins {
             pins.pin_maps(&ebpf, &options.pinned)?;
-            was_off = pins.forwarding_was_off();
+            before = forwarding::remembered(pins);
         }
         let attachments: Vec<Attachment> =
             attached.iter().map(|(attachment, _)| attachment.clone()).collect();
@@ -115,7 +117,7 @@ impl Linux {
         if let Some(pins) = &pins {
             pins.sweep(&config.interfaces)?;
         }
-        was_off |= switch_forwarding_on(pins.as_ref());
+        let switched = forwarding::switch_on(pins.as_ref(), &before);
         let logs = if config.log { Some(read_logs(&mut ebpf)?) } else { None };
         let mut tables = Tables::new(&mut ebpf, key, config.call_buckets)?;
         tables.set_outlive(config.outlive);
@@ -132,7 +134,7 @@ impl Linux {
             pins,
             build,
             adopted,
-            forwarding_was_off: was_off,
+            switched,
             vlans_read: Instant::now(),
             logs,
             _ebpf: ebpf,
@@ -173,24 +175,28 @@ impl Fastpath for Linux {
         self.tables.set_locals(locals)
     }
 
+    fn set_locals6(&mut self, locals: &[(Endpoint6, Local<Endpoint6>)]) -> Result<()> {
+        self.tables.set_locals6(locals)
+    }
+
     fn set_rates(&mut self, rates: gate::Rules) -> Result<()> {
         self.tables.set_rates(rates);
         Ok(())
     }
 
-    fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()> {
-        self.tables.set_registered(addresses)
+    fn set_registered(&mut self, sources: &[Source]) -> Result<()> {
+        self.tables.set_registered(sources)
     }
 
-    fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()> {
+    fn change_registered(&mut self, changes: &[(Source, bool)]) -> Result<()> {
         self.tables.change_registered(changes)
     }
 
-    fn set_endpoints(&mut self, endpoints: &[(SocketAddrV4, Instant)]) -> Result<()> {
+    fn set_endpoints(&mut self, endpoints: &[(SocketAddr, Instant)]) -> Result<()> {
         self.tables.set_endpoints(endpoints)
     }
 
-    fn change_endpoints(&mut self, changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()> {
+    fn change_endpoints(&mut self, changes: &[(SocketAddr, Option<Instant>)]) -> Result<()> {
         self.tables.change_endpoints(changes)
     }
 
@@ -202,16 +208,24 @@ impl Fastpath for Linux {
         self.asking.set(challenges)
     }
 
-    fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()> {
+    fn set_source(&mut self, network: IpNet, bits: u32) -> Result<()> {
         self.tables.set_source(network, bits)
     }
 
-    fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()> {
+    fn set_sources(&mut self, sources: &[(IpNet, u32)]) -> Result<()> {
         self.tables.set_sources(sources)
     }
 
     fn set_pbx(&mut self, slot: u32, pbx: Pbx) -> Result<()> {
         self.tables.set_pbx(slot, pbx)
+    }
+
+    fn set_pbx6(&mut self, slot: u32, pbx: Pbx6) -> Result<()> {
+        self.tables.set_pbx6(slot, pbx)
+    }
+
+    fn set_schedule6(&mut self, schedule: &Schedule) -> Result<()> {
+        self.tables.set_schedule6(schedule)
     }
 
     fn set_schedule(&mut self, schedule: &Schedule) -> Result<()> {
@@ -262,7 +276,6 @@ impl Fastpath for Linux {
         if keep {
             warn!("xdp.keep needs xdp.pin: detaching");
         }
-        let forwarding_was_off = self.forwarding_was_off;
         let removed = match &self.pins {
             Some(pins) => pins.remove_all().map(drop),
             None => Ok(()),
@@ -270,9 +283,7 @@ impl Fastpath for Linux {
         for link in self.links.drain(..) {
             info!(interface = link.interface, "detached");
         }
-        if forwarding_was_off {
-            set_forwarding("0").context("cannot restore forwarding of lo")?;
-        }
+        forwarding::switch_off(&self.switched)?;
         removed
     }
 }
@@ -282,11 +293,9 @@ pub(super) fn detach(root: &Path) -> Result<Vec<String>> {
     let Some(pins) = Pins::existing(root) else {
         return Ok(Vec::new());
     };
-    let was_off = pins.forwarding_was_off();
+    let switched = forwarding::remembered(&pins);
     let interfaces = pins.remove_all()?;
-    if was_off {
-        set_forwarding("0").context("cannot restore forwarding of lo")?;
-    }
+    forwarding::switch_off(&switched)?;
     Ok(interfaces)
 }
 
@@ -458,31 +467,6 @@ fn pin(interface: String, link: XdpLink, pins: Option<&Pins>) -> Result<Link> {
     let pinned =
         link.pin(&path).with_context(|| format!("cannot pin the link {}", path.display()))?;
     Ok(Link { interface, _link: Held::Pinned(FdLink::from(pinned)) })
-}
-
-/// Switches forwarding of `lo` on; true if it was off. Where that is not allowed, the program finds
-/// no next hops and the daemon forwards: slow, not wrong.
-fn switch_forwarding_on(pins: Option<&Pins>) -> bool {
-    match fs::read_to_string(LO_FORWARDING) {
-        Ok(text) if text.trim() != "0" => return false,
-        Ok(_) => {}
-        Err(error) => {
-            warn!(%error, "cannot read {LO_FORWARDING}");
-            return false;
-        }
-    }
-    if let Err(error) = set_forwarding("1") {
-        warn!(%error, "cannot switch on {LO_FORWARDING}: the kernel program will find no next hops");
-        return false;
-    }
-    if let Some(Err(error)) = pins.map(Pins::remember_forwarding) {
-        warn!(%error, "a daemon after a crash will not switch off {LO_FORWARDING}");
-    }
-    true
-}
-
-fn set_forwarding(value: &str) -> std::io::Result<()> {
-    fs::write(LO_FORWARDING, value)
 }
 
 fn read_logs(ebpf: &mut Ebpf) -> Result<JoinHandle<()>> {

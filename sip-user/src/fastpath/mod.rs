@@ -5,22 +5,24 @@
 //! stands in where there is no XDP: it takes everything and does nothing.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sip_ebpf::gate;
-use sip_ebpf::tables::{CALLS_PER_BUCKET, Endpoint, Local, Pbx, Schedule};
+use sip_ebpf::tables::{CALLS_PER_BUCKET, Endpoint, Endpoint6, Local, Pbx, Pbx6, Schedule};
 
 use crate::config::{Xdp, XdpMode};
 use crate::core::challenges::Challenges;
+use crate::core::registered::Source;
 
 pub mod challenges;
 mod events;
+mod forwarding;
 pub mod interfaces;
 mod linux;
 pub mod object;
@@ -85,26 +87,29 @@ pub trait Fastpath {
     /// The whole set of our addresses; the implementation removes what is no longer in it.
     fn set_locals(&mut self, locals: &[(Endpoint, Local)]) -> Result<()>;
 
+    /// The same of IPv6.
+    fn set_locals6(&mut self, locals: &[(Endpoint6, Local<Endpoint6>)]) -> Result<()>;
+
     /// The whole set of networks with their [`sip_ebpf::tables::source`] bits.
-    fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()>;
+    fn set_sources(&mut self, sources: &[(IpNet, u32)]) -> Result<()>;
 
     /// One of these networks; with zero bits it is gone.
-    fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()>;
+    fn set_source(&mut self, network: IpNet, bits: u32) -> Result<()>;
 
     /// What one source may send. It counts with the next [`Fastpath::set_config`].
     fn set_rates(&mut self, rates: gate::Rules) -> Result<()>;
 
-    /// The whole set of addresses that somebody has registered from.
-    fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()>;
+    /// The whole set of sources that somebody has registered from.
+    fn set_registered(&mut self, sources: &[Source]) -> Result<()>;
 
     /// Some of them that have come (`true`) or gone.
-    fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()>;
+    fn change_registered(&mut self, changes: &[(Source, bool)]) -> Result<()>;
 
     /// The whole set of endpoints that somebody is registered from, and until when.
-    fn set_endpoints(&mut self, endpoints: &[(SocketAddrV4, Instant)]) -> Result<()>;
+    fn set_endpoints(&mut self, endpoints: &[(SocketAddr, Instant)]) -> Result<()>;
 
     /// Some of them that have changed; `None`: gone.
-    fn change_endpoints(&mut self, changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()>;
+    fn change_endpoints(&mut self, changes: &[(SocketAddr, Option<Instant>)]) -> Result<()>;
 
     /// Who is registered, as the kernel knows it. `None` where there is no such table.
     fn users(&self) -> Option<Arc<dyn Users>>;
@@ -117,8 +122,14 @@ pub trait Fastpath {
     /// [`sip_ebpf::tables::PbxState::Unused`]).
     fn set_pbx(&mut self, slot: u32, pbx: Pbx) -> Result<()>;
 
+    /// The same of `PBXS6` and `PBX_BY_ADDR6`.
+    fn set_pbx6(&mut self, slot: u32, pbx: Pbx6) -> Result<()>;
+
     /// Whose turn it is.
     fn set_schedule(&mut self, schedule: &Schedule) -> Result<()>;
+
+    /// The same among PBXs with IPv6 addresses.
+    fn set_schedule6(&mut self, schedule: &Schedule) -> Result<()>;
 
     /// Vouches for the daemon from now on for `vouch`; zero withdraws it.
     fn heartbeat(&mut self, vouch: Duration) -> Result<()>;

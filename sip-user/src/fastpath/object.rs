@@ -24,6 +24,18 @@ pub const QUALIFY: &str = "sipline_qualify";
 /// What that one jumps to, to tell what becomes of calls.
 pub const REPORT: &str = "sipline_report";
 
+/// What the first one jumps to with IPv6, up to the scan of the message.
+pub const SIX: &str = "sipline_six";
+
+/// What that one jumps to with a request.
+pub const SIX_REQUEST: &str = "sipline_six_request";
+
+/// What that one jumps to with a response.
+pub const SIX_RESPONSE: &str = "sipline_six_response";
+
+/// What those jump to, to tell what becomes of calls.
+pub const SIX_REPORT: &str = "sipline_six_report";
+
 const PROGRAMS: &str = "PROGRAMS";
 
 /// The scanner alone, for tests and benches.
@@ -202,6 +214,18 @@ pub fn load_qualify(ebpf: &mut Ebpf) -> Result<()> {
 /// As [`program`].
 pub fn load_report(ebpf: &mut Ebpf) -> Result<()> {
     load_next(ebpf, REPORT, tables::program::REPORT)
+}
+
+/// The same for those of IPv6: all of them, or IPv6 goes up.
+///
+/// # Errors
+/// As [`program`].
+pub fn load_six(ebpf: &mut Ebpf) -> Result<()> {
+    load_next(ebpf, SIX_REPORT, tables::program::SIX_REPORT)?;
+    load_next(ebpf, SIX_RESPONSE, tables::program::SIX_RESPONSE)?;
+    load_next(ebpf, SIX_REQUEST, tables::program::SIX_REQUEST)?;
+    // Last, for nobody comes to the others but by this one.
+    load_next(ebpf, SIX, tables::program::SIX)
 }
 
 fn load_next(ebpf: &mut Ebpf, name: &str, key: u32) -> Result<()> {

@@ -1,17 +1,18 @@
 //! No kernel half: everything is taken and nothing is done, so that the daemon has one code path.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use sip_ebpf::gate;
 use sip_ebpf::reason::REASONS;
-use sip_ebpf::tables::{Endpoint, Local, MAX_PBX, Pbx, Schedule};
+use sip_ebpf::tables::{Endpoint, Endpoint6, Local, MAX_PBX, Pbx, Pbx6, Schedule};
 
 use super::{Attachment, CallBuckets, EventCounts, Events, Fastpath, OpenCalls, Users};
 use crate::core::challenges::Challenges;
+use crate::core::registered::Source;
 
 /// The absence of a kernel half.
 #[derive(Debug)]
@@ -43,23 +44,27 @@ impl Fastpath for Off {
         Ok(())
     }
 
+    fn set_locals6(&mut self, _locals: &[(Endpoint6, Local<Endpoint6>)]) -> Result<()> {
+        Ok(())
+    }
+
     fn set_rates(&mut self, _rates: gate::Rules) -> Result<()> {
         Ok(())
     }
 
-    fn set_registered(&mut self, _addresses: &[Ipv4Addr]) -> Result<()> {
+    fn set_registered(&mut self, _sources: &[Source]) -> Result<()> {
         Ok(())
     }
 
-    fn change_registered(&mut self, _changes: &[(Ipv4Addr, bool)]) -> Result<()> {
+    fn change_registered(&mut self, _changes: &[(Source, bool)]) -> Result<()> {
         Ok(())
     }
 
-    fn set_endpoints(&mut self, _endpoints: &[(SocketAddrV4, Instant)]) -> Result<()> {
+    fn set_endpoints(&mut self, _endpoints: &[(SocketAddr, Instant)]) -> Result<()> {
         Ok(())
     }
 
-    fn change_endpoints(&mut self, _changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()> {
+    fn change_endpoints(&mut self, _changes: &[(SocketAddr, Option<Instant>)]) -> Result<()> {
         Ok(())
     }
 
@@ -71,15 +76,23 @@ impl Fastpath for Off {
         Ok(())
     }
 
-    fn set_source(&mut self, _network: Ipv4Net, _bits: u32) -> Result<()> {
+    fn set_source(&mut self, _network: IpNet, _bits: u32) -> Result<()> {
         Ok(())
     }
 
-    fn set_sources(&mut self, _sources: &[(Ipv4Net, u32)]) -> Result<()> {
+    fn set_sources(&mut self, _sources: &[(IpNet, u32)]) -> Result<()> {
         Ok(())
     }
 
     fn set_pbx(&mut self, _slot: u32, _pbx: Pbx) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_pbx6(&mut self, _slot: u32, _pbx: Pbx6) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_schedule6(&mut self, _schedule: &Schedule) -> Result<()> {
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! <pin>/v1/CALLS ...            the maps in KEPT and HELD
 //! <pin>/v1/link-eth0            the program's attachment to eth0
-//! <pin>/v1/lo-forwarding-was-0  present if we switched it on (any map, pinned once more)
+//! <pin>/v1/lo-forwarding-was-0  present if we switched it on (any map, pinned once more); lo-forwarding6-was-0 for IPv6
 //! ```
 
 use std::collections::BTreeMap;
@@ -23,7 +23,6 @@ use tracing::{info, warn};
 use super::tables::{HELD, KEPT};
 
 const LINK: &str = "link-";
-const FORWARDING: &str = "lo-forwarding-was-0";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The directory of the configuration, and the part of it that is of our layout.
@@ -130,10 +129,9 @@ impl Pins {
         Ok(())
     }
 
-    /// Remembers over restarts that we switched forwarding of `lo` on. bpffs holds no text, so one
-    /// of the maps is pinned under a name that says it.
-    pub(super) fn remember_forwarding(&self) -> Result<()> {
-        let path = self.ours.join(FORWARDING);
+    /// Remembers something over restarts. bpffs holds no text, so one of the maps is pinned under a name that says it.
+    pub(super) fn remember(&self, what: &str) -> Result<()> {
+        let path = self.ours.join(what);
         if path.exists() {
             return Ok(());
         }
@@ -141,9 +139,9 @@ impl Pins {
         map.pin(&path).with_context(|| format!("cannot pin {}", path.display()))
     }
 
-    /// Whether forwarding of `lo` was off before us.
-    pub(super) fn forwarding_was_off(&self) -> bool {
-        self.versions().iter().any(|version| version.join(FORWARDING).exists())
+    /// Whether that was remembered, by us or by a daemon of another layout.
+    pub(super) fn remembers(&self, what: &str) -> bool {
+        self.versions().iter().any(|version| version.join(what).exists())
     }
 
     /// Removes everything, links first; gives the interfaces that were attached.

@@ -1,7 +1,8 @@
 //! The kernel's tables, written as [`sip_ebpf::tables`] says.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::hash::Hash;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,20 +11,22 @@ use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use sip_ebpf::gate;
 use sip_ebpf::hash::Keys;
 use sip_ebpf::reason::REASONS;
 use sip_ebpf::tables::{
-    CallBucket, Config, DEBT_BUCKETS, DebtBucket, Endpoint, LAYOUT, Local, MAX_PBX, MAX_SOURCES,
-    MAX_VLANS, Pbx, PbxState, Schedule, VlanPort, beat, event,
+    CallBucket, Config, DEBT_BUCKETS, DebtBucket, Endpoint, Endpoint6, LAYOUT, Local, MAX_PBX,
+    MAX_SOURCES, MAX_VLANS, Pbx, Pbx6, PbxState, Schedule, VlanPort, beat, event,
 };
 
 use super::events::Calls;
 use super::{CallBuckets, EventCounts, Events};
+use crate::core::registered::Source;
+use crate::core::view::{endpoint4, endpoint6};
 
 /// The maps that outlive a daemon when they are pinned.
-pub const KEPT: [&str; 18] = [
+pub const KEPT: [&str; 27] = [
     "CONFIG",
     "HEARTBEAT",
     "LOCALS",
@@ -42,6 +45,15 @@ pub const KEPT: [&str; 18] = [
     "EVENT_COUNTS",
     "EVENTS",
     "OPEN",
+    "LOCALS6",
+    "SOURCES6",
+    "REGISTERED6",
+    "ENDPOINTS6",
+    "DEBTS6",
+    "PBXS6",
+    "PBX_BY_ADDR6",
+    "SCHEDULE6",
+    "TURN6",
 ];
 
 /// Those that outlive a daemon too, but are made anew by the next one: its programs work in memory of their own.
@@ -73,6 +85,37 @@ pub struct Tables {
     events: Option<Events>,
     /// Slots that were not written yet: what stands there is from an earlier daemon.
     stale: HashSet<u32>,
+    six: Six,
+}
+
+/// The tables of IPv6.
+struct Six {
+    locals: HashMap<MapData, Endpoint6, Local<Endpoint6>>,
+    sources: LpmTrie<MapData, [u64; 2], u32>,
+    registered: HashMap<MapData, u64, u32>,
+    endpoints: HashMap<MapData, Endpoint6, u64>,
+    debts: Array<MapData, DebtBucket>,
+    pbxs: Array<MapData, Pbx6>,
+    by_addr: HashMap<MapData, Endpoint6, u32>,
+    schedule: Array<MapData, Schedule>,
+    /// As [`Tables::stale`].
+    stale: HashSet<u32>,
+}
+
+impl Six {
+    fn new(ebpf: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            locals: take(ebpf, "LOCALS6")?,
+            sources: take(ebpf, "SOURCES6")?,
+            registered: take(ebpf, "REGISTERED6")?,
+            endpoints: take(ebpf, "ENDPOINTS6")?,
+            debts: take(ebpf, "DEBTS6")?,
+            pbxs: take(ebpf, "PBXS6")?,
+            by_addr: take(ebpf, "PBX_BY_ADDR6")?,
+            schedule: take(ebpf, "SCHEDULE6")?,
+            stale: (0..MAX_PBX).collect(),
+        })
+    }
 }
 
 impl Tables {
@@ -112,6 +155,7 @@ impl Tables {
             event_counts: take(ebpf, "EVENT_COUNTS")?,
             events: Some(Events::of(ebpf)?),
             stale: (0..MAX_PBX).collect(),
+            six: Six::new(ebpf)?,
         })
     }
 
@@ -120,6 +164,9 @@ impl Tables {
     pub fn set_config(&mut self, flags: u32) -> Result<()> {
         for slot in std::mem::take(&mut self.stale) {
             self.set_pbx(slot, Pbx::default())?;
+        }
+        for slot in std::mem::take(&mut self.six.stale) {
+            self.set_pbx6(slot, Pbx6::default())?;
         }
         self.current.layout = LAYOUT;
         self.current.flags = flags;
@@ -148,23 +195,23 @@ impl Tables {
         self.next_generation()
     }
 
-    /// Makes `sources` the whole of `SOURCES`.
-    pub fn set_sources(&mut self, sources: &[(Ipv4Net, u32)]) -> Result<()> {
-        let new: Vec<((u32, u32), u32)> =
-            sources.iter().map(|(net, bits)| (prefix(*net), *bits)).collect();
-        let keys: HashSet<(u32, u32)> = new.iter().map(|(key, _)| *key).collect();
-        for ((len, addr), bits) in new {
-            self.sources.insert(&Key::new(len, addr), bits, 0).with_context(|| {
-                format!("cannot write SOURCES, which holds {MAX_SOURCES} networks")
-            })?;
-        }
-        let old: Vec<Key<u32>> =
-            self.sources.keys().collect::<Result<_, _>>().context("cannot read SOURCES")?;
-        for key in old {
-            if !keys.contains(&(key.prefix_len(), key.data())) {
-                gone(self.sources.remove(&key)).context("cannot remove a network from SOURCES")?;
+    /// Makes `locals` the whole of `LOCALS6`.
+    pub fn set_locals6(&mut self, locals: &[(Endpoint6, Local<Endpoint6>)]) -> Result<()> {
+        set_all(&mut self.six.locals, locals, "LOCALS6")?;
+        self.next_generation()
+    }
+
+    /// Makes `sources` the whole of `SOURCES`, and of `SOURCES6`.
+    pub fn set_sources(&mut self, sources: &[(IpNet, u32)]) -> Result<()> {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (net, bits) in sources {
+            match prefix(*net) {
+                Prefix::V4(key) => v4.push((key, *bits)),
+                Prefix::V6(key) => v6.push((key, *bits)),
             }
         }
+        set_networks(&mut self.sources, &v4, "SOURCES")?;
+        set_networks(&mut self.six.sources, &v6, "SOURCES6")?;
         self.next_generation()
     }
 
@@ -173,83 +220,80 @@ impl Tables {
         self.current.gate = rates;
     }
 
-    /// Makes `addresses` the whole of `REGISTERED`.
-    pub fn set_registered(&mut self, addresses: &[Ipv4Addr]) -> Result<()> {
-        let new: HashSet<u32> =
-            addresses.iter().map(|at| u32::from_ne_bytes(at.octets())).collect();
-        let old: Vec<u32> =
-            self.registered.keys().collect::<Result<_, _>>().context("cannot read REGISTERED")?;
-        for key in old.iter().filter(|key| !new.contains(key)) {
-            gone(self.registered.remove(key)).context("cannot remove one from REGISTERED")?;
+    /// Makes `sources` the whole of `REGISTERED`, and of `REGISTERED6`.
+    pub fn set_registered(&mut self, sources: &[Source]) -> Result<()> {
+        let (mut v4, mut v6) = (HashSet::new(), HashSet::new());
+        for source in sources {
+            match registered(*source) {
+                Registered::V4(key) => _ = v4.insert(key),
+                Registered::V6(key) => _ = v6.insert(key),
+            }
         }
-        for key in new {
-            self.registered.insert(key, 1, 0).context("cannot write REGISTERED")?;
-        }
+        set_keys(&mut self.registered, v4, "REGISTERED")?;
+        set_keys(&mut self.six.registered, v6, "REGISTERED6")?;
         self.next_generation()
     }
 
     /// Writes those that have come, and removes the others.
-    pub fn change_registered(&mut self, changes: &[(Ipv4Addr, bool)]) -> Result<()> {
-        for (address, there) in changes {
-            let key = u32::from_ne_bytes(address.octets());
-            if *there {
-                self.registered.insert(key, 1, 0).context("cannot write REGISTERED")?;
-            } else {
-                gone(self.registered.remove(&key)).context("cannot remove one from REGISTERED")?;
+    pub fn change_registered(&mut self, changes: &[(Source, bool)]) -> Result<()> {
+        for (source, there) in changes {
+            match registered(*source) {
+                Registered::V4(key) => set_key(&mut self.registered, key, *there, "REGISTERED")?,
+                Registered::V6(key) => {
+                    set_key(&mut self.six.registered, key, *there, "REGISTERED6")?
+                }
             }
         }
         self.next_generation()
     }
 
-    /// Makes `endpoints` the whole of `ENDPOINTS`.
-    pub fn set_endpoints(&mut self, endpoints: &[(SocketAddrV4, Instant)]) -> Result<()> {
-        let new: HashSet<Endpoint> = endpoints.iter().map(|(at, _)| endpoint(*at)).collect();
-        let old: Vec<Endpoint> =
-            self.endpoints.keys().collect::<Result<_, _>>().context("cannot read ENDPOINTS")?;
-        for key in old.iter().filter(|key| !new.contains(key)) {
-            gone(self.endpoints.remove(key)).context("cannot remove one from ENDPOINTS")?;
-        }
+    /// Makes `endpoints` the whole of `ENDPOINTS`, and of `ENDPOINTS6`.
+    pub fn set_endpoints(&mut self, endpoints: &[(SocketAddr, Instant)]) -> Result<()> {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (at, until) in endpoints {
-            let written = self.endpoints.insert(endpoint(*at), monotonic_of(*until), 0);
-            written.context("cannot write ENDPOINTS")?;
+            let until = monotonic_of(*until);
+            match at {
+                SocketAddr::V4(at) => v4.push((endpoint4(*at), until)),
+                SocketAddr::V6(at) => v6.push((endpoint6(*at), until)),
+            }
         }
-        Ok(())
+        set_times(&mut self.endpoints, &v4, "ENDPOINTS")?;
+        set_times(&mut self.six.endpoints, &v6, "ENDPOINTS6")
     }
 
     /// Writes those that have changed; `None`: gone. Others stay, and no CPU has to look anything up again.
-    pub fn change_endpoints(&mut self, changes: &[(SocketAddrV4, Option<Instant>)]) -> Result<()> {
+    pub fn change_endpoints(&mut self, changes: &[(SocketAddr, Option<Instant>)]) -> Result<()> {
         // Those that go make room first.
-        for (at, _) in changes.iter().filter(|(_, until)| until.is_none()) {
-            let removed = gone(self.endpoints.remove(&endpoint(*at)));
-            removed.context("cannot remove one from ENDPOINTS")?;
-        }
-        for (at, until) in changes {
-            if let Some(until) = until {
-                let written = self.endpoints.insert(endpoint(*at), monotonic_of(*until), 0);
-                written.context("cannot write ENDPOINTS")?;
+        let (gone, others): (Vec<(SocketAddr, Option<Instant>)>, Vec<_>) =
+            changes.iter().partition(|(_, until)| until.is_none());
+        for (at, until) in gone.into_iter().chain(others) {
+            let until = until.map(monotonic_of);
+            match at {
+                SocketAddr::V4(at) => {
+                    set_time(&mut self.endpoints, endpoint4(at), until, "ENDPOINTS")?
+                }
+                SocketAddr::V6(at) => {
+                    set_time(&mut self.six.endpoints, endpoint6(at), until, "ENDPOINTS6")?
+                }
             }
         }
         Ok(())
     }
 
-    /// Empties `DEBTS`, for tests that need a certain past.
+    /// Empties `DEBTS` and `DEBTS6`, for tests that need a certain past.
     pub fn forget_debts(&mut self) -> Result<()> {
         for index in 0..DEBT_BUCKETS {
             self.debts.set(index, DebtBucket::default(), 0).context("cannot write DEBTS")?;
+            self.six.debts.set(index, DebtBucket::default(), 0).context("cannot write DEBTS6")?;
         }
         Ok(())
     }
 
-    /// Writes one network of `SOURCES`; without bits it is gone.
-    pub fn set_source(&mut self, network: Ipv4Net, bits: u32) -> Result<()> {
-        let (len, addr) = prefix(network);
-        let key = Key::new(len, addr);
-        if bits == 0 {
-            gone(self.sources.remove(&key)).context("cannot remove a network from SOURCES")?;
-        } else {
-            self.sources.insert(&key, bits, 0).with_context(|| {
-                format!("cannot write SOURCES, which holds {MAX_SOURCES} networks")
-            })?;
+    /// Writes one network of `SOURCES` or `SOURCES6`; without bits it is gone.
+    pub fn set_source(&mut self, network: IpNet, bits: u32) -> Result<()> {
+        match prefix(network) {
+            Prefix::V4(key) => set_network(&mut self.sources, key, bits, "SOURCES")?,
+            Prefix::V6(key) => set_network(&mut self.six.sources, key, bits, "SOURCES6")?,
         }
         self.next_generation()
     }
@@ -273,6 +317,29 @@ impl Tables {
         self.set_by_addr(slot, pbx)
     }
 
+    /// The same of `PBXS6` and `PBX_BY_ADDR6`.
+    pub fn set_pbx6(&mut self, slot: u32, pbx: Pbx6) -> Result<()> {
+        let six = &mut self.six;
+        six.stale.remove(&slot);
+        let old = six.pbxs.get(&slot, 0).context("cannot read PBXS6")?;
+        let unused = |pbx: Pbx6| pbx.state == PbxState::Unused as u8;
+        let owns =
+            |six: &Six, at: Endpoint6| six.by_addr.get(&at, 0).is_ok_and(|owner| owner == slot);
+        if old != pbx {
+            six.pbxs.set(slot, pbx, 0).context("cannot write PBXS6")?;
+            let moved = old.endpoint() != pbx.endpoint() || unused(pbx);
+            if !unused(old) && moved && owns(six, old.endpoint()) {
+                gone(six.by_addr.remove(&old.endpoint()))
+                    .context("cannot remove an address from PBX_BY_ADDR6")?;
+            }
+        }
+        // An adopted slot still needs its address, which may have been lost with the other map.
+        if !unused(pbx) && !owns(six, pbx.endpoint()) {
+            six.by_addr.insert(pbx.endpoint(), slot, 0).context("cannot write PBX_BY_ADDR6")?;
+        }
+        self.next_generation()
+    }
+
     fn set_by_addr(&mut self, slot: u32, pbx: Pbx) -> Result<()> {
         if pbx.state == PbxState::Unused as u8
             || self.by_addr.get(&pbx.endpoint(), 0).is_ok_and(|owner| owner == slot)
@@ -286,6 +353,11 @@ impl Tables {
     /// Writes `SCHEDULE`.
     pub fn set_schedule(&mut self, schedule: &Schedule) -> Result<()> {
         self.schedule.set(0, schedule, 0).context("cannot write SCHEDULE")
+    }
+
+    /// Writes `SCHEDULE6`.
+    pub fn set_schedule6(&mut self, schedule: &Schedule) -> Result<()> {
+        self.six.schedule.set(0, schedule, 0).context("cannot write SCHEDULE6")
     }
 
     /// Makes `vlans` the whole of `VLANS`.
@@ -371,9 +443,128 @@ impl Tables {
     }
 }
 
-/// Prefix length and first address of a network, as `SOURCES` keeps them.
-fn prefix(net: Ipv4Net) -> (u32, u32) {
-    (u32::from(net.prefix_len()), u32::from_ne_bytes(net.network().octets()))
+/// Prefix length and first address of a network, as `SOURCES` and `SOURCES6` keep them.
+#[derive(Debug, Eq, PartialEq)]
+enum Prefix {
+    V4((u32, u32)),
+    V6((u32, [u64; 2])),
+}
+
+fn prefix(net: IpNet) -> Prefix {
+    match net {
+        IpNet::V4(net) => {
+            let first = u32::from_ne_bytes(net.network().octets());
+            Prefix::V4((u32::from(net.prefix_len()), first))
+        }
+        IpNet::V6(net) => {
+            let first = Endpoint6::new(net.network().octets(), 0).addr;
+            Prefix::V6((u32::from(net.prefix_len()), first))
+        }
+    }
+}
+
+/// A source as `REGISTERED` and `REGISTERED6` have it.
+enum Registered {
+    V4(u32),
+    V6(u64),
+}
+
+fn registered(source: Source) -> Registered {
+    match source {
+        Source::V4(v4) => Registered::V4(u32::from_ne_bytes(v4.octets())),
+        Source::V6(network) => Registered::V6(network.to_be()),
+    }
+}
+
+/// Makes `list` the whole of a table of networks.
+fn set_networks<K: Pod + Eq + Hash>(
+    map: &mut LpmTrie<MapData, K, u32>,
+    list: &[((u32, K), u32)],
+    name: &str,
+) -> Result<()> {
+    let keys: HashSet<(u32, K)> = list.iter().map(|(key, _)| *key).collect();
+    for (key, bits) in list {
+        set_network(map, *key, *bits, name)?;
+    }
+    let old: Vec<Key<K>> =
+        map.keys().collect::<Result<_, _>>().with_context(|| format!("cannot read {name}"))?;
+    for key in old {
+        if !keys.contains(&(key.prefix_len(), key.data())) {
+            set_network(map, (key.prefix_len(), key.data()), 0, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes one network; without bits it is gone.
+fn set_network<K: Pod>(
+    map: &mut LpmTrie<MapData, K, u32>,
+    (len, first): (u32, K),
+    bits: u32,
+    name: &str,
+) -> Result<()> {
+    let key = Key::new(len, first);
+    if bits == 0 {
+        return gone(map.remove(&key))
+            .with_context(|| format!("cannot remove a network from {name}"));
+    }
+    map.insert(&key, bits, 0)
+        .with_context(|| format!("cannot write {name}, which holds {MAX_SOURCES} networks"))
+}
+
+/// Makes `keys` the whole of a table of keys.
+fn set_keys<K: Pod + Eq + Hash>(
+    map: &mut HashMap<MapData, K, u32>,
+    keys: HashSet<K>,
+    name: &str,
+) -> Result<()> {
+    let old: Vec<K> =
+        map.keys().collect::<Result<_, _>>().with_context(|| format!("cannot read {name}"))?;
+    for key in old.into_iter().filter(|key| !keys.contains(key)) {
+        set_key(map, key, false, name)?;
+    }
+    keys.into_iter().try_for_each(|key| set_key(map, key, true, name))
+}
+
+/// Puts a key in, or takes it out.
+fn set_key<K: Pod>(
+    map: &mut HashMap<MapData, K, u32>,
+    key: K,
+    there: bool,
+    name: &str,
+) -> Result<()> {
+    if there {
+        return map.insert(key, 1, 0).with_context(|| format!("cannot write {name}"));
+    }
+    gone(map.remove(&key)).with_context(|| format!("cannot remove one from {name}"))
+}
+
+/// Makes `list` the whole of a table of times.
+fn set_times<K: Pod + Eq + Hash>(
+    map: &mut HashMap<MapData, K, u64>,
+    list: &[(K, u64)],
+    name: &str,
+) -> Result<()> {
+    let new: HashSet<K> = list.iter().map(|(key, _)| *key).collect();
+    let old: Vec<K> =
+        map.keys().collect::<Result<_, _>>().with_context(|| format!("cannot read {name}"))?;
+    for key in old.into_iter().filter(|key| !new.contains(key)) {
+        set_time(map, key, None, name)?;
+    }
+    list.iter().try_for_each(|(key, until)| set_time(map, *key, Some(*until), name))
+}
+
+/// Writes one time; `None`: gone.
+fn set_time<K: Pod>(
+    map: &mut HashMap<MapData, K, u64>,
+    key: K,
+    until: Option<u64>,
+    name: &str,
+) -> Result<()> {
+    match until {
+        Some(until) => map.insert(key, until, 0).with_context(|| format!("cannot write {name}")),
+        None => gone(map.remove(&key)).with_context(|| format!("cannot remove one from {name}")),
+    }
 }
 
 pub(super) fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
@@ -449,10 +640,6 @@ pub(super) fn monotonic_of(at: Instant) -> u64 {
     nanoseconds(monotonic().saturating_add(left).saturating_sub(now.saturating_duration_since(at)))
 }
 
-fn endpoint(at: SocketAddrV4) -> Endpoint {
-    Endpoint::new(at.ip().octets(), at.port())
-}
-
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -463,8 +650,10 @@ mod tests {
 
     #[test]
     fn a_network_is_kept_by_its_first_address() {
-        let net: Ipv4Net = "10.10.1.77/24".parse().unwrap();
-        assert_eq!(prefix(net), (24, u32::from_ne_bytes([10, 10, 1, 0])));
+        let net: IpNet = "10.10.1.77/24".parse().unwrap();
+        assert_eq!(prefix(net), Prefix::V4((24, u32::from_ne_bytes([10, 10, 1, 0]))));
+        let net: IpNet = "2001:db8:1:2:3::4/64".parse().unwrap();
+        assert_eq!(prefix(net), Prefix::V6((64, [0x2001_0db8_0001_0002_u64.to_be(), 0])));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Bans: every worker brings evidence to the first one, which decides; all carry it out, and the kernel too.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,14 +20,6 @@ const TOLD_AT_ONCE: usize = 8;
 
 /// How many sources one worker tells the others of at a time; more are told of with their next REGISTER.
 const MAX_LEARNED: usize = 65_536;
-
-/// What the kernel has of something that is known of an address: it carries IPv4.
-pub(super) fn ipv4<T>(from: SocketAddr, what: T) -> Option<(SocketAddrV4, T)> {
-    match from {
-        SocketAddr::V4(v4) => Some((v4, what)),
-        SocketAddr::V6(_) => None,
-    }
-}
 
 /// What somebody has done.
 #[derive(Debug)]
@@ -121,12 +113,10 @@ impl Worker {
                 });
             }
         }
-        let v4: Vec<_> =
-            changes.into_iter().filter_map(|(from, until)| ipv4(from, until)).collect();
         if let Some(head) = &mut self.head
-            && !v4.is_empty()
+            && !changes.is_empty()
         {
-            let written = head.fastpath.change_endpoints(&v4);
+            let written = head.fastpath.change_endpoints(&changes);
             head.check_write("ENDPOINTS", written);
         }
     }
@@ -173,12 +163,9 @@ impl Worker {
             }
             None => tracing::info!(network = %net, "not banned any more"),
         }
-        // Of IPv6 the kernel's program passes everything up.
-        if let IpNet::V4(v4) = net {
-            let bits = self.proxy.policy().sources.exact(net);
-            let written = head.fastpath.set_source(v4, bits);
-            head.check_write("SOURCES", written);
-        }
+        let bits = self.proxy.policy().sources.exact(net);
+        let written = head.fastpath.set_source(net, bits);
+        head.check_write("SOURCES", written);
     }
 
     /// The configuration has changed.

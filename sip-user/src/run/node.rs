@@ -22,6 +22,7 @@ use crate::core::bans::Bans;
 use crate::core::challenges::{Challenges, Clocks};
 use crate::core::counters::Event;
 use crate::core::dispatcher::{Command, Refusal};
+use crate::core::family::Family;
 use crate::fastpath::Fastpath;
 
 /// How long the daemon vouches for itself in the kernel's table, each time.
@@ -51,9 +52,17 @@ impl Head {
                 let written = self.fastpath.set_pbx(slot, pbx);
                 self.check_write("PBXS", written);
             }
-            Command::Schedule(schedule) => {
+            Command::Pbx6 { slot, pbx } => {
+                let written = self.fastpath.set_pbx6(slot, pbx);
+                self.check_write("PBXS6", written);
+            }
+            Command::Schedule { family: Family::V4, schedule } => {
                 let written = self.fastpath.set_schedule(&schedule);
                 self.check_write("SCHEDULE", written);
+            }
+            Command::Schedule { family: Family::V6, schedule } => {
+                let written = self.fastpath.set_schedule6(&schedule);
+                self.check_write("SCHEDULE6", written);
             }
             Command::Changed { id, from, to, reason } => tell(&id, from, to, &reason),
             // Whoever has the sockets does this.
@@ -106,13 +115,15 @@ impl Worker {
         let sources = &self.proxy.policy().sources;
         for slot in 0..MAX_PBX {
             head.fastpath.set_pbx(slot, self.dispatcher.pbx(slot))?;
+            head.fastpath.set_pbx6(slot, self.dispatcher.pbx6(slot))?;
         }
         head.fastpath.set_schedule(self.dispatcher.schedule())?;
-        head.fastpath.set_sources(&sources.ipv4())?;
-        head.fastpath.set_registered(&self.proxy.gate().registered.ipv4())?;
-        let v4 = endpoints.into_iter().filter_map(|(from, until)| super::bans::ipv4(from, until));
-        head.fastpath.set_endpoints(&v4.collect::<Vec<_>>())?;
+        head.fastpath.set_schedule6(self.dispatcher.schedule6())?;
+        head.fastpath.set_sources(&sources.all())?;
+        head.fastpath.set_registered(&self.proxy.gate().registered.all())?;
+        head.fastpath.set_endpoints(&endpoints)?;
         head.fastpath.set_locals(&self.proxy.locals())?;
+        head.fastpath.set_locals6(&self.proxy.locals6())?;
         let rates = self.proxy.policy().rates;
         head.fastpath.set_rates(rates.unwrap_or_default())?;
         let gate = if rates.is_some() { flag::GATE } else { 0 };

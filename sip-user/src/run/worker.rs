@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use sip_ebpf::calls::Call;
 use sip_ebpf::report::Report;
-use sip_ebpf::tables::event;
+use sip_ebpf::tables::{self, event};
 use tokio::sync::Notify;
 
 use super::bans::Suspicion;
@@ -31,6 +31,7 @@ use crate::core::proxy::{Datagram, KernelCalls, Proxy, Transmit};
 use crate::core::registered::Source;
 use crate::core::registrar::Row;
 use crate::core::stateful::Command as StatefulCommand;
+use crate::core::view::{address4, address6};
 use crate::fastpath::{CallBuckets, Events, OpenCalls, Users};
 use crate::io::coalesce::Coalescer;
 use crate::io::udp::{BATCH, Batch, Udp};
@@ -84,6 +85,21 @@ pub(super) struct Parts {
     pub(super) open: Option<Arc<dyn OpenCalls>>,
     pub(super) peers: Peers,
     pub(super) keeper: Option<Keeper>,
+}
+
+/// Who has sent an INVITE that the kernel has steered, to which address of ours, and the message; none if it is no such event.
+fn invite<'a>(
+    event: &tables::Event,
+    bytes: &'a [u8],
+) -> Option<(SocketAddr, SocketAddr, &'a [u8])> {
+    match event.kind {
+        event::INVITE => Some((address4(event.src), address4(event.dst), bytes)),
+        event::INVITE_SIX => {
+            let ([src, dst], message) = tables::Event::read_six(bytes)?;
+            Some((address6(src), address6(dst), message))
+        }
+        _ => None,
+    }
 }
 
 impl Worker {
@@ -245,13 +261,16 @@ impl Worker {
         let mut read = 0;
         while read < EVENTS_AT_ONCE {
             let any = events.next(|event, bytes| {
-                let dst = SocketAddr::from((event.dst.octets(), event.dst.port_number()));
-                let from = SocketAddr::from((event.src.octets(), event.src.port_number()));
-                let local = locals.iter().position(|local| *local == dst);
                 let times = (now, clock.at_clock(event.time).min(now));
                 if let Some(report) = Report::of_event(event.kind, event.status) {
-                    proxy.handle_report(times, from, event.call, report);
-                } else if let (event::INVITE, Some(local)) = (event.kind, local) {
+                    let from = address4(event.src);
+                    return proxy.handle_report(times, from, event.call, report);
+                }
+                let Some((from, dst, bytes)) = invite(&event, bytes) else { return };
+                // Ours may have a zone.
+                let same =
+                    |local: &SocketAddr| (local.ip(), local.port()) == (dst.ip(), dst.port());
+                if let Some(local) = locals.iter().position(same) {
                     let datagram = Datagram { local, from, bytes };
                     proxy.handle_steered(times, dispatcher, kernel, (datagram, event.slot), out);
                 }

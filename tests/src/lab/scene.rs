@@ -137,10 +137,11 @@ impl Scene {
         INTERFACES.into_iter().filter(|interface| has_xdp(interface)).map(str::to_owned).collect()
     }
 
-    /// Whether the proxy's `lo` forwards: the daemon needs that for route lookups, and only while it runs.
-    pub fn forwarding(&self) -> String {
-        let path = "/proc/sys/net/ipv4/conf/lo/forwarding";
-        self.lab.run(Place::Proxy, "cat", &[path]).unwrap().trim().to_owned()
+    /// Whether the proxy's `lo` forwards packets of `ipv4` or `ipv6`: the daemon needs that for route lookups, and only
+    /// while it runs.
+    pub fn forwarding(&self, family: &str) -> String {
+        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
+        self.lab.run(Place::Proxy, "cat", &[&path]).unwrap().trim().to_owned()
     }
 
     /// Ends the scene: nothing may have been damaged on the way.

@@ -57,7 +57,8 @@ struct World {
     changes: Vec<(Duration, String)>,
     start: Instant,
     pbxs: [Pbx; MAX_PBX as usize],
-    schedule: Schedule,
+    pbxs6: [Pbx6; MAX_PBX as usize],
+    schedules: ByFamily<Schedule>,
     /// Addresses that answer probes, with the code.
     alive: Vec<(SocketAddr, u16)>,
 }
@@ -72,7 +73,8 @@ impl World {
             sent: Vec::new(),
             changes: Vec::new(),
             pbxs: [Pbx::default(); MAX_PBX as usize],
-            schedule: Schedule::default(),
+            pbxs6: [Pbx6::default(); MAX_PBX as usize],
+            schedules: ByFamily::default(),
             alive: pbxs.iter().map(|p| (p.address, 200)).collect(),
         };
         world.dispatcher.reload(start, pbxs, rules).unwrap();
@@ -95,7 +97,10 @@ impl World {
                     }
                 }
                 Command::Pbx { slot, pbx } => self.pbxs[slot as usize] = pbx,
-                Command::Schedule(schedule) => self.schedule = *schedule,
+                Command::Pbx6 { slot, pbx } => self.pbxs6[slot as usize] = pbx,
+                Command::Schedule { family, schedule } => {
+                    *self.schedules.get_mut(family) = *schedule
+                }
                 Command::Tell(evidence) => panic!("it follows nobody: {evidence:?}"),
                 Command::Changed { id, from, to, reason } => {
                     let text = format!("{id} {from:?} {to:?}: {reason}");
@@ -106,8 +111,10 @@ impl World {
         // What is mirrored is what is decided.
         for slot in 0..MAX_PBX {
             assert_eq!(self.pbxs[slot as usize], self.dispatcher.pbx(slot));
+            assert_eq!(self.pbxs6[slot as usize], self.dispatcher.pbx6(slot));
         }
-        assert_eq!(&self.schedule, self.dispatcher.schedule());
+        assert_eq!(&self.schedules.v4, self.dispatcher.schedule());
+        assert_eq!(&self.schedules.v6, self.dispatcher.schedule6());
     }
 
     /// Lets time pass, waking up when asked to.
@@ -127,7 +134,7 @@ impl World {
     }
 
     fn turns(&self) -> Vec<u8> {
-        self.schedule.slots[..self.schedule.len as usize].to_vec()
+        self.schedules.v4.slots[..self.schedules.v4.len as usize].to_vec()
     }
 
     fn kill(&mut self, n: u8) {
@@ -518,18 +525,21 @@ fn each_family_has_its_turns_and_the_kernel_those_of_ipv4() {
 }
 
 #[test]
-fn a_pbx_that_moves_to_ipv6_leaves_the_kernel() {
+fn a_pbx_that_moves_to_ipv6_leaves_the_tables_of_ipv4() {
     let mut world = World::new(rules(), &[pbx(1), pbx(2)]);
     let slot = world.slot(1);
     world.dispatcher.reload(world.now, &[pbx6(1), pbx(2)], rules()).unwrap();
     world.settle();
     assert_eq!(world.dispatcher.slot_at(address6(1)), Some(u32::from(slot)));
     assert_eq!(world.pbxs[usize::from(slot)], Pbx::default());
+    assert_eq!(world.pbxs6[usize::from(slot)].state, PbxState::Active as u8);
     assert_eq!(world.turns(), [world.slot(2)]);
+    assert_eq!(world.schedules.v6.len, 1);
     assert_eq!(world.dispatcher.next_slot(Family::V6), Some(u32::from(slot)));
     world.dispatcher.reload(world.now, &[pbx(1), pbx(2)], rules()).unwrap();
     world.settle();
     assert_eq!(world.turns().len(), 2);
+    assert_eq!((world.pbxs6[usize::from(slot)], world.schedules.v6.len), (Pbx6::default(), 0));
     assert!(!world.dispatcher.has(Family::V6));
 }
 

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sip_ebpf::tables::{MAX_PBX, Pbx, PbxState, Schedule};
+use sip_ebpf::tables::{MAX_PBX, Pbx, Pbx6, PbxState, Schedule};
 
 use super::replica::Evidence;
 use super::seats::{Seat, Seats};
 use crate::config::AdminState;
+use crate::core::family::Family;
 
 /// What the world has to do.
 #[derive(Debug)]
@@ -30,8 +31,20 @@ pub enum Command {
         /// Its value.
         pbx: Pbx,
     },
-    /// Write `SCHEDULE`.
-    Schedule(Box<Schedule>),
+    /// Write one slot of `PBXS6`.
+    Pbx6 {
+        /// The slot.
+        slot: u32,
+        /// Its value.
+        pbx: Pbx6,
+    },
+    /// Write `SCHEDULE` or `SCHEDULE6`.
+    Schedule {
+        /// Of which PBXs.
+        family: Family,
+        /// Its value.
+        schedule: Box<Schedule>,
+    },
     /// Tell the dispatcher that this one follows.
     Tell(Evidence),
     /// Tell people: a PBX is used differently from now on.

@@ -451,8 +451,7 @@ impl Proxy {
             let cancelled = was & state::CANCELLED != 0;
             self.report(arrival, arrival.now, hash, Report::Final { status, cancelled });
         }
-        let cookie = String::new();
-        let forwarded = Decision { reason: Reason::ResponseForwarded, cookie, ..*decision };
+        let forwarded = Decision { reason: Reason::ResponseForwarded, ..*decision };
         self.send(arrival, message.bytes(), message.index(), &forwarded, out);
     }
 
