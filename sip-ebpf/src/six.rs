@@ -207,10 +207,10 @@ mod tests {
     extern crate std;
     use super::*;
     use proptest::prelude::*;
+    use std::format;
     use std::net::Ipv6Addr;
     use std::string::{String, ToString};
     use std::vec::Vec;
-    use std::format;
 
     use crate::address::Words;
     use crate::cookie::{Cookie, cookie_key};
