@@ -1,6 +1,7 @@
 //! IPv6 through the kernel program, one packet at a time: each left as it should, and as without the program.
 
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::time::{Duration, Instant};
 
 use sip_ebpf::Reason;
 use sip_ebpf::cookie::{self, Cookie};
@@ -8,7 +9,8 @@ use sip_ebpf::gate::{Rate, Rules};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::header::Span;
 use sip_ebpf::reason::Way;
-use sip_ebpf::tables::{Endpoint6, Event, event};
+use sip_ebpf::tables::{Endpoint6, Event, event, source};
+use sip_user::core::registered::Source;
 use sip_user::fastpath::object::Build;
 use sipline_tests::fixtures::frame::{DOT1AD, DOT1Q};
 use sipline_tests::fixtures::six::{
@@ -411,6 +413,57 @@ fn calls_are_told_of() {
         let endpoint = |at: SocketAddrV6| Endpoint6::new(at.ip().octets(), at.port());
         assert_eq!((src, dst), (endpoint(phone()), endpoint(us())));
         assert_eq!(message, invite.bytes());
+    });
+}
+
+/// What the daemon writes while it runs.
+#[test]
+fn the_tables_count() {
+    let run = |pair: &mut Pair6, from: SocketAddrV6, message: Message| {
+        let frame = Frame6::new(from, us(), message);
+        pair.run_bytes(from, &frame.bytes()).0
+    };
+    let here = STRANGER.ip().to_string();
+    let network = |bits: u32, pair: &mut Pair6| {
+        pair.tables.set_source(format!("{here}/128").parse().unwrap(), bits).expect("SOURCES6");
+    };
+    each_build(|pair| {
+        network(source::BANNED, pair);
+        assert_eq!(run(pair, STRANGER, options("1")), Reason::Banned);
+        network(0, pair);
+        assert_eq!(run(pair, STRANGER, options("1")), Reason::OptionsAnswered);
+        // Somebody is registered from there, or from another port.
+        network(source::REGISTERED, pair);
+        assert_eq!(run(pair, STRANGER, invite("1")), Reason::Untrusted);
+        let until = Instant::now() + Duration::from_secs(60);
+        pair.tables.set_endpoints(&[(STRANGER.into(), until)]).expect("ENDPOINTS6");
+        assert_eq!(run(pair, STRANGER, invite("1")), Reason::InviteSteered);
+        let mut other = STRANGER;
+        other.set_port(5062);
+        assert_eq!(run(pair, other, invite("2")), Reason::Untrusted);
+        pair.tables.change_endpoints(&[(STRANGER.into(), None)]).expect("ENDPOINTS6");
+        assert_eq!(run(pair, STRANGER, invite("3")), Reason::Untrusted);
+        network(0, pair);
+
+        let rate = |cost, limit| Rate { cost, limit };
+        let rules =
+            Rules { stranger: rate(600_000, 1_500_000), registered: rate(200_000, 2_900_000) };
+        pair.configure(|world| world.rates = Some(rules));
+        let registered = Source::from(IpAddr::V6(*STRANGER.ip()));
+        pair.tables.change_registered(&[(registered, true)]).expect("REGISTERED6");
+        for _ in 0..15 {
+            assert_eq!(run(pair, STRANGER, options("1")), Reason::OptionsAnswered);
+        }
+        assert_eq!(run(pair, STRANGER, options("1")), Reason::RateRegistered);
+        pair.tables.change_registered(&[(registered, false)]).expect("REGISTERED6");
+        assert_eq!(run(pair, STRANGER, options("1")), Reason::RateStranger);
+        pair.configure(|world| world.rates = None);
+
+        pair.tables.heartbeat(Duration::ZERO).expect("HEARTBEAT");
+        assert_eq!(run(pair, phone(), options("1")), Reason::HeartbeatStale);
+        assert_eq!(run(pair, phone(), invite("4")), Reason::InviteSteered);
+        pair.tables.clear_config().expect("CONFIG");
+        assert_eq!(run(pair, phone(), options("1")), Reason::NotConfigured);
     });
 }
 

@@ -261,8 +261,13 @@ impl Lab {
                 (Place::Proxy, end, address, address_ipv6),
                 (peer, "eth0", peer.address(), peer.address_ipv6()),
             ] {
-                for address in [format!("{address}/24"), format!("{address_ipv6}/64")] {
-                    self.run(place, "ip", &["address", "add", &address, "dev", interface])?;
+                // At once, and not when a task of the kernel has found that nobody is to be asked.
+                for (address, more) in
+                    [(format!("{address}/24"), None), (format!("{address_ipv6}/64"), Some("nodad"))]
+                {
+                    let mut add = vec!["address", "add", &address, "dev", interface];
+                    add.extend(more);
+                    self.run(place, "ip", &add)?;
                 }
                 if xdp {
                     // Checksums must be real: a program that edits a packet cannot finish a partial
