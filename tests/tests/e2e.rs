@@ -43,6 +43,11 @@ fn calls_over_ipv6_are_carried_native() {
 }
 
 #[test]
+fn calls_over_ipv6_are_carried_generic() {
+    calls_over_ipv6(Settings::new(Mode::Generic));
+}
+
+#[test]
 fn calls_over_ipv6_are_carried_by_the_bpf_loop_build() {
     calls_over_ipv6(Settings { loops: "bpf_loop".into(), ..Settings::new(Mode::Native) });
 }
