@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -48,7 +49,35 @@ pub(super) struct Linux {
     vlans_read: Instant,
     logs: Option<JoinHandle<()>>,
     /// Holds the program.
-    _ebpf: Ebpf,
+    _rest: Rest,
+}
+
+/// The object, while its programs for IPv6 are loaded and afterwards. Verifying those takes longer than all others together,
+/// for which nobody should have to wait: until they are there, IPv6 goes up.
+struct Rest(Option<thread::JoinHandle<Ebpf>>);
+
+impl Rest {
+    fn load(mut ebpf: Ebpf) -> Result<Self> {
+        let load = move || {
+            match object::load_six(&mut ebpf) {
+                Ok(()) => info!("the program carries IPv6"),
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    warn!(reason, "the program does not carry IPv6: the daemon does");
+                }
+            }
+            ebpf
+        };
+        let builder = thread::Builder::new().name("sipline-load".to_owned());
+        Ok(Self(Some(builder.spawn(load).context("cannot start a thread")?)))
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        // Nothing of it is left behind when this returns.
+        drop(self.0.take().map(thread::JoinHandle::join));
+    }
 }
 
 /// One attachment. A pinned one outlives this process, another ends with it.
@@ -97,10 +126,6 @@ impl Linux {
             let reason = format!("{error:#}");
             warn!(reason, "the program does not tell what becomes of calls: they have no record");
         }
-        if let Err(error) = object::load_six(&mut ebpf) {
-            let reason = format!("{error:#}");
-            warn!(reason, "the program does not carry IPv6: the daemon does");
-        }
         let attached = attach_all(&mut ebpf, config, pins.as_ref())?;
 
         let mut before = Vec::new();
@@ -137,7 +162,7 @@ impl Linux {
             switched,
             vlans_read: Instant::now(),
             logs,
-            _ebpf: ebpf,
+            _rest: Rest::load(ebpf)?,
         };
         this.read_vlans()?;
         Ok(this)

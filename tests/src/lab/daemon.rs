@@ -220,10 +220,26 @@ impl Daemon {
         let binary = binary()?;
         let mut command = lab.command(Place::Proxy, &binary);
         command.arg("run").arg("--config").arg(&config);
-        let process = Process::start("sipline", &mut command, &log_file(lab))?;
+        let log = log_file(lab);
+        let process = Process::start("sipline", &mut command, &log)?;
         let mut daemon = Self { process, control: Control { binary, socket: socket(lab) } };
         daemon.wait_until_ready()?;
+        if settings.ipv6 && settings.mode != Mode::Off {
+            daemon.wait_for_ipv6(&log)?;
+        }
         Ok(daemon)
+    }
+
+    /// Waits until its kernel program carries IPv6, which it does later than IPv4.
+    fn wait_for_ipv6(&self, log: &Path) -> Result<()> {
+        let start = Instant::now();
+        while !fs::read_to_string(log)?.contains("the program carries IPv6") {
+            if start.elapsed() > Duration::from_secs(30) {
+                bail!("the program does not carry IPv6:\n{}", self.process.last_words());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// Its control command.
