@@ -300,6 +300,9 @@ impl Proxy {
         let Some(was) = self.change(now, kernel, hash, (state::TAKEN, 0)) else {
             return self.shadows.remove(branch);
         };
+        if was.slot != slot {
+            return self.moved((now, kernel), dispatcher, (branch, was), cause, out);
+        }
         let ended = was.state & (state::ENDED | state::TAKEN) != 0;
         if ended && !matches!(cause, Cause::Refused(_)) {
             // It is decided, or another transaction of it is ours already.
@@ -343,6 +346,31 @@ impl Proxy {
             let taken = Taken { flow, slot: Some(slot), cancelled, refused };
             stateful.take_over(now, dispatcher, &invite, taken);
         }
+    }
+
+    /// A call that was about to be taken over has gone to another PBX: its caller has repeated the INVITE when the one before was
+    /// known to be gone and this had not been told here yet. So it is with that one, and would be there twice.
+    fn moved(
+        &mut self,
+        (now, kernel): (Instant, &dyn KernelCalls),
+        dispatcher: &mut Dispatcher,
+        (branch, was): (u64, Call),
+        cause: Cause<'_, '_>,
+        out: &mut Vec<Transmit>,
+    ) {
+        let Some(shadow) = self.shadows.get(branch) else { return };
+        let (hash, slot, local, from) = (shadow.hash, shadow.slot, shadow.local, shadow.from);
+        let request = shadow.request.clone();
+        if was.state & state::TAKEN == 0 {
+            self.change(now, kernel, hash, (0, state::TAKEN));
+        }
+        if let Cause::Refused(response) = cause {
+            let pbx = dispatcher.pbx_of(slot, Family::V4).map(|(address, _)| address);
+            self.acknowledge(branch, response, pbx, out);
+        }
+        let Some(patience) = self.patience() else { return self.shadows.remove(branch) };
+        // Its copy is on its way, or was lost. It is there already, so there is room.
+        let _ = self.shadows.put(now, patience, branch, (local, from, &request), (hash, was.slot));
     }
 
     /// What a PBX says of a call that was taken from it: nobody waits for it.

@@ -350,6 +350,38 @@ fn a_pbx_that_dies_while_it_rings_there() {
     });
 }
 
+/// The kernel knows of a dead PBX a moment before its calls are taken over.
+#[test]
+fn a_call_that_is_repeated_when_its_pbx_is_known_to_be_dead() {
+    for copied in [true, false] {
+        let mut net = Net::new(true);
+        let (dead, invite) = net.invite("a");
+        let text = request("INVITE", "a");
+        let (hash, _) = net.w.proxy.identify(text.as_bytes(), &mut Index::new()).unwrap();
+        net.w.dispatcher.handle_unreachable(net.w.now, dead.parse().unwrap(), Unreachable::Port);
+        let slot = net.slot(other(dead));
+        net.kernel.0.put(hash, 0, slot);
+        assert_eq!(net.pbxs(), [], "it is with the other one");
+        assert_eq!(net.kernel.find(hash), Some(Call { slot, state: 0 }));
+        if copied {
+            let World { proxy, dispatcher, now, .. } = &mut net.w;
+            let (from, bytes) = (PHONE.parse().unwrap(), text.as_bytes());
+            let datagram = (Datagram { local: 0, from, bytes }, slot);
+            let mut out = Vec::new();
+            proxy.handle_steered((*now, *now), dispatcher, &net.kernel, datagram, &mut out);
+            assert_eq!(out, []);
+        }
+        assert_eq!(net.w.event(Event::TakenGone), 0);
+        // That one has its time.
+        assert_eq!(net.pass(2900 * MS), []);
+        let sent = net.hear(dead, &response(&invite, "503 Service Unavailable", "late"));
+        no(&sent, PHONE, "SIP/2.0 5");
+        let sent = net.pass(200 * MS);
+        one(&sent, PHONE, "SIP/2.0 ");
+        assert_eq!(net.w.event(Event::TakenSilent), 1);
+    }
+}
+
 #[test]
 fn a_call_that_was_cancelled_is_not_placed_anew() {
     Net::each(|mut net| {
