@@ -213,8 +213,8 @@ impl Database {
         let path = self.dir.join("make.log");
         let log = File::create(&path).context("cannot write a log")?;
         command.stdin(Stdio::null()).stdout(log.try_clone().context("cannot share a log")?);
-        command.stderr(log).current_dir(&self.dir);
-        drop_rights(&mut command);
+        command.stderr(log);
+        self.confine(&mut command);
         let status = command.status().with_context(|| {
             format!("cannot start {}: run `cargo xtask setup`", command.get_program().display())
         })?;
@@ -249,9 +249,15 @@ impl Database {
                 "fsync=off".to_owned(),
             ]),
         };
-        command.current_dir(&self.dir);
-        drop_rights(&mut command);
+        self.confine(&mut command);
         Process::start(self.engine.program(), &mut command, &self.dir.join("server.log"))
+    }
+
+    /// Runs in the server's directory and with its rights. Temporary files too: a MariaDB removes those that it finds when it
+    /// starts, also if another one has just made them.
+    fn confine(&self, command: &mut Command) {
+        command.current_dir(&self.dir).env("TMPDIR", &self.dir);
+        drop_rights(command);
     }
 
     fn is_ready(&self, pid: u32) -> bool {
