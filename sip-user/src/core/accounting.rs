@@ -404,7 +404,8 @@ impl Accounting {
         call.status = status;
         if is_sent_again(status) && !call.cancelled {
             call.failed = Some(Failed { at: now, ending });
-            self.ends.set(token.slot, now.checked_add(AGAIN));
+            let ends = [now.checked_add(AGAIN), call.started.checked_add(LONGEST_SETUP)];
+            self.ends.set(token.slot, ends.into_iter().flatten().min());
             return;
         }
         self.close(token.slot, now, ending);

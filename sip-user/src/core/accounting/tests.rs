@@ -355,6 +355,12 @@ fn a_lost_bye() {
     assert_eq!((cdr.disposition, cdr.ending), (Disposition::Answered, Ending::Limit));
     assert_eq!((cdr.billsec, cdr.duration), (3600 * SECOND, 3601 * SECOND));
     assert_eq!(world.accounting.counts().limited, 1);
+    // A refusal that may be followed by another attempt gives it no more time than any call has.
+    let call = world.call();
+    world.pass(LONGEST_SETUP - 3 * SECOND);
+    world.failed(call, 401, By::Callee);
+    world.pass(3 * SECOND);
+    assert_eq!(world.record().sip_code, 401);
     // A call whose end was never told.
     world.call();
     world.pass(LONGEST_SETUP);
