@@ -13,8 +13,13 @@
 //! | 10..24 | when it was put there, in units of 2^30 ns |
 //! | 6..10 | how far it is: bits of [`state`] |
 //! | 0..6 | slot of the PBX |
+//!
+//! The kernel has a word more for each bucket, with seven bits of each of its calls ([`may_have`]). These words lie
+//! together, so that they are in a CPU's cache when the buckets are not: a new call is known to be new, and put down,
+//! without a wait for its bucket.
 
 use crate::tables::{CALLS_PER_BUCKET, MAX_PBX};
+use crate::text::{HIGHS, ONES};
 
 /// How long a call is known, in units of 2^30 ns (1.07 s): longer than timer C (RFC 3261 16.6, more
 /// than three minutes).
@@ -95,6 +100,17 @@ pub fn find(words: &Words, hash: u64, now: u64) -> Option<Call> {
 /// has these bits of [`state`]; zero if it has them. The number is confined to the bucket.
 #[inline(always)]
 pub fn note(words: &Words, hash: u64, now: u64, bits: u32) -> Option<(u32, Call, u64)> {
+    let (found, at) = own(words, hash);
+    if found == 0 || age(found, now) > LIFE {
+        return None;
+    }
+    let missing = (bits & 15) as u64 & !(found >> STATE_AT);
+    Some((crate::scan::confine::<7>(at), Call::of(found), missing << STATE_AT))
+}
+
+/// The word of a call, however old, and its number; zero if it has none.
+#[inline(always)]
+fn own(words: &Words, hash: u64) -> (u64, u32) {
     let tag = tag(hash);
     let (mut found, mut at) = (0, 0);
     for (i, word) in words.iter().enumerate() {
@@ -103,11 +119,7 @@ pub fn note(words: &Words, hash: u64, now: u64, bits: u32) -> Option<(u32, Call,
         found |= *word & same.wrapping_neg();
         at |= i as u32 & (same as u32).wrapping_neg();
     }
-    if found == 0 || age(found, now) > LIFE {
-        return None;
-    }
-    let missing = (bits & 15) as u64 & !(found >> STATE_AT);
-    Some((crate::scan::confine::<7>(at), Call::of(found), missing << STATE_AT))
+    (found, at)
 }
 
 /// A word with other bits of [`state`]: for who writes it by compare and exchange.
@@ -115,8 +127,14 @@ pub fn with_state(word: u64, state: u32) -> u64 {
     word & !(15 << STATE_AT) | u64::from(state & 15) << STATE_AT
 }
 
-/// Remembers where a call goes, in its own word, else a free one, else that of the oldest call. Nothing was heard of it
-/// yet.
+/// A call of which nothing was heard yet.
+#[inline(always)]
+fn new_word(hash: u64, now: u64, slot: u32) -> u64 {
+    let time = (now >> 30) as u16 & TIME;
+    tag(hash) << 24 | (time as u64) << TIME_AT | (slot & (MAX_PBX - 1)) as u64
+}
+
+/// Remembers where a call goes, in its own word, else a free one, else that of the oldest call.
 #[inline(always)]
 pub fn put(words: &mut Words, hash: u64, now: u64, slot: u32) {
     let tag = tag(hash);
@@ -135,10 +153,49 @@ pub fn put(words: &mut Words, hash: u64, now: u64, slot: u32) {
             best = i;
         }
     }
-    let time = (now >> 30) as u16 & TIME;
-    let word = tag << 24 | (time as u64) << TIME_AT | (slot & (MAX_PBX - 1)) as u64;
-    // SAFETY: `best` is the number of one of the words.
-    unsafe { *words.as_mut_ptr().add(crate::scan::confine::<7>(best as u32) as usize) = word };
+    set(words, best as u32, new_word(hash, now, slot));
+}
+
+#[inline(always)]
+fn set(words: &mut Words, at: u32, word: u64) {
+    // SAFETY: confined to the length of the array.
+    unsafe { *words.as_mut_ptr().add(crate::scan::confine::<7>(at) as usize) = word };
+}
+
+/// Whether a bucket of these tags may have a call; if not, it has not.
+///
+/// A byte of the tags has seven bits of the hash of the call in the word of its number. The eighth is set in the byte
+/// whose word is the next to be written.
+#[inline(always)]
+pub fn may_have(tags: u64, hash: u64) -> bool {
+    let differs = (tags ^ short_tags(hash)) & !HIGHS;
+    // No byte borrows from the next.
+    HIGHS.wrapping_sub(differs) & HIGHS != 0
+}
+
+/// What the byte of a call has, in each byte.
+#[inline(always)]
+fn short_tags(hash: u64) -> u64 {
+    (hash >> 57) * ONES
+}
+
+/// As [`put`], in a bucket with tags, where all words are written in turn. What is in the bucket is read only if it may
+/// have the call.
+#[inline(always)]
+pub fn put_tagged(tags: &mut u64, words: &mut Words, hash: u64, now: u64, slot: u32) {
+    let word = new_word(hash, now, slot);
+    if may_have(*tags, hash)
+        && let (1.., at) = own(words, hash)
+    {
+        return set(words, at, word);
+    }
+    let marked = *tags & HIGHS;
+    let next = if marked == 0 { 1 } else { marked >> 7 };
+    let byte = next * 0x7f;
+    *tags = *tags & !HIGHS & !byte | short_tags(hash) & byte | (next << 7).rotate_left(8);
+    // The number of the byte in which a one is.
+    let at = next.wrapping_mul(0x0001_0203_0405_0607) >> 56;
+    set(words, at as u32, word);
 }
 
 #[cfg(test)]
@@ -180,6 +237,36 @@ mod tests {
         put(&mut words, 1 << 40, SECOND, 2);
         assert_eq!(words.iter().filter(|word| **word != 0).count(), 1);
         assert_eq!(find(&words, 1 << 40, SECOND), slot(2));
+    }
+
+    #[test]
+    fn a_tagged_bucket_has_the_last_eight_calls() {
+        let (mut words, mut tags) = ([0; 8], 0);
+        let hash = |i: u64| crate::hash::spread(i);
+        for i in 1..1000 {
+            put_tagged(&mut tags, &mut words, hash(i), i * SECOND / 100, i as u32 % 64);
+            for known in i.saturating_sub(7).max(1)..=i {
+                assert!(may_have(tags, hash(known)), "{known} at {i}");
+                let found = find(&words, hash(known), i * SECOND / 100);
+                assert_eq!(found, slot(known as u32 % 64), "{known} at {i}");
+            }
+        }
+        let strangers = (1000..3000).filter(|i| may_have(tags, hash(*i))).count();
+        // Eight of 128.
+        assert!((60..200).contains(&strangers), "{strangers} of 2000");
+    }
+
+    #[test]
+    fn a_call_that_moves_keeps_its_word_and_tag() {
+        let (mut words, mut tags) = ([0; 8], 0);
+        for i in 0..11 {
+            put_tagged(&mut tags, &mut words, (i + 1) << 58, 0, 1);
+        }
+        let before = (tags, words);
+        put_tagged(&mut tags, &mut words, 6 << 58, SECOND, 2);
+        assert_eq!(find(&words, 6 << 58, SECOND), slot(2));
+        assert_eq!(tags, before.0);
+        assert_eq!(words.iter().zip(before.1).filter(|(a, b)| **a != *b).count(), 1);
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! | `PBX_BY_ADDR` | hash | [`Endpoint`] | `u32`: slot | daemon |
 //! | `SCHEDULE` | array of 1 | 0 | [`Schedule`] | daemon |
 //! | `CALLS` | array of [`Config::calls_mask`] + 1, mapped by the daemon | bucket | [`CallBucket`] | kernel; the daemon notes what it takes over |
+//! | `CALL_TAGS` | array, as long | bucket | `u64`: [`crate::calls::may_have`] | kernel |
 //! | `EVENTS` | ring of [`EVENTS_SIZE`] bytes | | [`Event`], and of an INVITE the message | kernel |
 //! | `EVENT_COUNTS` | per-CPU array of [`event::COUNTS`] | [`event::PUT`] and others | `u64` | kernel |
 //! | `OPEN` | hash | `u64`: [`crate::cookie::call`] | [`OPEN_LEN`] bytes: what the daemon knows of a call that is carried without it | daemon |
@@ -37,7 +38,7 @@ use crate::hash::Keys;
 
 /// Version of everything below. It is part of the pins' path: a daemon never adopts tables of another
 /// layout.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// How many PBXs there can be. A slot is one byte in the cookie and in the call table.
 pub const MAX_PBX: u32 = 64;

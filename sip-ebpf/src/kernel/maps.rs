@@ -56,6 +56,9 @@ pub(super) static CALLS: Array<
 > = Array::new();
 
 #[btf_map]
+pub(super) static CALL_TAGS: Array<u64, { DEFAULT_CALL_BUCKETS as usize }> = Array::new();
+
+#[btf_map]
 pub(super) static EVENTS: RingBuf<Event, EVENTS_SIZE> = RingBuf::new();
 
 #[btf_map]

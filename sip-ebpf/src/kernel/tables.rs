@@ -11,7 +11,7 @@ use sip_ebpf::tables::{Config, PbxState, SCHEDULE_SLOTS, beat, flag, source};
 
 use super::asm;
 use super::family::Family;
-use super::maps::{CALLS, HEARTBEAT};
+use super::maps::{CALL_TAGS, CALLS, HEARTBEAT};
 use super::scratch::{Out, Work};
 use super::send;
 
@@ -283,16 +283,21 @@ impl<A: Family> Tables<A> for Kernel<'_, A> {
 
     #[inline(always)]
     fn call(&self, hash: u64) -> Option<Call> {
-        let bucket = CALLS.get(calls::bucket(hash, self.config.calls_mask))?;
-        calls::find(&bucket.words, hash, self.now())
+        let at = calls::bucket(hash, self.config.calls_mask);
+        if !calls::may_have(*CALL_TAGS.get(at)?, hash) {
+            return None;
+        }
+        calls::find(&CALLS.get(at)?.words, hash, self.now())
     }
 
     #[inline(always)]
     fn remember(&self, hash: u64, slot: u32) {
-        if let Some(bucket) = CALLS.get_ptr_mut(calls::bucket(hash, self.config.calls_mask)) {
+        let at = calls::bucket(hash, self.config.calls_mask);
+        if let (Some(tags), Some(bucket)) = (CALL_TAGS.get_ptr_mut(at), CALLS.get_ptr_mut(at)) {
             // SAFETY: words of 64 bits are written whole; another CPU's write at the same time may
             // win, and then that call is the one remembered.
-            calls::put(unsafe { &mut (*bucket).words }, hash, self.now(), slot);
+            let (tags, words) = unsafe { (&mut *tags, &mut (*bucket).words) };
+            calls::put_tagged(tags, words, hash, self.now(), slot);
         }
     }
 

@@ -138,6 +138,7 @@ pub struct Bench {
 pub fn maps(build: Build, options: &Options) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries("CALLS", options.call_buckets);
+    loader.map_max_entries("CALL_TAGS", options.call_buckets);
     let log = u8::from(options.log);
     loader.override_global("LOG", &log, true);
     let level = if options.log { aya_log::Level::Trace as u8 } else { 0 };

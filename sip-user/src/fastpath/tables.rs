@@ -26,7 +26,7 @@ use crate::core::registered::Source;
 use crate::core::view::{endpoint4, endpoint6};
 
 /// The maps that outlive a daemon when they are pinned.
-pub const KEPT: [&str; 27] = [
+pub const KEPT: [&str; 28] = [
     "CONFIG",
     "HEARTBEAT",
     "LOCALS",
@@ -39,6 +39,7 @@ pub const KEPT: [&str; 27] = [
     "SCHEDULE",
     "TURN",
     "CALLS",
+    "CALL_TAGS",
     "VLANS",
     "COUNTERS",
     "STEERED",
