@@ -34,9 +34,11 @@ const PROXY_CPU: usize = 0;
 /// CPU of who sends and takes.
 const PEER_CPU: usize = 1;
 /// How long one measurement takes.
-const TIME: Duration = Duration::from_millis(100);
+const TIME: Duration = Duration::from_millis(20);
+/// How many times each run measures a path and the reflector in turn.
+const TURNS: u32 = 5;
 /// Packets in one call of TEST_RUN, and at most in one batch of it.
-const CHUNK: u32 = 32_768;
+const CHUNK: u32 = 4096;
 pub(crate) const BATCH: u32 = 256;
 
 /// Adds packets per second to the rows.
@@ -126,7 +128,7 @@ impl Wire {
         let mut generator = load(self.build, bench, &[FLOOR])?;
         fresh_frames(&mut generator.ebpf, &path.frame)?;
         let (mut rates, mut reflected, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..runs {
+        for _ in 0..runs * TURNS {
             let reflector = self.rate(path, &generator.ebpf, REFLECT)?;
             let rate = self.rate(path, &generator.ebpf, name)?;
             rates.push(rate);

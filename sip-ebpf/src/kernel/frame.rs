@@ -36,10 +36,10 @@ const LINES: usize = 6;
 #[inline(always)]
 pub(super) fn touch(ctx: &XdpContext) {
     let (start, end) = (ctx.data(), ctx.data_end());
-    if start + 64 * LINES > end {
-        return;
-    }
     for line in 1..LINES {
+        if start + 64 * line + 1 > end {
+            return;
+        }
         // SAFETY: compared with the end of the packet. Volatile: nobody wants the value.
         unsafe { ((start + 64 * line) as *const u8).read_volatile() };
     }
