@@ -35,7 +35,7 @@ pub const DEFAULT_PATH: &str = "/etc/sipline/sipline.toml";
 pub const DEFAULT_SOCKET: &str = "/run/sipline/control.sock";
 
 /// Microseconds that datagrams may wait for others, unless configured, and at most.
-const DEFAULT_COALESCE_US: u64 = 1000;
+const DEFAULT_COALESCE_US: u64 = 2000;
 const MAX_COALESCE_US: u64 = 5000;
 
 /// The largest call table: 2^20 buckets are 64 MiB and eight million calls.
