@@ -127,6 +127,8 @@ pub struct Counts {
     pub forwarded: u64,
     /// Calls that went to another PBX because one has failed.
     pub failed_over: u64,
+    /// Targets of requests that were in the other family than these came by.
+    pub across: u64,
     /// Calls that were answered when nobody waited any more, and were ended by us.
     pub answered_late: u64,
     /// Requests that were refused because too much was going on.
@@ -500,12 +502,17 @@ impl Stateful {
             Asked::Claim(claim) => Some(claim),
             Asked::Refused(response) => return self.answer_stateless(message, flow, &response),
         };
-        // Its own transaction is one of those that are counted when it is let in.
-        let room = self.admission.room(admission::Kind::Other).saturating_sub(1);
-        self.counts.ended_early += self.transactions.make_room(now, room);
+        self.make_room(now);
         if let Some((id, request)) = self.transact(now, message, flow) {
             self.examine(now, message, claim, Parked { id, request, flow });
         }
+    }
+
+    /// Ends what is only there for repetitions, if the next request would be refused otherwise.
+    fn make_room(&mut self, now: Instant) {
+        // Its own transaction is one of those that are counted when it is let in.
+        let room = self.admission.room(admission::Kind::Other).saturating_sub(1);
+        self.counts.ended_early += self.transactions.make_room(now, room);
     }
 
     /// Gives a request to its transaction. What comes back starts something; all else has been seen to.
