@@ -9,6 +9,7 @@
 //! [`Stateful::poll_command`] until there are none, and call [`Stateful::handle_timeout`] when
 //! [`Stateful::poll_timeout`] says.
 
+mod askers;
 mod calls;
 mod net;
 mod pbx;
@@ -42,6 +43,7 @@ use super::transaction::{
     self, ClientId, Flow, IdHasher, RequestFate, ResponseFate, ServerId, TransactionId,
     Transactions, Transmit,
 };
+use askers::Askers;
 use calls::Call;
 pub use calls::Rules as CallRules;
 pub use net::Taken;
@@ -171,6 +173,8 @@ pub struct Stateful {
     calls: Slab<Call>,
     /// Calls for which a PBX has to be found.
     unplaced: VecDeque<usize>,
+    /// PBXs that have asked for credentials.
+    askers: Askers,
     /// Calls that were placed so far, by the slot of the PBX.
     placed: Vec<u64>,
     /// Signs the cookies of our Record-Routes.
@@ -208,6 +212,7 @@ impl Stateful {
             accounting: None,
             calls: Slab::new(),
             unplaced: VecDeque::new(),
+            askers: Askers::default(),
             placed: vec![0; MAX_PBX as usize],
             cookie_keys: Keys::new(key),
             transactions: Transactions::new(key, *transactions, now),

@@ -62,6 +62,13 @@ impl Dispatcher {
         Err(soonest.unwrap_or(NoPbx { why: Shortage::Down, retry_after: RETRY_AFTER }))
     }
 
+    /// As [`Dispatcher::place`], for a call that is to go to the PBX in this slot. `None` if it takes none now.
+    pub fn place_at(&mut self, now: Instant, slot: u32) -> Option<Placed> {
+        let entry = self.entry(slot).filter(|_| self.accepting)?;
+        let takes = entry.state == PbxState::Active && entry.has_room(now);
+        if takes { self.seat(now, slot) } else { None }
+    }
+
     /// Whether a PBX of this family is alive and wanted, as far as we know.
     pub fn is_there(&self, family: Family) -> bool {
         let there = |entry: &Entry| entry.is_wanted() && entry.dead.is_none();

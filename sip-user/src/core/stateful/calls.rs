@@ -360,7 +360,11 @@ impl Stateful {
             None => &families[..1],
         };
         let call = self.calls.get_mut(key).ok_or_else(gone)?;
-        let placed = dispatcher.place_in(now, reached, &call.tried);
+        // Who has asked for credentials gets them.
+        let asked = if call.tried.is_empty() { self.askers.take(now, call.hash) } else { None };
+        let asked = asked.and_then(|slot| dispatcher.place_at(now, slot));
+        let placed =
+            asked.map_or_else(|| dispatcher.place_in(now, reached, &call.tried), Result::Ok);
         let Placed { slot, address, ticket } = match placed {
             Ok(placed) => placed,
             Err(none)
@@ -478,7 +482,13 @@ impl Stateful {
             }
             context::Command::Failed { owner, status, tag, .. } => {
                 *self.counts.replies.entry(status).or_insert(0) += u64::from(tag.is_none());
-                let record = self.calls.get(owner as usize).and_then(|call| call.record);
+                let call = self.calls.get(owner as usize);
+                let record = call.and_then(|call| call.record);
+                if let (401 | 407, Some(call), Some(slot)) = (status, call, tag)
+                    && call.tried.has(slot)
+                {
+                    self.askers.put(now, call.hash, slot);
+                }
                 let by = if tag.is_some() { By::Callee } else { By::Proxy };
                 self.note(record, |accounting, record| {
                     accounting.handle_failed(now, record, status, by);

@@ -507,6 +507,28 @@ fn a_refusal_is_heard() {
     assert_eq!(d.pass(Duration::from_secs(60)), []);
 }
 
+/// A PBX that asks who calls gets the answer itself (22.2), whosever turn it is.
+#[test]
+fn credentials_go_to_who_has_asked_for_them() {
+    let mut d = Daemon::new(&PBX6);
+    for n in 0..4 {
+        let call = format!("c{n}");
+        let (pbx, invite) = d.invite(PHONE4, &call);
+        let sent = d.hear(&pbx, &response(&invite, "407 Proxy Authentication Required", "x"));
+        let asked = (PHONE4, "SIP/2.0 407 Proxy Authentication Required");
+        assert_eq!(starts(&sent), [(&*pbx, "ACK"), asked]);
+        d.hear(PHONE4, &request("ACK", PHONE4, &call).replace("ACK\r\nMax", "\r\nMax"));
+        let again = request("INVITE", PHONE4, &call)
+            .replace("branch=z9hG4bK", "branch=z9hG4bKagain")
+            .replace("CSeq: 1", "CSeq: 2");
+        let sent = d.hear(PHONE4, &again);
+        let (second, _) = d.invited(PHONE4, sent);
+        assert_eq!(second, pbx);
+        // Another one has its turn before the next call.
+        d.invite(PHONE4, &format!("between{n}"));
+    }
+}
+
 // ---- Another PBX -------------------------------------------------------------------------------
 
 /// How a PBX lets a call fail whose INVITE it has.
