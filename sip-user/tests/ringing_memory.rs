@@ -47,7 +47,7 @@ fn a_ringing_call_fits_in_its_bound() {
             flow: Flow { local: 0, peer: "10.0.0.1:5060".parse().unwrap(), reliable: false },
             uri: None,
             route: None,
-            record_route: Some(format!("<sip:192.0.2.1:5060;lr;sl={call:032x}>").into()),
+            record_routes: [Some(format!("<sip:192.0.2.1:5060;lr;sl={call:032x}>").into()), None],
             limits: Limits {
                 answer: Some(Duration::from_secs(3)),
                 ring: Some(Duration::from_secs(40)),

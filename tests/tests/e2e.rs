@@ -82,10 +82,10 @@ fn calls_over_ipv6(settings: Settings) {
     scene.expect_all_ended(&events, 20);
     let share = Story::new(&events, &Default::default()).share(0.0, f64::MAX);
     assert_eq!((share.get("pbx1"), share.get("pbx2")), (None, Some(&20)));
-    // Who calls over IPv4 is told that nobody is there.
+    // Who calls over IPv4 gets through too.
     let mut caller = Sipp::caller("caller", 10, 5).start(&scene.lab, "ipv4").unwrap();
     let events = caller.finish().unwrap();
-    assert_eq!(count(&events, Word::Refused), 5, "{events:?}");
+    assert_eq!(count(&events, Word::Ended), 5, "{events:?}");
     scene.end();
 
     for (pbx, caller) in [
@@ -102,6 +102,72 @@ fn calls_over_ipv6(settings: Settings) {
         }
         scene.expect_who_worked(mode);
         scene.end();
+    }
+}
+
+#[test]
+fn calls_between_ipv4_and_ipv6_off() {
+    calls_between_the_families(Mode::Off);
+}
+
+#[test]
+fn calls_between_ipv4_and_ipv6_native() {
+    calls_between_the_families(Mode::Native);
+}
+
+/// Phones of one family, PBXs of the other: from end to end, whoever hangs up, with the kernel program in the way or not.
+fn calls_between_the_families(mode: Mode) {
+    const CALLS: u32 = 30;
+    for ipv6 in [true, false] {
+        let settings = Settings { ipv6, ..Settings::new(mode) };
+        let place = |scene: &Scene, scenario: &str| {
+            let caller = Sipp::caller(scenario, 50, CALLS).talk(Duration::from_millis(300));
+            let caller = if ipv6 { caller } else { caller.ipv6() };
+            caller.start(&scene.lab, "across").unwrap().finish().unwrap()
+        };
+        // What a phone and a PBX say inside of each dialog.
+        for (pbx, caller, inside) in [
+            ("pbx", "caller", 2),
+            ("pbx-hangs-up", "caller-waits", 2),
+            ("pbx-holds", "caller-holds", 4),
+            ("pbx-rings", "caller-cancels", 0),
+            ("pbx-busy", "caller-refused", 0),
+        ] {
+            let mut scene = Scene::with(settings.clone(), pbx);
+            if mode != Mode::Off {
+                scene.daemon.wait_for_ipv6().unwrap();
+            }
+            let events = place(&scene, caller);
+            scene.expect_all_ended(&events, CALLS as usize);
+            if inside == 0 {
+                scene.expect_pbxs_ended(CALLS as usize);
+            }
+            let stats = scene.control.ask("stats").unwrap();
+            let of = |half: &str, name: &str| stats[half][name].as_u64().unwrap_or(0);
+            let calls = u64::from(CALLS);
+            assert!(of("daemon", "invite_across") >= calls, "{pbx}: {stats}");
+            assert!(of("daemon", "dialog_across") >= calls * inside, "{pbx}: {stats}");
+            // The kernel program has seen all of it, and kept its hands off.
+            let seen = if mode == Mode::Off { 0 } else { calls };
+            assert!(of("kernel", "no_pbx") >= seen, "{pbx}: {stats}");
+            assert!(of("kernel", "odd_route") >= seen * inside, "{pbx}: {stats}");
+            for half in ["kernel", "daemon"] {
+                for sent in ["invite_steered", "dialog_to_pbx", "dialog_to_phone"] {
+                    assert_eq!(of(half, sent), 0, "{pbx}: {stats}");
+                }
+            }
+            if pbx == "pbx" {
+                let share = Story::new(&events, &Default::default()).share(0.0, f64::MAX);
+                assert!(share["pbx1"].abs_diff(share["pbx2"]) <= 4, "{share:?}");
+                // One of them dies, and nobody notices.
+                scene.pbx1.process.kill().unwrap();
+                let events = place(&scene, caller);
+                scene.expect_all_ended(&events, CALLS as usize);
+                let share = Story::new(&events, &Default::default()).share(0.0, f64::MAX);
+                assert_eq!((share.get("pbx1"), share.get("pbx2")), (None, Some(&CALLS)));
+            }
+            scene.end();
+        }
     }
 }
 

@@ -315,6 +315,7 @@ impl Memory {
             ("registered", done.registered),
             ("forwarded", done.forwarded),
             ("failed_over", done.failed_over),
+            ("across", done.across),
             ("answered_late", done.answered_late),
             ("shed", done.shed),
             ("absorbed", done.absorbed),
@@ -400,6 +401,7 @@ fn add_done(sum: &mut stateful::Counts, more: &stateful::Counts) {
         registered,
         forwarded,
         failed_over,
+        across,
         answered_late,
         shed,
         absorbed,
@@ -413,6 +415,7 @@ fn add_done(sum: &mut stateful::Counts, more: &stateful::Counts) {
     sum.registered += registered;
     sum.forwarded += forwarded;
     sum.failed_over += failed_over;
+    sum.across += across;
     sum.answered_late += answered_late;
     sum.shed += shed;
     sum.absorbed += absorbed;

@@ -414,14 +414,15 @@ impl Contexts {
     ) {
         let Some(context) = self.contexts.get_mut(slot as usize) else { return };
         let group = context.next_group();
-        let original = Original { message, from: context.from };
+        let Settings { locals, realms, .. } = &self.settings;
+        let original = Original { message, from: context.from, locals, realms };
         let count = u16::try_from(group.len()).unwrap_or(u16::MAX).max(1);
         for (number, target) in (0u16..).zip(group) {
             let spare = u16::from(number < context.breadth % count);
             let breadth = context.breadth / count + spare;
             let branch = transactions.branch();
             let text = looped::branch(branch, context.hash);
-            let made = forward::request(original, &self.settings, &target, &text, breadth);
+            let made = forward::request(original, &target, &text, breadth);
             let sent = match made {
                 Ok(Some(bytes)) => transactions
                     .request(now, branch, target.flow, target.limits, bytes)
@@ -429,7 +430,8 @@ impl Contexts {
                 Ok(None) => Err(513),
                 Err(_) => Err(500),
             };
-            let above = context.above.saturating_add(u8::from(target.record_route.is_some()));
+            let ours = target.record_routes.iter().flatten().count() as u8;
+            let above = context.above.saturating_add(ours);
             match sent {
                 Ok(client) => {
                     context.branches.push(Branch::new(client, &target, above));

@@ -43,6 +43,12 @@ events! {
     RelayedFromPbx = "relayed_from_pbx";
     /// A request between two PBXs followed our cookie.
     DialogBetweenPbxs = "dialog_between_pbxs";
+    /// An INVITE of somebody who is trusted was given to what needs memory, to place it with a PBX of the other family.
+    InviteAcross = "invite_across";
+    /// A request in a call between IPv4 and IPv6 went on to its other side.
+    DialogAcross = "dialog_across";
+    /// A response to such a request did.
+    ResponseAcross = "response_across";
     /// A message was handed to what needs memory: a request to the registrar, a response to a request of ours.
     HandledStateful = "handled_stateful";
     /// A message was passed on to the worker whose it is.

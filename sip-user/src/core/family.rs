@@ -1,4 +1,4 @@
-//! IPv4 and IPv6: a call stays in the family that it came by.
+//! IPv4 and IPv6: a call stays in the family that it came by, if somebody is there who can take it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,6 +18,14 @@ impl Family {
         match address {
             SocketAddr::V4(_) => Self::V4,
             SocketAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// The one that this is not.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
         }
     }
 }

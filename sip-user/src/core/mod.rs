@@ -1,6 +1,7 @@
 //! What the proxy decides, without sockets and without a clock: bytes and an `Instant` in, commands out.
 
 pub mod accounting;
+pub mod across;
 pub mod admission;
 pub mod authenticator;
 pub mod bans;

@@ -5,6 +5,7 @@
 //! again; requests of a PBX that start something, which go where their Request-URI says; and everything
 //! that is answered here or ends here.
 
+mod across;
 #[cfg(test)]
 mod over_ipv6;
 mod rescue;
@@ -612,7 +613,7 @@ impl Proxy {
         } else if matches!(decision.reason, Reason::SteeredFailed | Reason::TakenOver) {
             self.steered_response(arrival, dispatcher, &message, &decision, out);
         } else {
-            self.up_response(arrival, dispatcher, &message, &decision);
+            self.up_response(arrival, dispatcher, &message, &decision, out);
         }
     }
 
@@ -706,14 +707,20 @@ impl Proxy {
             self.counters.reply(200);
             to = answer_port(bytes, plan, arrival.from);
         }
-        if let SocketAddr::V6(v6) = &mut to
-            && v6.ip().is_unicast_link_local()
-        {
-            v6.set_scope_id(self.zones.get(arrival.local).copied().unwrap_or(0));
-        }
+        to = self.zoned(arrival.local, to);
         let rest = self.text.get(old as usize..).unwrap_or_default();
         let front = self.front.get(..new as usize).unwrap_or_default();
         out.push(Transmit { local: arrival.local, to, bytes: [front, rest].concat() });
+    }
+
+    /// An address with its zone, if only the link of ours knows it.
+    fn zoned(&self, local: usize, mut to: SocketAddr) -> SocketAddr {
+        if let SocketAddr::V6(v6) = &mut to
+            && v6.ip().is_unicast_link_local()
+        {
+            v6.set_scope_id(self.zones.get(local).copied().unwrap_or(0));
+        }
+        to
     }
 
     // ---- Requests that the shared decision leaves to the daemon -----------------------------------
@@ -756,6 +763,9 @@ impl Proxy {
                 Ok(()) => return,
                 Err(fault) => Refusal::from(&fault),
             },
+            Reason::OddRoute if self.follow_across(arrival, dispatcher, message, decision, out) => {
+                return;
+            }
             Reason::OddRoute | Reason::WrongSide | Reason::BadCookie => {
                 if self.follow_routes(arrival, dispatcher, message, decision).is_some() {
                     if message.method() == Method::Bye {
@@ -788,6 +798,12 @@ impl Proxy {
                     self.report_bye(arrival, decision, Reason::DialogToPbx);
                 }
                 Refusal::new(481, "Call/Transaction Does Not Exist")
+            }
+            Reason::NoPbx if self.may_cross(Family::of(arrival.from), dispatcher) => {
+                match self.place_across(arrival, dispatcher, message, decision) {
+                    Ok(()) => return,
+                    Err(fault) => Refusal::from(&fault),
+                }
             }
             Reason::NoPbx => self.no_destination(Family::of(arrival.from), dispatcher),
             Reason::UnknownCall => Refusal::new(481, "Call/Transaction Does Not Exist"),
@@ -1016,10 +1032,12 @@ impl Proxy {
         Ok(())
     }
 
-    /// No PBX takes the call, or none of them could: the addresses of media are of the caller's family, and
-    /// nothing here carries media from one to the other.
+    /// No PBX takes the call, or none could: none has an address that we reach from this side.
     fn no_destination(&self, family: Family, dispatcher: &Dispatcher) -> Refusal {
-        if !dispatcher.has(family) && (family == Family::V6 || dispatcher.has(Family::V6)) {
+        // What needs memory carries calls to the other side.
+        let across = self.stateful.is_some() && dispatcher.has(family.other());
+        let any = dispatcher.has(family) || across;
+        if !any && (family == Family::V6 || dispatcher.has(Family::V6)) {
             let warning = format!("Warning: 301 sipline \"No PBX has an {family} address\"\r\n");
             return Refusal::with(488, "Not Acceptable Here", &warning);
         }
@@ -1069,7 +1087,13 @@ impl Proxy {
         dispatcher: &mut Dispatcher,
         message: &Message<'_>,
         decision: &Decision,
+        out: &mut Vec<Transmit>,
     ) {
+        if decision.reason == Reason::NotOurResponse
+            && self.response_across(arrival, dispatcher, message, decision, out)
+        {
+            return;
+        }
         let branch = match decision.reason {
             Reason::DaemonResponse => message.slice(decision.plan.via.branch),
             _ => &[],

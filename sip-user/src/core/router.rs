@@ -107,15 +107,17 @@ fn location<'a>(
     if reached.is_empty() {
         return Err(Response::new(480, "Temporarily Unavailable"));
     }
-    // Addresses of media are of the caller's family, and nothing here carries them across.
-    reached.retain(|(_, next)| Family::of(*next) == family);
+    let ours = |family| locals.iter().any(|local| Family::of(*local) == family);
+    reached.retain(|(_, next)| Family::of(*next) == family || ours(Family::of(*next)));
     if reached.is_empty() {
         return Err(other_family(&format!("No contact has an {family} address")));
     }
+    // Of those that are preferred alike, the sender's family first.
+    reached.sort_by_key(|(_, next)| Family::of(*next) != family);
     Ok(Way::Location(reached))
 }
 
-/// There is somebody, but not in the caller's family.
+/// There is somebody, but in a family that we have no address of.
 pub fn other_family(why: &str) -> Response {
     let warning = format!("Warning: 301 sipline \"{why}\"\r\n");
     Response::new(488, "Not Acceptable Here").with(&warning)

@@ -9,6 +9,7 @@
 //! [`Stateful::poll_command`] until there are none, and call [`Stateful::handle_timeout`] when
 //! [`Stateful::poll_timeout`] says.
 
+mod askers;
 mod calls;
 mod net;
 mod pbx;
@@ -42,6 +43,7 @@ use super::transaction::{
     self, ClientId, Flow, IdHasher, RequestFate, ResponseFate, ServerId, TransactionId,
     Transactions, Transmit,
 };
+use askers::Askers;
 use calls::Call;
 pub use calls::Rules as CallRules;
 pub use net::Taken;
@@ -127,6 +129,8 @@ pub struct Counts {
     pub forwarded: u64,
     /// Calls that went to another PBX because one has failed.
     pub failed_over: u64,
+    /// Targets of requests that were in the other family than these came by.
+    pub across: u64,
     /// Calls that were answered when nobody waited any more, and were ended by us.
     pub answered_late: u64,
     /// Requests that were refused because too much was going on.
@@ -169,6 +173,8 @@ pub struct Stateful {
     calls: Slab<Call>,
     /// Calls for which a PBX has to be found.
     unplaced: VecDeque<usize>,
+    /// PBXs that have asked for credentials.
+    askers: Askers,
     /// Calls that were placed so far, by the slot of the PBX.
     placed: Vec<u64>,
     /// Signs the cookies of our Record-Routes.
@@ -206,6 +212,7 @@ impl Stateful {
             accounting: None,
             calls: Slab::new(),
             unplaced: VecDeque::new(),
+            askers: Askers::default(),
             placed: vec![0; MAX_PBX as usize],
             cookie_keys: Keys::new(key),
             transactions: Transactions::new(key, *transactions, now),
@@ -500,12 +507,17 @@ impl Stateful {
             Asked::Claim(claim) => Some(claim),
             Asked::Refused(response) => return self.answer_stateless(message, flow, &response),
         };
-        // Its own transaction is one of those that are counted when it is let in.
-        let room = self.admission.room(admission::Kind::Other).saturating_sub(1);
-        self.counts.ended_early += self.transactions.make_room(now, room);
+        self.make_room(now);
         if let Some((id, request)) = self.transact(now, message, flow) {
             self.examine(now, message, claim, Parked { id, request, flow });
         }
+    }
+
+    /// Ends what is only there for repetitions, if the next request would be refused otherwise.
+    fn make_room(&mut self, now: Instant) {
+        // Its own transaction is one of those that are counted when it is let in.
+        let room = self.admission.room(admission::Kind::Other).saturating_sub(1);
+        self.counts.ended_early += self.transactions.make_room(now, room);
     }
 
     /// Gives a request to its transaction. What comes back starts something; all else has been seen to.

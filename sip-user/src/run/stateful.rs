@@ -11,6 +11,7 @@ use crate::config::{Config, Key, Registrar, Trust};
 use crate::core::accounting::{self, Accounting};
 use crate::core::authenticator::{self, Authenticator};
 use crate::core::clock::Clock;
+use crate::core::family::ByFamily;
 use crate::core::forking;
 use crate::core::owner::Worker;
 use crate::core::registrar::{self, Domains};
@@ -93,8 +94,8 @@ pub(super) fn settings(config: &Config, worker: Worker) -> Option<Settings> {
     };
     let registrar = match &config.registrar {
         Some(registrar) => registrar,
-        // Only for calls that are taken over from their PBX.
-        None if config.dispatch.shadow => &without,
+        // Only for calls that are taken over from their PBX, and for those between IPv4 and IPv6.
+        None if config.dispatch.shadow || listens_on_both(config) => &without,
         None => return None,
     };
     let locals = config.sip.listen.clone();
@@ -134,6 +135,12 @@ pub(super) fn settings(config: &Config, worker: Worker) -> Option<Settings> {
         retry_after: config.auth.rules.retry_after,
         registers: config.registrar.is_some(),
     })
+}
+
+/// Whether there may be calls between IPv4 and IPv6.
+fn listens_on_both(config: &Config) -> bool {
+    let ByFamily { v4, v6 } = ByFamily::first(&config.sip.listen);
+    v4.is_some() && v6.is_some()
 }
 
 /// Which records one worker keeps.

@@ -208,6 +208,7 @@ pub struct Daemon {
     /// The process.
     pub process: Process,
     control: Control,
+    log: PathBuf,
 }
 
 impl Daemon {
@@ -222,18 +223,18 @@ impl Daemon {
         command.arg("run").arg("--config").arg(&config);
         let log = log_file(lab);
         let process = Process::start("sipline", &mut command, &log)?;
-        let mut daemon = Self { process, control: Control { binary, socket: socket(lab) } };
+        let mut daemon = Self { process, control: Control { binary, socket: socket(lab) }, log };
         daemon.wait_until_ready()?;
         if settings.ipv6 && settings.mode != Mode::Off {
-            daemon.wait_for_ipv6(&log)?;
+            daemon.wait_for_ipv6()?;
         }
         Ok(daemon)
     }
 
     /// Waits until its kernel program carries IPv6, which it does later than IPv4.
-    fn wait_for_ipv6(&self, log: &Path) -> Result<()> {
+    pub fn wait_for_ipv6(&self) -> Result<()> {
         let start = Instant::now();
-        while !fs::read_to_string(log)?.contains("the program carries IPv6") {
+        while !fs::read_to_string(&self.log)?.contains("the program carries IPv6") {
             if start.elapsed() > Duration::from_secs(30) {
                 bail!("the program does not carry IPv6:\n{}", self.process.last_words());
             }

@@ -6,7 +6,7 @@ use sip_ebpf::header::Span;
 use sip_ebpf::message::{Error, Message, Uri};
 use sip_ebpf::scan::Kind;
 
-use super::{Settings, Target};
+use super::Target;
 use crate::core::digest::Credentials;
 use crate::core::put::Put;
 use crate::core::reply;
@@ -22,10 +22,14 @@ const LONGEST: usize = 65_507;
 
 /// What all copies of a request have in common.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Original<'a, 'm> {
-    pub(super) message: &'a Message<'m>,
+pub(in crate::core) struct Original<'a, 'm> {
+    pub(in crate::core) message: &'a Message<'m>,
     /// Where it came from.
-    pub(super) from: SocketAddr,
+    pub(in crate::core) from: SocketAddr,
+    /// Our addresses, in the order that [`crate::core::transaction::Flow::local`] counts.
+    pub(in crate::core) locals: &'a [SocketAddr],
+    /// Realms whose credentials are taken off.
+    pub(in crate::core) realms: &'a [String],
 }
 
 /// How far a request may go on.
@@ -48,7 +52,7 @@ pub(super) fn hops(message: &Message<'_>) -> Hops {
 }
 
 /// Max-Breadth of a request (RFC 5393 5.3.3): how many copies of it there may be at once.
-pub(super) fn breadth(message: &Message<'_>) -> u16 {
+pub(in crate::core) fn breadth(message: &Message<'_>) -> u16 {
     let mut others = message.headers_of(Kind::Other);
     let header = others.find(|header| is_max_breadth(header.name));
     let digits = header.and_then(|header| str::from_utf8(header.value).ok());
@@ -56,16 +60,15 @@ pub(super) fn breadth(message: &Message<'_>) -> u16 {
 }
 
 /// The copy of a request for a target (16.6). None if it is too long for a datagram.
-pub(super) fn request(
+pub(in crate::core) fn request(
     original: Original<'_, '_>,
-    settings: &Settings,
     target: &Target,
     branch: &str,
     breadth: u16,
 ) -> Result<Option<Vec<u8>>, Error> {
-    let Original { message, from } = original;
+    let Original { message, from, locals, realms } = original;
     let Hops::Left(hops) = hops(message) else { return Ok(None) };
-    let Some(local) = settings.locals.get(target.flow.local) else { return Ok(None) };
+    let Some(local) = locals.get(target.flow.local) else { return Ok(None) };
     let old_uri = str::from_utf8(message.request_uri_bytes()).unwrap_or_default();
     let uri = target.uri.as_deref().unwrap_or(old_uri);
     let strict = strict_hop(uri, target.route.as_deref());
@@ -78,7 +81,7 @@ pub(super) fn request(
     out.text(" ");
     out.text(uri);
     out.text(" SIP/2.0\r\n");
-    if let Some(record_route) = &target.record_route {
+    for record_route in target.record_routes.iter().flatten() {
         out.text("Record-Route: ");
         out.text(record_route);
         out.text("\r\n");
@@ -104,7 +107,7 @@ pub(super) fn request(
     for header in message.headers() {
         let dropped = match header.kind {
             Kind::Via | Kind::Route | Kind::MaxForwards => true,
-            Kind::ProxyAuthorization => Credentials::are_for(header.value, &settings.realms),
+            Kind::ProxyAuthorization => Credentials::are_for(header.value, realms),
             Kind::Other => is_max_breadth(header.name),
             _ => false,
         };

@@ -328,7 +328,7 @@ fn target(tag: u32) -> Target {
         flow: Flow { local: 0, peer: address(tag).parse().unwrap(), reliable: false },
         uri: Some(format!("sip:bob@{}", address(tag)).into()),
         route: None,
-        record_route: Some(format!("<sip:{US};lr;sl={tag:08}>").into()),
+        record_routes: [Some(format!("<sip:{US};lr;sl={tag:08}>").into()), None],
         limits: Limits::default(),
         q: 1000,
     }

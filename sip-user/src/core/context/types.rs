@@ -96,8 +96,9 @@ pub struct Target {
     pub uri: Option<Box<str>>,
     /// The value of Route; none if there is none. Routes that the request came with are not forwarded.
     pub route: Option<Box<str>>,
-    /// The value of our Record-Route; none if there is none.
-    pub record_route: Option<Box<str>>,
+    /// The values of our Record-Routes, the topmost first: none, one, or two if it leaves in another family than it came by
+    /// (RFC 5658).
+    pub record_routes: [Option<Box<str>>; 2],
     /// When it is too late for an answer.
     pub limits: Limits,
     /// Preference among the targets of a [`Hunt::Fork`], in thousandths.

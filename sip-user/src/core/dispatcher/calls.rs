@@ -31,18 +31,48 @@ impl Dispatcher {
     /// The PBX of a family for a new call: whose turn it is among those that were not tried for it yet and that
     /// have room. It counts there until its [`Ticket`] is dropped.
     pub fn place(&mut self, now: Instant, family: Family, tried: &Tried) -> Result<Placed, NoPbx> {
+        self.place_in(now, &[family], tried)
+    }
+
+    /// As [`Dispatcher::place`], of the first of these families that has one in use, and before its time only where none
+    /// has.
+    pub fn place_in(
+        &mut self,
+        now: Instant,
+        families: &[Family],
+        tried: &Tried,
+    ) -> Result<Placed, NoPbx> {
         if !self.accepting {
             return Err(NoPbx { why: Shortage::Stopping, retry_after: RETRY_AFTER });
         }
-        // Somebody else may take the last place while we look; then we look again.
-        for _ in 0..RACES {
-            let slot = self.choose(now, family, tried);
-            let Some(slot) = slot else { break };
-            if let Some(placed) = self.seat(now, slot) {
-                return Ok(placed);
+        for choose in [Self::choose, Self::before_its_time] {
+            for family in families {
+                // Somebody else may take the last place while we look; then we look again.
+                for _ in 0..RACES {
+                    let Some(slot) = choose(self, now, *family, tried) else { break };
+                    if let Some(placed) = self.seat(now, slot) {
+                        return Ok(placed);
+                    }
+                }
             }
         }
-        Err(self.shortage(now, family, tried))
+        let none = families.iter().map(|family| self.shortage(now, *family, tried));
+        // What may pass soonest is what the caller waits for.
+        let soonest = none.min_by_key(|none| (none.why != Shortage::Busy, none.retry_after));
+        Err(soonest.unwrap_or(NoPbx { why: Shortage::Down, retry_after: RETRY_AFTER }))
+    }
+
+    /// As [`Dispatcher::place`], for a call that is to go to the PBX in this slot. `None` if it takes none now.
+    pub fn place_at(&mut self, now: Instant, slot: u32) -> Option<Placed> {
+        let entry = self.entry(slot).filter(|_| self.accepting)?;
+        let takes = entry.state == PbxState::Active && entry.has_room(now);
+        if takes { self.seat(now, slot) } else { None }
+    }
+
+    /// Whether a PBX of this family is alive and wanted, as far as we know.
+    pub fn is_there(&self, family: Family) -> bool {
+        let there = |entry: &Entry| entry.is_wanted() && entry.dead.is_none();
+        self.accepting && self.entries().any(|(_, e)| Family::of(e.address) == family && there(e))
     }
 
     /// A response to the INVITE has come from the PBX. `retry_after` is that of a 503.
@@ -140,14 +170,13 @@ impl Dispatcher {
         // Every other call at most, and none that has failed already somewhere else.
         let turn = &self.turns.get(family).turn;
         let may_try = !turn.take_trial() && tried.is_empty();
-        let slot = match trial.filter(|_| may_try) {
+        match trial.filter(|_| may_try) {
             Some(slot) => {
                 turn.set_trial();
                 Some(slot)
             }
             None => self.in_turn(now, family, tried).or(trial),
-        };
-        slot.or_else(|| self.before_its_time(now, family, tried))
+        }
     }
 
     fn in_turn(&self, now: Instant, family: Family, tried: &Tried) -> Option<u32> {

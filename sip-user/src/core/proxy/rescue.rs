@@ -485,7 +485,7 @@ impl Proxy {
 
     // ---- Small things ---------------------------------------------------------------------------
 
-    fn change(
+    pub(super) fn change(
         &self,
         now: Instant,
         kernel: &dyn KernelCalls,

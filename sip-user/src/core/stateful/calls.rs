@@ -12,6 +12,7 @@ use sip_ebpf::report::Report;
 use sip_ebpf::scan::Kind;
 
 use super::super::accounting::{By, Invite};
+use super::super::across;
 use super::super::admission;
 use super::super::context::{Failure, Hunt, Start, Target, Unavailable};
 use super::super::cookie::Cookie;
@@ -197,17 +198,23 @@ impl Stateful {
                 let makes = matches!(message.method(), Method::Invite | Method::Refer);
                 let routed = slot.filter(|_| makes);
                 let recorded = record.is_some();
-                let targets = (0..).zip(contacts).map(|(number, (contact, next))| Target {
-                    tag: number,
-                    flow: Flow { local: flow.local, peer: next, reliable: false },
-                    uri: Some(contact.contact.into()),
-                    route: contact.path.map(Into::into),
-                    record_route: routed
-                        .and_then(|slot| self.record_route(flow.local, next, slot, hash, recorded)),
-                    limits: Limits::default(),
-                    q: contact.q,
+                let targets = (0..).zip(contacts).filter_map(|(number, (contact, next))| {
+                    let goes = self.flow_to(next, flow)?;
+                    let routes = routed
+                        .map(|slot| self.record_routes(flow, goes, next, (slot, hash, recorded)));
+                    Some(Target {
+                        tag: number,
+                        flow: goes,
+                        uri: Some(contact.contact.into()),
+                        route: contact.path.map(Into::into),
+                        record_routes: routes.unwrap_or_default(),
+                        limits: Limits::default(),
+                        q: contact.q,
+                    })
                 });
                 let targets: Vec<_> = targets.collect();
+                let other = |target: &&Target| target.flow.local != flow.local;
+                self.counts.across += targets.iter().filter(other).count() as u64;
                 if let Some(last) = targets.last() {
                     let address = last.flow.peer;
                     self.note(record, |accounting, record| {
@@ -344,12 +351,26 @@ impl Stateful {
         key: usize,
     ) -> Result<Target, Response> {
         let gone = || Response::new(500, "Server Internal Error");
+        let came = self.calls.get(key).ok_or_else(gone)?.flow;
+        let family = Family::of(came.peer);
+        // Its own family first: there its media need nobody who speaks both.
+        let families = [family, family.other()];
+        let reached = match self.first_local(family.other()) {
+            Some(_) => &families[..],
+            None => &families[..1],
+        };
         let call = self.calls.get_mut(key).ok_or_else(gone)?;
-        let family = Family::of(call.flow.peer);
-        let placed = dispatcher.place(now, family, &call.tried);
+        // Who has asked for credentials gets them.
+        let asked = if call.tried.is_empty() { self.askers.take(now, call.hash) } else { None };
+        let asked = asked.and_then(|slot| dispatcher.place_at(now, slot));
+        let placed =
+            asked.map_or_else(|| dispatcher.place_in(now, reached, &call.tried), Result::Ok);
         let Placed { slot, address, ticket } = match placed {
             Ok(placed) => placed,
-            Err(none) if none.why == Shortage::Down && !dispatcher.has(family) => {
+            Err(none)
+                if none.why == Shortage::Down
+                    && !reached.iter().any(|family| dispatcher.has(*family)) =>
+            {
                 return Err(router::other_family(&format!("No PBX has an {family} address")));
             }
             Err(none) => {
@@ -368,16 +389,22 @@ impl Stateful {
         }
         call.tried.insert(slot);
         call.place = Some(ticket);
-        let (local, hash, from) = (call.flow.local, call.hash, call.flow.peer);
-        let record = call.record;
+        let (hash, record) = (call.hash, call.record);
+        let goes = self.flow_to(address, came).ok_or_else(gone)?;
+        self.counts.across += u64::from(Family::of(address) != family);
         let id = dispatcher.id(slot);
         self.note(record, |accounting, record| accounting.handle_target(record, id, address));
         Ok(Target {
             tag: slot,
-            flow: Flow { local, peer: address, reliable: false },
+            flow: goes,
             uri: None,
             route: None,
-            record_route: self.record_route(local, from, slot, hash, record.is_some()),
+            record_routes: self.record_routes(
+                came,
+                goes,
+                came.peer,
+                (slot, hash, record.is_some()),
+            ),
             limits: Limits {
                 answer: Some(self.settings.calls.answer_timeout),
                 ring: Some(self.settings.calls.ring_timeout),
@@ -455,7 +482,13 @@ impl Stateful {
             }
             context::Command::Failed { owner, status, tag, .. } => {
                 *self.counts.replies.entry(status).or_insert(0) += u64::from(tag.is_none());
-                let record = self.calls.get(owner as usize).and_then(|call| call.record);
+                let call = self.calls.get(owner as usize);
+                let record = call.and_then(|call| call.record);
+                if let (401 | 407, Some(call), Some(slot)) = (status, call, tag)
+                    && call.tried.has(slot)
+                {
+                    self.askers.put(now, call.hash, slot);
+                }
                 let by = if tag.is_some() { By::Callee } else { By::Proxy };
                 self.note(record, |accounting, record| {
                     accounting.handle_failed(now, record, status, by);
@@ -572,19 +605,50 @@ impl Stateful {
         cookie::call(&self.cookie_keys, message.bytes(), call_id).0
     }
 
-    /// The value of our Record-Route: it leads from the PBX to the other side of it, and back. That of a call with
-    /// a record has its BYE come to us.
+    /// How a request that came so goes to an address: from where it came to, or, in the other family, from our first address
+    /// there. None if there is none.
+    fn flow_to(&self, next: SocketAddr, came: Flow) -> Option<Flow> {
+        let family = Family::of(next);
+        let local = match family == Family::of(came.peer) {
+            true => Some(came.local),
+            false => self.first_local(family),
+        };
+        Some(Flow { local: local?, peer: next, reliable: false })
+    }
+
+    /// The place of our first address of a family: that which PBXs are probed from.
+    fn first_local(&self, family: Family) -> Option<usize> {
+        self.settings.locals.iter().position(|local| Family::of(*local) == family)
+    }
+
+    /// The values of our Record-Routes, the topmost first, for a request that came so and goes on so: they lead from the PBX
+    /// to the other side of it, which is there, and back. Those of a call with a record have its BYE come to us.
+    fn record_routes(
+        &self,
+        came: Flow,
+        goes: Flow,
+        other: SocketAddr,
+        (slot, hash, recorded): (u32, u64, bool),
+    ) -> [Option<Box<str>>; 2] {
+        if Family::of(came.peer) == Family::of(goes.peer) {
+            return [self.record_route(came.local, other, slot, hash, recorded), None];
+        }
+        let hash = across::signed_with(hash);
+        [goes, came]
+            .map(|Flow { local, peer, .. }| self.record_route(local, peer, slot, hash, recorded))
+    }
+
     fn record_route(
         &self,
         local: usize,
-        other: SocketAddr,
+        flow: SocketAddr,
         slot: u32,
         hash: u64,
         recorded: bool,
     ) -> Option<Box<str>> {
         let local = self.settings.locals.get(local)?;
         let local = SocketAddr::new(local.ip(), local.port());
-        let digits = Cookie { flow: other, slot, recorded }.write(&self.cookie_keys, hash);
+        let digits = Cookie { flow, slot, recorded }.write(&self.cookie_keys, hash);
         let mut value = String::with_capacity(96);
         value.text("<sip:");
         value.address(local);

@@ -1,4 +1,5 @@
-//! Calls that were steered without memory, and that their PBX does not take: from now on they are carried with it.
+//! Calls of those who are trusted that cannot be steered without memory: those that their PBX does not take, and those for
+//! which there is none in their family. They are carried with it.
 
 use super::*;
 
@@ -62,6 +63,25 @@ impl Stateful {
         }
         self.carry_out(now);
         self.see_to_calls(now, dispatcher, Some(message));
+    }
+
+    /// A call of a caller who is trusted, for which there is no PBX in the family that it came by.
+    pub fn handle_across(
+        &mut self,
+        now: Instant,
+        dispatcher: &mut Dispatcher,
+        invite: &Message<'_>,
+        flow: Flow,
+    ) {
+        self.make_room(now);
+        if let Some((id, request)) = self.transact(now, invite, flow) {
+            match self.admit(invite) {
+                Ok(()) => self.dispatch(now, invite, id, request, flow, (None, None)),
+                Err(response) => self.answer(now, invite, id, flow, &response),
+            }
+        }
+        self.carry_out(now);
+        self.see_to_calls(now, dispatcher, Some(invite));
     }
 
     fn dispatch(

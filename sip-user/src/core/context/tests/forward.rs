@@ -72,7 +72,7 @@ fn routes_are_the_owners() {
     assert!(made.starts_with("INVITE sip:p.example SIP/2.0\r\n"));
     let made = forwarded(&text, |target| target.uri = None);
     assert!(made.starts_with("INVITE sip:bob@192.0.2.1 SIP/2.0\r\n"));
-    let made = forwarded(&text, |target| target.record_route = None);
+    let made = forwarded(&text, |target| target.record_routes = [None, None]);
     assert_eq!(header(&made, "Record-Route"), [""; 0]);
 }
 

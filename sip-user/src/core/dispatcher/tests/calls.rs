@@ -75,6 +75,48 @@ fn a_call_goes_to_each_pbx_once() {
     assert_eq!(world.place(&Tried::default()).unwrap_err().why, Shortage::Stopping);
 }
 
+/// The first family that has a PBX in use; one that is out because of failures comes after all of these.
+#[test]
+fn a_call_goes_to_the_first_family_that_takes_it() {
+    let both = [Family::V6, Family::V4];
+    let mut world = World::new(rules(), &[pbx(1), pbx(2), limited6(4, 1)]);
+    let place = |world: &mut World, tried: &Tried| {
+        let placed = world.dispatcher.place_in(world.now, &both, tried);
+        world.settle();
+        placed
+    };
+    let none = Tried::default();
+    let first = place(&mut world, &none).unwrap();
+    assert_eq!(first.address, address6(4));
+    assert!(world.dispatcher.place_at(world.now, first.slot).is_none(), "it has no room");
+    let second = place(&mut world, &none).unwrap();
+    assert!(second.address.is_ipv4());
+    drop(first);
+    assert_eq!(place(&mut world, &none).unwrap().address, address6(4));
+    let again = world.dispatcher.place_at(world.now, second.slot).unwrap();
+    assert_eq!(again.address, second.address);
+    assert!(world.dispatcher.is_there(Family::V4) && world.dispatcher.is_there(Family::V6));
+    // Out by its answers: it is not asked while the other is in.
+    world.put_out(1);
+    let mut tried = Tried::default();
+    for n in [2, 4] {
+        assert!(world.state(1) == PbxState::Inactive);
+        let placed = place(&mut world, &tried).unwrap();
+        assert_ne!(placed.address, address(1), "{n}");
+        tried.insert(placed.slot);
+    }
+    assert_eq!(place(&mut world, &tried).unwrap().address, address(1));
+    tried.insert(u32::from(world.slot(1)));
+    assert_eq!(place(&mut world, &tried).unwrap_err().why, Shortage::Tried);
+    world.dispatcher.set_accepting(false);
+    assert!(!world.dispatcher.is_there(Family::V4));
+    assert!(world.dispatcher.place_at(world.now, second.slot).is_none());
+}
+
+fn limited6(n: u8, max_calls: u32) -> PbxConfig {
+    PbxConfig { limits: PbxLimits { max_calls, calls_per_second: 0 }, ..pbx6(n) }
+}
+
 #[test]
 fn calls_at_a_time() {
     let mut world = World::new(rules(), &[limited(1, 2, 0), limited(2, 1, 0)]);
