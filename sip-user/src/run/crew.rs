@@ -29,9 +29,10 @@ pub(super) fn serve<F: Future<Output = Result<()>>>(
 ) -> Result<()> {
     turns::soon();
     let coalescer = Arc::new(Coalescer::new(coalesce));
-    let idle = coalescer.clone();
+    let (idle, woken) = (coalescer.clone(), coalescer.clone());
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().on_thread_park(move || idle.idle()).build()?;
+    runtime.on_thread_park(move || idle.idle()).on_thread_unpark(move || woken.woken());
+    let runtime = runtime.enable_all().build()?;
     LocalSet::new().block_on(&runtime, work(coalescer))
 }
 
