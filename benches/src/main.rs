@@ -18,6 +18,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use sip_user::fastpath::object::Build;
 
+use paths::Ports;
 use report::Row;
 
 /// Measures each path through the kernel program, beside a drop, a reflector and a load balancer.
@@ -41,6 +42,9 @@ struct Args {
     /// Only this path, and the denominators; may be given more than once
     #[arg(long = "path", value_name = "NAME")]
     paths: Vec<String>,
+    /// The PBXs behind ports of their own, so that packets are redirected; else all are behind one
+    #[arg(long)]
+    several_ports: bool,
     /// Only the nanoseconds, not the packets per second
     #[arg(long)]
     no_wire: bool,
@@ -72,16 +76,17 @@ fn main() -> Result<()> {
     };
     let machine = machine::describe();
     eprintln!("{machine}");
-    let mut paths = paths::all();
+    let ports = if args.several_ports { Ports::Several } else { Ports::One };
+    let mut paths = paths::all(ports);
     if let Some(name) = args.paths.iter().find(|name| paths.iter().all(|path| path.name != **name))
     {
         let names: Vec<_> = paths.iter().map(|path| path.name).collect();
         bail!("there is no path {name}: it is one of {}", names.join(", "));
     }
     paths.retain(|path| args.paths.is_empty() || args.paths.iter().any(|name| name == path.name));
-    let mut rows: Vec<Row> = testrun::measure(build, &paths, args.runs)?;
+    let mut rows: Vec<Row> = testrun::measure(build, (&paths, ports), args.runs)?;
     if !args.no_wire {
-        wire::measure(build, &paths, args.runs, &mut rows)?;
+        wire::measure(build, (&paths, ports), args.runs, &mut rows)?;
     }
     print!("{}", report::table(&rows));
     if let Some(file) = &args.json {

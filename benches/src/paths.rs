@@ -28,8 +28,17 @@ pub(crate) struct Path {
 /// A Call-ID of which eight bytes are told from all others: it starts by them.
 const VARY: &str = "Call-ID: XXXXXXXX";
 
+/// Where the PBXs are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ports {
+    /// Behind the port that the phones are behind: what is sent on leaves by where it came in, as the reflector's does.
+    One,
+    /// Each behind a port of its own: what is sent on is redirected.
+    Several,
+}
+
 /// All paths.
-pub(crate) fn all() -> Vec<Path> {
+pub(crate) fn all(ports: Ports) -> Vec<Path> {
     let world = World::default();
     let options = Message::request("OPTIONS", PHONE, "1-3217@10.10.1.2");
     let invite = Message::invite(PHONE, "1-3217@10.10.1.2");
@@ -46,11 +55,12 @@ pub(crate) fn all() -> Vec<Path> {
     let bye = ok_at_phone.next("BYE", PHONE, 2);
     let bye_back = ok_at_phone.next_back("BYE", pbx, 1);
     let path = |name, from: SocketAddrV4, message: Vec<u8>, reason, target| {
-        let way = net::way(*from.ip()).expect("phones and PBXs are in the table");
+        let way = |from: SocketAddrV4| net::way(*from.ip()).expect("all are in the table");
+        let there = if ports == Ports::One { way(PHONE) } else { way(from) };
         let mut frame = Frame::new(from, PROXY, message);
-        (frame.to, frame.from, frame.checksum) = (way.from, way.to, Checksum::Right);
+        (frame.to, frame.from, frame.checksum) = (there.from, way(from).to, Checksum::Right);
         let frame = frame.bytes();
-        Path { name, port: way.port, vary: vary(&frame), frame, reason, target }
+        Path { name, port: there.port, vary: vary(&frame), frame, reason, target }
     };
     vec![
         path("options", PHONE, options.bytes(), Reason::OptionsAnswered, Some(0.30)),
@@ -85,7 +95,7 @@ mod tests {
 
     #[test]
     fn paths_are_told_apart() {
-        let paths = all();
+        let paths = all(Ports::Several);
         assert!(paths.iter().all(|path| (path.vary != 0) == (path.name == "invite_new")));
         assert!(paths.iter().all(|path| path.frame.len() < 2048));
     }

@@ -18,7 +18,7 @@ use sipline_tests::fixtures::net;
 use sipline_tests::fixtures::world::{KEY, World};
 
 use crate::machine;
-use crate::paths::Path;
+use crate::paths::{Path, Ports};
 use crate::report::{Row, median};
 
 /// Packets in one batch: short enough to end before the scheduler takes the CPU away.
@@ -28,8 +28,12 @@ const REPEAT: u32 = 1_500;
 const BATCHES: u32 = 10;
 
 /// Rows of all denominators and paths, without their packets per second.
-pub(crate) fn measure(build: Build, paths: &[Path], runs: u32) -> Result<Vec<Row>> {
-    net::with(|| {
+pub(crate) fn measure(
+    build: Build,
+    (paths, ports): (&[Path], Ports),
+    runs: u32,
+) -> Result<Vec<Row>> {
+    with(ports, || {
         machine::pin(0, 0)?;
         machine::favour(0, 1)?;
         let mut rows = Vec::new();
@@ -69,6 +73,16 @@ pub(crate) fn measure(build: Build, paths: &[Path], runs: u32) -> Result<Vec<Row
             rows.push(Row::new(path.name, median(&mut samples), verified, path.target));
         }
         Ok(rows)
+    })
+}
+
+/// Runs `body` in a network of its own.
+pub(crate) fn with<R: Send>(ports: Ports, body: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    net::with(|| {
+        if ports == Ports::One {
+            net::put_behind_one_port();
+        }
+        body()
     })
 }
 

@@ -25,9 +25,9 @@ use sip_user::fastpath::object::{Bench, Build, DROP, FLOOR, L4, PROGRAM, REFLECT
 use sipline_tests::fixtures::net;
 
 use crate::machine;
-use crate::paths::Path;
+use crate::paths::{Path, Ports};
 use crate::report::{Row, median};
-use crate::testrun::{Loaded, context, count, fresh_frames, load, program};
+use crate::testrun::{Loaded, context, count, fresh_frames, load, program, with};
 
 /// CPU of the proxy.
 const PROXY_CPU: usize = 0;
@@ -42,11 +42,16 @@ const CHUNK: u32 = 4096;
 pub(crate) const BATCH: u32 = 256;
 
 /// Adds packets per second to the rows.
-pub(crate) fn measure(build: Build, paths: &[Path], runs: u32, rows: &mut [Row]) -> Result<()> {
+pub(crate) fn measure(
+    build: Build,
+    (paths, ports): (&[Path], Ports),
+    runs: u32,
+    rows: &mut [Row],
+) -> Result<()> {
     if machine::cpus() < 2 {
         bail!("packets per second need two CPUs: one for the proxy, one for its peers");
     }
-    net::with(|| {
+    with(ports, || {
         own_sysfs()?;
         let mut wire = Wire::new(build)?;
         // Until this returns, however it does.
