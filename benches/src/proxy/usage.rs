@@ -87,12 +87,23 @@ mod tests {
 
     #[test]
     fn our_own_usage_grows() {
-        let tree = Tree::below(std::process::id(), 0).unwrap();
+        // Not `below`: what other tests start meanwhile ends meanwhile, and its time with it.
+        let tree = Tree { processes: vec![std::process::id()], softirqs: None };
         let before = tree.cpu().unwrap();
         let mut x = 1_u64;
         while tree.cpu().unwrap() < before + Duration::from_millis(2) {
             x = x.wrapping_mul(3);
         }
         assert!(x != 0 && tree.memory().unwrap() > 100_000);
+    }
+
+    #[test]
+    fn a_tree_has_who_was_started() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let tree = Tree::below(std::process::id(), 0).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(tree.processes.first(), Some(&std::process::id()));
+        assert!(tree.processes.contains(&child.id()));
     }
 }

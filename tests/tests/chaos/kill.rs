@@ -46,6 +46,12 @@ pub(crate) fn calls_outlive_the_daemon(mode: Mode) {
     let answered = asked.iter().filter(|event| event.word == Word::Ended);
     let late = answered.filter(|event| (silent..ended).contains(&event.at)).count();
     assert_eq!(late, 0, "OPTIONS were answered for a dead daemon");
+    // What came while the next one started has waited for it, and it may have started late in the calls: who works is
+    // told by calls of their own.
+    scene.base = scene.control.totals().unwrap();
+    let mut callers = scene.start_calls("caller", 50, 50, Duration::from_millis(300));
+    let events = callers.finish().unwrap();
+    scene.expect_all_ended(&events, 50);
     scene.expect_who_worked(mode);
     scene.end();
 }
