@@ -113,18 +113,14 @@ impl Linux {
             options.pinned = pins.fitting(&made);
         }
         let adopted = !options.pinned.is_empty();
-        let (build, mut ebpf) = object::load(config.loops, &options)?;
-        if let Err(error) = object::load_challenge(&mut ebpf) {
-            let reason = format!("{error:#}");
-            warn!(reason, "the program does not ask for credentials: the daemon does");
-        }
-        if let Err(error) = object::load_qualify(&mut ebpf) {
-            let reason = format!("{error:#}");
-            warn!(reason, "the program does not answer for users: the daemon does");
-        }
-        if let Err(error) = object::load_report(&mut ebpf) {
-            let reason = format!("{error:#}");
-            warn!(reason, "the program does not tell what becomes of calls: they have no record");
+        let (build, mut ebpf, missing) = object::load(config.loops, &options)?;
+        for (name, error) in missing {
+            let lost = match name {
+                object::CHALLENGE => "the program does not ask for credentials: the daemon does",
+                object::QUALIFY => "the program does not answer for users: the daemon does",
+                _ => "the program does not tell what becomes of calls: they have no record",
+            };
+            warn!(reason = format!("{error:#}"), "{lost}");
         }
         let attached = attach_all(&mut ebpf, config, pins.as_ref())?;
 

@@ -1,11 +1,12 @@
 //! The two builds of the kernel program, and how one gets into the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::ProgramArray;
-use aya::programs::{ProgramError, Xdp};
+use aya::programs::{Program, ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use sip_ebpf::tables;
 use tracing::info;
@@ -167,23 +168,23 @@ pub fn maps(build: Build, options: &Options) -> Result<Ebpf> {
 pub fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program =
         ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
-    let program: &mut Xdp = program.try_into()?;
-    match program.load() {
-        Ok(()) => Ok(program),
-        Err(error) => Err(refused(&error)),
-    }
+    verify(program)?;
+    Ok(program.try_into()?)
 }
 
-/// Loads [`PROGRAM`] in the first build that `loops` allows and the kernel accepts.
+/// Programs that [`PROGRAM`] cannot jump to, and why: what they would do goes up.
+pub type Missing = Vec<(&'static str, anyhow::Error)>;
+
+/// Loads the programs of IPv4 in the first build that `loops` allows and of which the kernel accepts [`PROGRAM`].
 ///
 /// # Errors
 /// When the kernel accepts none, with the reason for each.
-pub fn load(loops: Loops, options: &Options) -> Result<(Build, Ebpf)> {
+pub fn load(loops: Loops, options: &Options) -> Result<(Build, Ebpf, Missing)> {
     let mut reasons = Vec::new();
     for &build in Build::candidates(loops) {
         let mut ebpf = maps(build, options)?;
-        match program(&mut ebpf, PROGRAM) {
-            Ok(_) => return Ok((build, ebpf)),
+        match load_four(&mut ebpf) {
+            Ok(missing) => return Ok((build, ebpf, missing)),
             Err(error) => {
                 info!(build = build.name(), reason = %error, "build not accepted");
                 reasons.push(format!("{}: {error:#}", build.name()));
@@ -193,28 +194,26 @@ pub fn load(loops: Loops, options: &Options) -> Result<(Build, Ebpf)> {
     bail!("the kernel accepts no build of the program: {}", reasons.join("; "))
 }
 
-/// Gets [`CHALLENGE`] through the verifier, and shows [`PROGRAM`] the way there. Without it, what it would answer goes up.
+/// Gets [`PROGRAM`] and what it jumps to with IPv4 through the verifier.
 ///
 /// # Errors
-/// As [`program`].
-pub fn load_challenge(ebpf: &mut Ebpf) -> Result<()> {
-    load_next(ebpf, CHALLENGE, tables::program::CHALLENGE)
-}
-
-/// The same for [`QUALIFY`].
-///
-/// # Errors
-/// As [`program`].
-pub fn load_qualify(ebpf: &mut Ebpf) -> Result<()> {
-    load_next(ebpf, QUALIFY, tables::program::QUALIFY)
-}
-
-/// The same for [`REPORT`].
-///
-/// # Errors
-/// As [`program`].
-pub fn load_report(ebpf: &mut Ebpf) -> Result<()> {
-    load_next(ebpf, REPORT, tables::program::REPORT)
+/// As [`program`], for the first one.
+pub fn load_four(ebpf: &mut Ebpf) -> Result<Missing> {
+    let [first, challenge, qualify, report] =
+        verify_all(ebpf, [PROGRAM, CHALLENGE, QUALIFY, REPORT]);
+    first?;
+    let next = [
+        (challenge, CHALLENGE, tables::program::CHALLENGE),
+        (qualify, QUALIFY, tables::program::QUALIFY),
+        (report, REPORT, tables::program::REPORT),
+    ];
+    let mut missing = Missing::new();
+    for (verdict, name, key) in next {
+        if let Err(error) = verdict.and_then(|()| show(ebpf, name, key)) {
+            missing.push((name, error));
+        }
+    }
+    Ok(missing)
 }
 
 /// The same for those of IPv6: all of them, or IPv6 goes up.
@@ -222,15 +221,43 @@ pub fn load_report(ebpf: &mut Ebpf) -> Result<()> {
 /// # Errors
 /// As [`program`].
 pub fn load_six(ebpf: &mut Ebpf) -> Result<()> {
-    load_next(ebpf, SIX_REPORT, tables::program::SIX_REPORT)?;
-    load_next(ebpf, SIX_RESPONSE, tables::program::SIX_RESPONSE)?;
-    load_next(ebpf, SIX_REQUEST, tables::program::SIX_REQUEST)?;
+    let verdicts = verify_all(ebpf, [SIX_REPORT, SIX_RESPONSE, SIX_REQUEST, SIX]);
+    for verdict in verdicts {
+        verdict?;
+    }
+    show(ebpf, SIX_REPORT, tables::program::SIX_REPORT)?;
+    show(ebpf, SIX_RESPONSE, tables::program::SIX_RESPONSE)?;
+    show(ebpf, SIX_REQUEST, tables::program::SIX_REQUEST)?;
     // Last, for nobody comes to the others but by this one.
-    load_next(ebpf, SIX, tables::program::SIX)
+    show(ebpf, SIX, tables::program::SIX)
 }
 
-fn load_next(ebpf: &mut Ebpf, name: &str, key: u32) -> Result<()> {
-    let fd = program(ebpf, name)?.fd()?.try_clone()?;
+/// Each in a thread of its own: one takes up to a second, and the kernel verifies as many at a time as there are CPUs.
+fn verify_all<const N: usize>(ebpf: &mut Ebpf, names: [&str; N]) -> [Result<()>; N] {
+    let mut verdicts = names.map(|name| Err(anyhow!("the object has no program {name}")));
+    thread::scope(|scope| {
+        let mut slots: HashMap<&str, &mut Result<()>> =
+            names.into_iter().zip(&mut verdicts).collect();
+        for (name, program) in ebpf.programs_mut() {
+            if let Some(verdict) = slots.remove(name) {
+                scope.spawn(move || *verdict = verify(program));
+            }
+        }
+    });
+    verdicts
+}
+
+fn verify(program: &mut Program) -> Result<()> {
+    let program: &mut Xdp = program.try_into()?;
+    program.load().map_err(|error| refused(&error))
+}
+
+/// Lets the others jump to a program that the verifier has accepted.
+fn show(ebpf: &mut Ebpf, name: &str, key: u32) -> Result<()> {
+    let program =
+        ebpf.program(name).with_context(|| format!("the object has no program {name}"))?;
+    let program: &Xdp = program.try_into()?;
+    let fd = program.fd()?.try_clone()?;
     let map =
         ebpf.map_mut(PROGRAMS).with_context(|| format!("the object has no map {PROGRAMS}"))?;
     let mut programs = ProgramArray::try_from(map)?;
