@@ -172,7 +172,8 @@ pub fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program.try_into()?)
 }
 
-/// Programs that [`PROGRAM`] cannot jump to, and why: what they would do goes up.
+/// Programs that [`PROGRAM`] cannot jump to, and why. What [`CHALLENGE`] and [`QUALIFY`] would answer goes up; what [`REPORT`] would tell
+/// is lost.
 pub type Missing = Vec<(&'static str, anyhow::Error)>;
 
 /// Loads the programs of IPv4 in the first build that `loops` allows and of which the kernel accepts [`PROGRAM`].
