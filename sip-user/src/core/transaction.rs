@@ -34,7 +34,7 @@ pub use types::{
 };
 
 use super::reply;
-use answered::Answered;
+use answered::{Answered, Kept};
 use client_invite::ClientInvite;
 use client_other::ClientOther;
 use key::{Identity, Key};
@@ -95,7 +95,7 @@ pub struct Transactions {
     table: Table,
     wheel: Wheel,
     peers: Peers,
-    answered: Answered,
+    kept: [Answered; 2],
     /// Branches made so far.
     branches: u64,
     /// Bytes of messages that are kept.
@@ -118,7 +118,7 @@ impl Transactions {
             table: Table::default(),
             wheel: Wheel::default(),
             peers: Peers::default(),
-            answered: Answered::default(),
+            kept: Default::default(),
             branches: 0,
             held: 0,
             out: VecDeque::new(),
@@ -209,31 +209,32 @@ impl Transactions {
             Machine::ServerOther(machine) => machine.respond(line, cx, status, response),
             _ => Err(RespondError::Gone),
         });
-        if self.table.get(slot).is_some_and(|entry| entry.machine.is_answered()) {
-            self.answered.push(id.0, now, |id| self.table.slot(id).is_some());
-        }
         done.unwrap_or(Err(RespondError::Gone))
     }
 
-    /// Ends transactions until there are fewer than `most`, or none is left that can go: those that are only there
-    /// for repetitions of a request that is no INVITE, the oldest first, and none that was answered less than T2 ago.
-    /// By then a client that has no answer has asked for it three times. Says how many have ended.
+    /// Ends transactions until there are fewer than `most`, or none is left that can go: those that are only there for
+    /// repetitions, the oldest first. First those of requests that are no INVITE, if they were answered at least T2
+    /// ago: by then a client that has no answer has asked for it three times. Then those of INVITEs, if they were answered
+    /// at least twice as long ago: by then a PBX that has no ACK has sent its answer five times. Says how many have
+    /// ended.
     ///
-    /// RFC 3261 keeps them for 64 T1 (17.2.2). That is memory for 32 s of answers which nobody asks for any more, and
-    /// without it what is asked for next would be refused.
+    /// The RFCs keep all of these for 64 T1 (RFC 3261 17.1.1.2 and 17.2.2, RFC 6026 7.1 and 7.2). That is memory for 32 s of repetitions
+    /// that hardly ever come, and without it what is asked for next would be refused.
     pub fn make_room(&mut self, now: Instant, most: usize) -> u64 {
         let mut ended = 0;
         if self.table.len() < most {
             return ended;
         }
         let now = self.clock(now);
-        let Some(before) = now.checked_sub(self.ticks.t2) else { return ended };
-        while self.table.len() >= most
-            && let Some(id) = self.answered.pop(before)
-        {
-            if let Some(slot) = self.table.slot(id) {
-                self.with(now, slot, |machine, _, _| machine.forget());
-                ended += 1;
+        for (kept, age) in [(Kept::Answered, self.ticks.t2), (Kept::Invite, 2 * self.ticks.t2)] {
+            let Some(before) = now.checked_sub(age) else { continue };
+            while self.table.len() >= most
+                && let Some(id) = self.kept[kept as usize].pop(before)
+            {
+                if let Some(slot) = self.table.slot(id) {
+                    self.with(now, slot, |machine, _, _| machine.forget());
+                    ended += 1;
+                }
             }
         }
         ended
@@ -478,11 +479,17 @@ impl Transactions {
             cancel: None,
         };
         self.held -= entry.line.held();
+        let before = entry.machine.kept();
         let done = act(&mut entry.machine, &mut entry.line, &mut cx);
+        let after = entry.machine.kept();
         self.held += entry.line.held();
         if let Some(bytes) = cx.cancel.take() {
             let (branch, flow) = (entry.key.branch(), entry.line.flow);
             self.start_cancel(now, branch, flow, bytes);
+        }
+        if let Some(kept) = after.filter(|_| before.is_none()) {
+            let (TransactionId::Client(ClientId(id)) | TransactionId::Server(ServerId(id))) = id;
+            self.kept[kept as usize].push(id, now, |id| self.table.slot(id).is_some());
         }
         self.settle(slot);
         Some(done)
@@ -520,7 +527,7 @@ impl Transactions {
             self.table.release();
             self.wheel.release();
             self.peers.release();
-            self.answered.release();
+            self.kept.iter_mut().for_each(Answered::release);
         }
     }
 }

@@ -1,19 +1,30 @@
-//! Server transactions that are only there for repetitions of their request (Completed, until Timer J), in the order
-//! in which they were answered. They are what can go first when there are too many.
+//! Transactions that have their final response and are only there for repetitions, in the order in which they were
+//! answered. They are what can go first when there are too many.
 
 use std::collections::VecDeque;
 
 use super::types::Id;
 use super::wheel::Tick;
 
-/// See the module.
+/// What is kept for repetitions, by what these would do without it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kept {
+    /// A server transaction of a request that is no INVITE: Completed, until Timer J. The request would be answered
+    /// anew.
+    Answered,
+    /// An INVITE: the server's Accepted, the client's Accepted and Completed, until Timers L, M and D. A response that
+    /// comes again would be dropped.
+    Invite,
+}
+
+/// Those of one kind. See the module.
 #[derive(Debug, Default)]
 pub(super) struct Answered {
     queue: VecDeque<(Id, Tick)>,
 }
 
 impl Answered {
-    /// One was answered. Timer J is as long for all, so those that it has ended stand first, and leave now.
+    /// One was answered. The timers are as long for all, so those that they have ended stand first, and leave now.
     pub(super) fn push(&mut self, id: Id, now: Tick, is_there: impl Fn(Id) -> bool) {
         while self.queue.front().is_some_and(|(id, _)| !is_there(*id)) {
             self.queue.pop_front();

@@ -63,6 +63,16 @@ impl ClientInvite {
         self.state == State::Terminated
     }
 
+    /// Whether it has its final response, and Timer D or M runs.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.state, State::Completed | State::Accepted)
+    }
+
+    /// Timer D or M, early.
+    pub(super) fn forget(&mut self) {
+        self.state = State::Terminated;
+    }
+
     /// A response with this status. Whether it is for the transaction user.
     pub(super) fn response(
         &mut self,

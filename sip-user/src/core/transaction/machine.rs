@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sip_ebpf::scan::Index;
 
+use super::answered::Kept;
 use super::client_invite::ClientInvite;
 use super::client_other::ClientOther;
 use super::server_invite::ServerInvite;
@@ -66,15 +67,26 @@ impl Machine {
         }
     }
 
-    /// Whether it is only there for repetitions of a request that is no INVITE.
-    pub(super) fn is_answered(&self) -> bool {
-        matches!(self, Self::ServerOther(machine) if machine.is_answered())
+    /// Whether it is only there for repetitions, and of what.
+    pub(super) fn kept(&self) -> Option<Kept> {
+        match self {
+            Self::ClientInvite(machine) => machine.is_answered().then_some(Kept::Invite),
+            Self::ServerInvite(machine) => machine.is_accepted().then_some(Kept::Invite),
+            Self::ServerOther(machine) => machine.is_answered().then_some(Kept::Answered),
+            Self::ClientOther(_) => None,
+        }
     }
 
-    /// Ends it if that is so.
+    /// Ends it if that is so: its last timer, early.
     pub(super) fn forget(&mut self) {
-        if let Self::ServerOther(machine) = self {
-            machine.forget();
+        if self.kept().is_none() {
+            return;
+        }
+        match self {
+            Self::ClientInvite(machine) => machine.forget(),
+            Self::ServerInvite(machine) => machine.forget(),
+            Self::ServerOther(machine) => machine.forget(),
+            Self::ClientOther(_) => {}
         }
     }
 

@@ -39,6 +39,16 @@ impl ServerInvite {
         self.state == State::Terminated
     }
 
+    /// Whether it was answered by a 2xx, and Timer L runs.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.state == State::Accepted
+    }
+
+    /// Timer L, early.
+    pub(super) fn forget(&mut self) {
+        self.state = State::Terminated;
+    }
+
     /// The INVITE again.
     pub(super) fn repeated(&mut self, line: &mut Line, cx: &mut Context<'_>) {
         // In Accepted the transaction user repeats its 2xx itself (RFC 6026 7.1).

@@ -40,9 +40,7 @@ impl ServerOther {
 
     /// Timer J, early.
     pub(super) fn forget(&mut self) {
-        if self.is_answered() {
-            self.state = State::Terminated;
-        }
+        self.state = State::Terminated;
     }
 
     /// The request again.

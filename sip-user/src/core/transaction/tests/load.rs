@@ -162,14 +162,39 @@ fn what_is_answered_makes_room() {
     end.hear_new(&register(1));
     end.until(10_000);
     end.take();
-    assert_eq!(end.transactions.make_room(end.now, 0), 2);
+    assert_eq!(end.transactions.make_room(end.now, 4), 2, "before the call");
     end.drain();
     assert_eq!(end.take(), ["10000 end", "10000 end"]);
-    assert_eq!(
-        end.transactions.len(),
-        3,
-        "one has no answer yet, one is new, and the call is kept"
-    );
+    assert_eq!(end.transactions.make_room(end.now, 0), 1);
+    end.drain();
+    assert_eq!(end.transactions.len(), 2, "one has no answer yet, and one is new");
+}
+
+#[test]
+fn answered_calls_make_room() {
+    let mut end = End::new();
+    let invite = theirs("INVITE");
+    let caller = end.hear_new(&invite);
+    for _ in 0..4 {
+        end.ask("INVITE", Limits::default());
+    }
+    // The 100 that we owe has gone before: those are not answered.
+    end.until(1_000);
+    for (n, status) in [(0, "200 OK"), (1, "486 Busy Here"), (2, "180 Ringing")] {
+        assert_eq!(end.answer_to(n, status), "passed");
+    }
+    end.respond(caller, &invite, "200 OK").unwrap();
+    end.until(8_999);
+    assert_eq!(end.transactions.make_room(end.now, 0), 0, "their PBX may not have the ACK");
+    end.until(9_000);
+    end.take();
+    assert_eq!(end.transactions.make_room(end.now, 0), 3);
+    end.drain();
+    assert_eq!(end.take(), ["9000 end"; 3]);
+    assert_eq!(end.transactions.len(), 2, "one rings, and one has no answer");
+    assert_eq!(end.answer_to(0, "200 OK"), "unmatched");
+    assert_eq!(end.answer_to(2, "200 OK"), "passed");
+    end.finish();
 }
 
 #[test]
@@ -181,7 +206,7 @@ fn who_has_ended_is_not_kept_as_answered() {
         end.respond(id, &register, "200 OK").unwrap();
         end.until(u64::from(n + 1) * 1_000);
     }
-    assert!(end.transactions.answered.len() <= 33, "Timer J is 32 s");
+    assert!(end.transactions.kept[Kept::Answered as usize].len() <= 33, "Timer J is 32 s");
     end.finish();
-    assert_eq!(end.transactions.answered.len(), 0);
+    assert_eq!(end.transactions.kept.each_ref().map(Answered::len), [0, 0]);
 }
