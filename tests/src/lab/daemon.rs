@@ -218,12 +218,12 @@ impl Daemon {
         let config = lab.dir().join("sipline.toml");
         fs::write(&config, settings.toml(lab))
             .with_context(|| format!("cannot write {}", config.display()))?;
-        let binary = binary()?;
-        let mut command = lab.command(Place::Proxy, &binary);
+        let control = Control::of(lab)?;
+        let mut command = lab.command(Place::Proxy, &control.binary);
         command.arg("run").arg("--config").arg(&config);
         let log = log_file(lab);
         let process = Process::start("sipline", &mut command, &log)?;
-        let mut daemon = Self { process, control: Control { binary, socket: socket(lab) }, log };
+        let mut daemon = Self { process, control, log };
         daemon.wait_until_ready()?;
         if settings.ipv6 && settings.mode != Mode::Off {
             daemon.wait_for_ipv6()?;
@@ -318,6 +318,11 @@ pub struct Control {
 }
 
 impl Control {
+    /// Of the daemon of a lab.
+    pub(super) fn of(lab: &Lab) -> Result<Self> {
+        Ok(Self { binary: binary()?, socket: socket(lab) })
+    }
+
     /// Runs the control command as an operator would; returns what it prints with `--json`.
     pub fn command(&self, args: &[&str]) -> Result<Value> {
         let mut command = std::process::Command::new(&self.binary);
@@ -352,6 +357,10 @@ impl Control {
             state: view["state"].as_str().with_context(|| format!("no state in {view}"))?.into(),
             reason: view["reason"].as_str().map(str::to_owned),
             probed: view["last_probe"].is_string(),
+            slot: view["slot"]
+                .as_u64()
+                .and_then(|slot| slot.try_into().ok())
+                .with_context(|| format!("no slot in {view}"))?,
             age: Duration::from_millis(
                 view["for_ms"].as_u64().with_context(|| format!("no for_ms in {view}"))?,
             ),
@@ -383,6 +392,8 @@ pub struct Backend {
     pub reason: Option<String>,
     /// Whether a probe of it has ended, well or not.
     pub probed: bool,
+    /// Its slot in the kernel's tables.
+    pub slot: u8,
     /// For how long it has been so.
     pub age: Duration,
 }

@@ -142,7 +142,7 @@ pub struct Lab {
     name: String,
     dir: PathBuf,
     /// Programs on the peers' ends, which live as long as these descriptors.
-    _passers: Vec<OwnedFd>,
+    passers: Vec<OwnedFd>,
     // Last: it takes the rest down.
     _remains: remains::Guard,
 }
@@ -184,7 +184,7 @@ impl Lab {
             dir: dir.clone(),
         });
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let mut lab = Self { name, dir, _passers: Vec::new(), _remains: guard };
+        let mut lab = Self { name, dir, passers: Vec::new(), _remains: guard };
         lab.build(xdp).context("cannot build the lab")?;
         Ok(lab)
     }
@@ -228,6 +228,21 @@ impl Lab {
         let address = format!("{}/24", peer.address());
         self.run(peer, "ip", &["address", "add", &address, "dev", "eth0"])?;
         self.add_default_route(peer)
+    }
+
+    /// Takes away the programs at the peers' ends, which only pass everything, so that others have room there; or attaches
+    /// them again.
+    pub fn pass_everything(&mut self, on: bool) -> Result<()> {
+        self.passers.clear();
+        for (_, _, _, peer) in LINKS.iter().filter(|_| on) {
+            self.passers.push(kernel::pass_everything(&self.namespace_file(*peer), "eth0")?);
+        }
+        Ok(())
+    }
+
+    /// The control command of a daemon whose control socket is this lab's.
+    pub fn control(&self) -> Result<Control> {
+        Control::of(self)
     }
 
     /// The file that stands for a namespace.
@@ -276,13 +291,10 @@ impl Lab {
                 }
                 self.run(place, "ip", &["link", "set", interface, "up"])?;
             }
-            if xdp {
-                self._passers.push(kernel::pass_everything(&self.namespace_file(peer), "eth0")?);
-            }
             self.add_default_route(peer)?;
             self.run(peer, "ip", &["-6", "route", "add", "default", "via", address_ipv6])?;
         }
-        Ok(())
+        self.pass_everything(xdp)
     }
 
     fn add_default_route(&self, peer: Place) -> Result<()> {
