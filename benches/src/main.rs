@@ -2,6 +2,7 @@
 //! the denominators of the same run; and the daemon beside Kamailio. docs/performance.md says what the
 //! numbers mean.
 
+mod calls;
 mod chart;
 mod machine;
 mod paths;

@@ -43,13 +43,7 @@ pub(crate) fn all(ports: Ports) -> Vec<Path> {
     let options = Message::request("OPTIONS", PHONE, "1-3217@10.10.1.2");
     let invite = Message::invite(PHONE, "1-3217@10.10.1.2");
     let new = invite.clone().set("Call-ID", "XXXXXXXX@10.10.1.2");
-    let (pbx, at_pbx) = next(&world, PHONE, &invite);
-    let ok = at_pbx
-        .response("200 OK", "pbx")
-        .line(&format!("Contact: <sip:{pbx};transport=UDP>"))
-        .line("Content-Type: application/sdp")
-        .with_body(sipline_tests::fixtures::message::SDP);
-    let (_, ok_at_phone) = next(&world, pbx, &ok);
+    let Call { pbx, at_pbx, ok, ok_at_phone, .. } = call(&world, invite.clone(), "pbx");
     let ringing = at_pbx.response("180 Ringing", "pbx");
     let ack = ok_at_phone.next("ACK", PHONE, 1);
     let bye = ok_at_phone.next("BYE", PHONE, 2);
@@ -75,6 +69,32 @@ pub(crate) fn all(ports: Ports) -> Vec<Path> {
     ]
 }
 
+/// A call up to its answer, as each side sees it.
+pub(crate) struct Call {
+    /// Who has it.
+    pub(crate) pbx: SocketAddrV4,
+    /// As the phone sends it.
+    pub(crate) invite: Message,
+    /// The same as it comes to the PBX.
+    pub(crate) at_pbx: Message,
+    /// The answer as the PBX sends it.
+    pub(crate) ok: Message,
+    /// The same as it comes to the phone.
+    pub(crate) ok_at_phone: Message,
+}
+
+/// What becomes of an INVITE; the PBX has this tag.
+pub(crate) fn call(world: &World, invite: Message, tag: &str) -> Call {
+    let (pbx, at_pbx) = next(world, PHONE, &invite);
+    let ok = at_pbx
+        .response("200 OK", tag)
+        .line(&format!("Contact: <sip:{pbx};transport=UDP>"))
+        .line("Content-Type: application/sdp")
+        .with_body(sipline_tests::fixtures::message::SDP);
+    let (_, ok_at_phone) = next(world, pbx, &ok);
+    Call { pbx, invite, at_pbx, ok, ok_at_phone }
+}
+
 /// Where in a frame eight bytes change from packet to packet, as in [`Path::vary`].
 pub(crate) fn vary(frame: &[u8]) -> u32 {
     let at = frame.windows(VARY.len()).position(|bytes| bytes == VARY.as_bytes());
@@ -83,7 +103,11 @@ pub(crate) fn vary(frame: &[u8]) -> u32 {
 }
 
 /// What the proxy makes of a message, and for whom.
-fn next(world: &World, from: SocketAddrV4, message: &Message) -> (SocketAddrV4, Message) {
+pub(crate) fn next(
+    world: &World,
+    from: SocketAddrV4,
+    message: &Message,
+) -> (SocketAddrV4, Message) {
     let expected = world.expect(from, PROXY, &message.bytes());
     let (to, bytes) = expected.sent.expect("the messages of a call are sent on");
     (to, Message::read(&bytes))

@@ -246,7 +246,7 @@ pub(crate) fn send(frames: &[Vec<u8>], load: &Load<'_>, tell: bool) -> Result<To
     let end = monotonic() + time.as_nanos() as u64;
     let turns = frames.len() as u32;
     let bench = Bench { pktgen: (turns, pause, end), sources, ..Bench::default() };
-    let mut ebpf = self::load(&Options { bench, ..Options::new(CALL_BUCKETS) })?;
+    let mut ebpf = self::load(&Options { bench, ..Options::new(CALL_BUCKETS) }, &[PKTGEN])?;
     fill(&mut ebpf, frames)?;
 
     let before = received(interface)?;
@@ -281,11 +281,13 @@ pub(crate) fn send(frames: &[Vec<u8>], load: &Load<'_>, tell: bool) -> Result<To
     Ok(Totals { sent, seconds, pps: sent as f64 / seconds, received })
 }
 
-/// The generator, in the first build that the kernel takes.
-fn load(options: &Options) -> Result<Ebpf> {
+/// Programs of a generator, in the first build that the kernel takes.
+pub(crate) fn load(options: &Options, programs: &[&str]) -> Result<Ebpf> {
     let load = |build| -> Result<Ebpf> {
         let mut ebpf = object::maps(build, options)?;
-        object::program(&mut ebpf, PKTGEN)?;
+        for name in programs {
+            object::program(&mut ebpf, name)?;
+        }
         Ok(ebpf)
     };
     let [first, second] = Build::ALL;

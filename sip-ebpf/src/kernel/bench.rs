@@ -6,8 +6,8 @@
 //! but in a bench, the verifier removes the code.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
-use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::btf_maps::{Array, DevMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
 };
@@ -64,6 +64,43 @@ const BEHIND: u64 = 1_000_000;
 /// Counts rounds.
 #[btf_map]
 static BENCH_ROUND: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// What is different in each call, of a generator of whole calls. There are as many as calls.
+#[btf_map]
+static BENCH_CALLS: Array<[u8; 96], 1> = Array::new();
+
+/// Of each of its frames, which pieces of a call go where: place in the frame, place in the call (at most 63), and length
+/// (at most 31; zero is none). In [`BENCH_MIX`], the second word is the port that a frame leaves by.
+#[btf_map]
+static BENCH_PIECES: Array<[u32; 3 * PIECES], { MIX as usize }> = Array::new();
+
+/// The most pieces of a frame.
+const PIECES: usize = 8;
+
+/// The ports.
+#[btf_map]
+static BENCH_PORTS: DevMap<4> = DevMap::new();
+
+/// How many calls.
+#[unsafe(no_mangle)]
+static BENCH_COUNT: Global<u32> = Global::new(0);
+
+/// How far it is: place in the order, frames sent, when the next one is due, and when the first and the last were sent.
+#[btf_map]
+static BENCH_STATE: Array<[u64; 5], 1> = Array::new();
+
+/// Frames that came out: first all of them, then those of [`bench_sink`]'s keys.
+#[btf_map]
+static BENCH_OUT: Array<u64, 64> = Array::new();
+
+/// Frames of a call.
+const STAGES: u64 = 7;
+
+/// The frames of a call stand so many calls apart, so that each has come out when the next one is sent.
+const APART: u64 = 64;
+
+/// At most so many frames are on their way: fewer than a veth's ring has room for, so none is lost for want of it.
+const ON_THEIR_WAY: u64 = 192;
 
 /// Puts the bench's frame over the packet, if there is a bench.
 #[inline(always)]
@@ -135,24 +172,100 @@ fn bench_pktgen(ctx: XdpContext) -> u32 {
         return XDP_ABORTED;
     }
     let turn = asm::mask::<{ MIX - 1 }>((*sent % turns) as u32);
-    let Some(frame) = BENCH_FRAME.get_ptr_mut(turn) else { return XDP_ABORTED };
-    let Some([len, vary]) = BENCH_MIX.get(turn).copied() else { return XDP_ABORTED };
+    let Some(vary) = put(&ctx, turn) else { return XDP_ABORTED };
+    number(&ctx, vary);
+    stranger(&ctx, (*sent as u32) & BENCH_SOURCES.load().wrapping_sub(1) & 0xffff);
+    *sent += 1;
+    XDP_TX
+}
+
+/// Puts the frame whose turn it is over the packet; gives the second word of [`BENCH_MIX`].
+#[inline(always)]
+fn put(ctx: &XdpContext, turn: u32) -> Option<u32> {
+    let frame = BENCH_FRAME.get_ptr_mut(turn)?;
+    let [len, second] = BENCH_MIX.get(turn).copied()?;
     let n = asm::mask::<2047>(len);
     if n == 0 {
-        return XDP_ABORTED;
+        return None;
     }
     // SAFETY: helpers that check what they are given; `n` is below the frame's length.
     unsafe {
         let grown = bpf_xdp_get_buff_len(ctx.ctx) as i32 - n as i32;
         if grown != 0 && bpf_xdp_adjust_head(ctx.ctx, grown) != 0 {
-            return XDP_ABORTED;
+            return None;
         }
         bpf_xdp_store_bytes(ctx.ctx, 0, frame.cast(), n);
     }
-    number(&ctx, vary);
-    stranger(&ctx, (*sent as u32) & BENCH_SOURCES.load().wrapping_sub(1) & 0xffff);
+    Some(second)
+}
+
+/// A generator of whole calls, each frame by the port of its sender: the frames of many calls mixed, those of one call in
+/// their order, and none before its room is there.
+#[xdp]
+fn bench_calls(ctx: XdpContext) -> u32 {
+    let Some(state) = BENCH_STATE.get_ptr_mut(0) else { return XDP_ABORTED };
+    let Some(out) = BENCH_OUT.get_ptr(0) else { return XDP_ABORTED };
+    // SAFETY: only this program writes it, and it runs once at a time.
+    let [at, sent, due, first, last] = unsafe { &mut *state };
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a word of a map, which others add to.
+    let out = unsafe { out.read_volatile() };
+    if sent.wrapping_sub(out) >= ON_THEIR_WAY || now < *due {
+        return XDP_DROP;
+    }
+    let stage = *at % STAGES;
+    let call = (*at / STAGES).wrapping_sub(stage * APART);
+    *at += 1;
+    if call >= BENCH_COUNT.load() as u64 {
+        return XDP_DROP;
+    }
+    // One PBX has the even calls, the other one the odd ones.
+    let turn = asm::mask::<{ MIX - 1 }>(stage as u32 | (call as u32 & 1) << 3);
+    let Some(port) = put(&ctx, turn) else { return XDP_ABORTED };
+    let Some(own) = BENCH_CALLS.get_ptr_mut(call as u32) else { return XDP_ABORTED };
+    let Some(pieces) = BENCH_PIECES.get(turn) else { return XDP_ABORTED };
+    for i in 0..PIECES {
+        let [to, from, n] = [pieces[3 * i], pieces[3 * i + 1], pieces[3 * i + 2]];
+        let (from, n) = (asm::mask::<63>(from), asm::mask::<31>(n));
+        if n != 0 {
+            // SAFETY: a helper that checks what it is given; 63 and 31 are less than 96.
+            unsafe {
+                let from = own.cast::<u8>().add(from as usize);
+                bpf_xdp_store_bytes(ctx.ctx, to, from.cast(), n);
+            }
+        }
+    }
+    if *sent == 0 {
+        *first = now;
+    }
+    (*last, *due) = (now, now + BENCH_PAUSE.load());
     *sent += 1;
-    XDP_TX
+    BENCH_PORTS.redirect(port, 0).unwrap_or(XDP_ABORTED)
+}
+
+/// Takes what comes out of whole calls: counts it by the network that it is for, third byte of its address, and by the
+/// first letter of its message.
+#[xdp]
+fn bench_sink(ctx: XdpContext) -> u32 {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + 43 > end {
+        return XDP_PASS;
+    }
+    // SAFETY: 43 bytes are there.
+    let (kind, protocol, network, letter) =
+        unsafe { (half(start + 12), byte(start + 23), byte(start + 32), byte(start + 42)) };
+    if kind != 0x0008 || protocol != 17 || !matches!(letter, b'I' | b'A' | b'B' | b'S') {
+        return XDP_PASS;
+    }
+    let key = (network as u32 & 3) << 4 | letter as u32 & 15;
+    for key in [key, 0] {
+        if let Some(count) = BENCH_OUT.get_ptr_mut(key) {
+            // SAFETY: an aligned word of a map.
+            unsafe { asm::fetch_add(count, 1) };
+        }
+    }
+    XDP_DROP
 }
 
 /// Adds to the low half of the frame's source address, which is to be zero in the bits that change. No VLAN tags.
@@ -250,6 +363,14 @@ static BENCH_FLOWS: LruHashMap<[u16; 6], [u16; 2], 65536> = LruHashMap::new();
 unsafe fn half(at: usize) -> u16 {
     // SAFETY: the caller's promise.
     unsafe { *(at as *const u16) }
+}
+
+/// # Safety
+/// It must be there.
+#[inline(always)]
+unsafe fn byte(at: usize) -> u8 {
+    // SAFETY: the caller's promise.
+    unsafe { *(at as *const u8) }
 }
 
 /// # Safety

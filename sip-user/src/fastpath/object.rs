@@ -57,6 +57,12 @@ pub const FLOOR: &str = "bench_floor";
 /// Sends frames in turns, at a rate: a generator.
 pub const PKTGEN: &str = "bench_pktgen";
 
+/// Sends whole calls: a generator.
+pub const CALLS: &str = "bench_calls";
+
+/// Counts and drops what comes out of them.
+pub const SINK: &str = "bench_sink";
+
 static MAY_GOTO: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sipline-xdp.may_goto.o"));
 static BPF_LOOP: &[u8] =
@@ -130,6 +136,8 @@ pub struct Bench {
     pub pktgen: (u32, u64, u64),
     /// Of [`PKTGEN`], how many addresses frames come from, a power of two; 0 is one.
     pub sources: u32,
+    /// Of [`CALLS`], how many. Their frames are as far apart as those of [`PKTGEN`].
+    pub calls: u32,
 }
 
 /// Makes the maps of a build, or takes them from their pins. No program is verified yet.
@@ -148,6 +156,8 @@ pub fn maps(build: Build, options: &Options) -> Result<Ebpf> {
     loader.override_global("BENCH", &options.bench.length, true);
     loader.override_global("BENCH_VARY", &options.bench.vary, true);
     let (turns, pause, end) = &options.bench.pktgen;
+    loader.map_max_entries("BENCH_CALLS", options.bench.calls.max(1));
+    loader.override_global("BENCH_COUNT", &options.bench.calls, true);
     loader.override_global("BENCH_TURNS", turns, true);
     loader.override_global("BENCH_PAUSE", pause, true);
     let sources = options.bench.sources.max(1);
