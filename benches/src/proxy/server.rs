@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use sipline_tests::fixtures::world::KEY;
 use sipline_tests::lab::{
     self, Database, Engine, INTERFACES, Lab, Mode, PORT, PROXY, Place, Process,
 };
@@ -208,8 +209,10 @@ fn sipline(lab: &Lab, database: &Database, setting: Setting) -> Result<Command> 
         interfaces.push(STRANGERS);
     }
     let pins = if mode == Mode::Off { String::new() } else { lab.pins().display().to_string() };
+    // With it, live frames can be made of what it will say.
+    let [high, low] = KEY;
     let mut text = format!(
-        "[sip]\nlisten = [\"{PROXY}:{PORT}\"]\nkey = \"000102030405060708090a0b0c0d0e0f\"\n\
+        "[sip]\nlisten = [\"{PROXY}:{PORT}\"]\nkey = \"{high:016x}{low:016x}\"\n\
          [gate]\nexempt = [\"10.10.1.0/24\"]\n\
          [probe]\ninterval = \"15s\"\n\
          [xdp]\nmode = \"{mode}\"\ninterfaces = {interfaces:?}\npin = \"{pins}\"\n\
