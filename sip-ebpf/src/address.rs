@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use crate::edit::Sink;
+use crate::edit::{Draft, Sink};
 use crate::siphash::siphash_word;
 use crate::tables::{Endpoint, Pbx};
 use crate::text::{LOWER, Text, dotted, hex8, unhex8};
@@ -33,6 +33,8 @@ pub trait Address: Copy + Default + Eq + fmt::Debug {
 
     /// Hexadecimal digits of an address in a cookie, without its port.
     const DIGITS: u32;
+    /// Whether it stands in brackets where it is a host.
+    const BRACKETS: bool;
 
     /// Bits that letters of either case have in common with what word `i` of a Request-URI is compared with.
     fn small(i: usize) -> u64;
@@ -59,6 +61,9 @@ pub trait Address: Copy + Default + Eq + fmt::Debug {
 
     /// Writes the address as the host of a Via or of a URI; says where it ended.
     fn write_host<S: Sink>(self, out: &mut S, at: u32) -> u32;
+
+    /// Whether a host at `at` that [`Address::read_host`] has read as this address is what [`Address::write_host`] writes.
+    fn is_written<T: Text, D: Draft>(self, t: T, at: u32, draft: &mut D) -> bool;
 
     /// The digits of the address in a cookie.
     fn digits(self) -> Self::Digits;
@@ -88,6 +93,7 @@ impl Address for Endpoint {
     type Pbx = Pbx;
 
     const DIGITS: u32 = 8;
+    const BRACKETS: bool = false;
 
     #[inline(always)]
     fn small(_i: usize) -> u64 {
@@ -134,6 +140,12 @@ impl Address for Endpoint {
     #[inline(always)]
     fn write_host<S: Sink>(self, out: &mut S, at: u32) -> u32 {
         self.write(out, at)
+    }
+
+    #[inline(always)]
+    fn is_written<T: Text, D: Draft>(self, _t: T, _at: u32, _draft: &mut D) -> bool {
+        // No other form is read.
+        true
     }
 
     #[inline(always)]

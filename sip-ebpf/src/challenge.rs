@@ -10,7 +10,7 @@
 
 use crate::address::Address;
 use crate::cookie;
-use crate::edit::{Front, Sink, answer_head};
+use crate::edit::{Draft, Front, Sink, answer_head};
 use crate::hash::Keys;
 use crate::header::{self, Span};
 use crate::nonce::{self, Stamp};
@@ -22,7 +22,7 @@ use crate::text::{LOWER, Text, head, literal};
 /// Most bytes of a domain in the table.
 pub const MAX_DOMAIN: usize = 63;
 
-/// A domain in small letters, in words, filled up with zeros.
+/// A domain with [`LOWER`] in all of its bytes, in words, filled up with zeros: letters are small.
 pub type Domain = [u64; 8];
 
 /// Bytes that the text of a challenge may have, the end of the message included.
@@ -123,13 +123,13 @@ pub fn domain(name: &str) -> Option<Domain> {
     }
     let mut words = [0; 8];
     for (i, byte) in bytes.iter().enumerate() {
-        *words.get_mut(i / 8)? |= u64::from(byte.to_ascii_lowercase()) << (i % 8 * 8);
+        *words.get_mut(i / 8)? |= (u64::from(*byte) | LOWER & 0xff) << (i % 8 * 8);
     }
     Some(words)
 }
 
-/// The domain that stands in `span` as a key of the table, written to `key`; false if it is none. What is no letter of a
-/// domain makes another key than any domain, but for letters in capitals.
+/// The domain that stands in `span` as a key of the table, written to `key`; false if it is none. It was read as a host, of
+/// which no two make one key, but for letters in capitals.
 #[inline(always)]
 fn read_domain<T: Text>(t: T, span: Span, key: &mut Domain) -> bool {
     let len = span.end.wrapping_sub(span.at);
@@ -160,7 +160,8 @@ pub trait Domains {
     fn asking(&self) -> &Asking;
 }
 
-/// Whether the daemon would ask for credentials, and how: then `key` is the domain of the user.
+/// Whether the daemon would ask for credentials, and how: then `key` is the domain of the user. Of an
+/// address in brackets in the Via, [`via_is_read`] has the last word.
 ///
 /// [`crate::route::route`] has decided on the request before and said [`crate::Reason::Untrusted`],
 /// [`crate::Reason::Method`] or [`crate::Reason::Preloaded`], and its sender is nobody who is believed or steered.
@@ -202,15 +203,15 @@ pub fn wanted<T: Text, A: Address, D: Domains>(
     // All are read, and of which domain is looked up: so each host is known to be one.
     let route = match index.first(Kind::Route) {
         // The daemon writes a request with a Route anew, and its answer has what it wrote.
-        Some(line) if is_as_written(t, plan.via.sent_by, from, to, cseq) => {
-            Some(read_route(t, index, line)?)
+        Some(line) if is_as_written::<T, A>(t, plan.via.sent_by, from, to, cseq) => {
+            Some(read_route::<T, A>(t, index, line)?)
         }
         Some(_) => return None,
         None => None,
     };
-    let (uri, end) = read_uri(t, index.uri, index.uri_end, !register)?;
-    let (from_host, end_of_from) = read_address(t, from)?;
-    let (to_host, end_of_to) = read_address(t, to)?;
+    let (uri, end) = read_uri::<T, A>(t, index.uri, index.uri_end, !register)?;
+    let (from_host, end_of_from) = read_address::<T, A>(t, from)?;
+    let (to_host, end_of_to) = read_address::<T, A>(t, to)?;
     let from_is_plain = head(t.word(end_of_from), 5) == literal(b";tag=")
         && end_of_from + 5 < from.end as u32
         && run(t, end_of_from + 5, from.end as u32, TOKEN) == from.end as u32;
@@ -227,6 +228,20 @@ pub fn wanted<T: Text, A: Address, D: Domains>(
         return None;
     }
     Some(if register { Role::Registrar } else { Role::Proxy })
+}
+
+/// Whether there is an address in the Via, and before a Route in the form that the daemon would write it in: the rest of
+/// [`wanted`], for a program of its own. What is left in `draft` means nothing.
+#[inline(always)]
+pub fn via_is_read<T: Text, A: Address, D: Draft>(
+    t: T,
+    index: &Index,
+    plan: &Plan<A>,
+    draft: &mut D,
+) -> bool {
+    let Span { at, end } = plan.via.sent_by;
+    header::host_port::<T, A>(t, at, end)
+        .is_ok_and(|(host, _)| !index.has(Kind::Route) || host.is_written(t, at, draft))
 }
 
 /// Whether an ACK is that of a challenge, which nobody remembers: it ends here.
@@ -334,9 +349,13 @@ impl Class {
 
 /// Of a token (25.1).
 const TOKEN: Class = Class::with(b"-.!%*_+`'~");
+/// Of a token, or of an address: many put theirs into their Call-IDs.
+const CALL_ID: Class = Class::with(b"-.!%*_+`'~:[]");
 /// Of a user, without escapes and what is rare.
 pub(crate) const USER: Class = Class::with(b"-_.!~*'+");
 const HOST: Class = Class::with(b".-");
+/// Of an address between brackets.
+const GROUPS: Class = Class::with(b":");
 const WORDS: Class = Class::with(b"");
 /// Of a display name in quotes: no quote, no backslash.
 const QUOTED: Class = Class::with(b" !#$%&'()*+,-./:;<=>?@[]^_`{|}~");
@@ -390,14 +409,35 @@ fn via_is_plain<T: Text, A: Address>(t: T, plan: &Plan<A>) -> bool {
     let rport = if via.rport.at != 0 { 6 } else { 0 };
     let branch = via.branch.end.wrapping_sub(via.branch.at);
     via.end == via.sent_by.end + 8 + branch + rport
-        && header::host_port::<T, A>(t, via.sent_by.at, via.sent_by.end).is_ok()
+        && (A::BRACKETS || header::host_port::<T, A>(t, via.sent_by.at, via.sent_by.end).is_ok())
         && run(t, via.branch.at, via.branch.end, TOKEN) == via.branch.end
+}
+
+/// Where a host ends that stands at `at`: one of letters, digits and what stands between them, or an address in brackets.
+#[inline(always)]
+fn end_of_host<T: Text, A: Address>(t: T, at: u32, end: u32) -> u32 {
+    if !A::BRACKETS {
+        return run(t, at, end, HOST);
+    }
+    // Without comparisons: the verifier would follow each way through all that comes.
+    let is = |at: u32, byte: u8| (((t.byte(at) ^ byte) as u32 + 0xff) >> 8) ^ 1;
+    let open = is(at, b'[');
+    let bits = (open as u64).wrapping_neg();
+    let class = Class(HOST.0 ^ (HOST.0 ^ GROUPS.0) & bits, HOST.1 ^ (HOST.1 ^ GROUPS.1) & bits);
+    let at = run(t, at + open, end, class);
+    t.fresh(at + (open & is(at, b']')))
 }
 
 /// Whether the lines are as the daemon would write them: one blank between a display name and its URI and between the two
 /// parts of CSeq, no zeros before numbers.
 #[inline(always)]
-fn is_as_written<T: Text>(t: T, sent_by: Span, from: Line, to: Line, cseq: Line) -> bool {
+fn is_as_written<T: Text, A: Address>(
+    t: T,
+    sent_by: Span,
+    from: Line,
+    to: Line,
+    cseq: Line,
+) -> bool {
     let is_spaced = |line: Line| {
         let quote = line.value as u32;
         if t.byte(quote) != b'"' {
@@ -408,7 +448,7 @@ fn is_as_written<T: Text>(t: T, sent_by: Span, from: Line, to: Line, cseq: Line)
     };
     let number = cseq.value as u32;
     let number_end = run(t, number, cseq.end as u32, WORDS);
-    let port = run(t, sent_by.at, sent_by.end, HOST) + 1;
+    let port = end_of_host::<T, A>(t, sent_by.at, sent_by.end) + 1;
     is_spaced(from)
         && is_spaced(to)
         && t.byte(number_end + 1) > b' '
@@ -419,30 +459,31 @@ fn is_as_written<T: Text>(t: T, sent_by: Span, from: Line, to: Line, cseq: Line)
 /// The host of a Route as phones write it for their outbound proxy: `<sip:host:port;lr>`. The daemon drops the Routes of a
 /// request that starts a dialog, if they are well-formed.
 #[inline(always)]
-fn read_route<T: Text>(t: T, index: &Index, line: Line) -> Option<Span> {
+fn read_route<T: Text, A: Address>(t: T, index: &Index, line: Line) -> Option<Span> {
     let (at, end) = (line.value as u32, line.end as u32);
     if index.repeated(Kind::Route) || !is_named(t, line, b"Route: ") || t.byte(at) != b'<' {
         return None;
     }
-    let (host, close) = read_uri(t, t.fresh(at + 1), end, false)?;
+    let (host, close) = read_uri::<T, A>(t, t.fresh(at + 1), end, false)?;
     (close + 1 == end && t.byte(close) == b'>').then_some(host)
 }
 
-/// Whether a Call-ID is a token, or two with an `@` between them.
+/// Whether a Call-ID is a word without what is rare, or two with an `@` between them.
 #[inline(always)]
 fn call_id_is_plain<T: Text>(t: T, line: Line) -> bool {
     let (at, end) = (line.value as u32, line.end as u32);
-    let first = run(t, at, end, TOKEN);
+    let first = run(t, at, end, CALL_ID);
     if first == at {
         return false;
     }
-    first == end || t.byte(first) == b'@' && first + 1 < end && run(t, first + 1, end, TOKEN) == end
+    first == end
+        || t.byte(first) == b'@' && first + 1 < end && run(t, first + 1, end, CALL_ID) == end
 }
 
 /// The URI in the brackets of a From or To: its host, and what is behind the brackets. A display name is in quotes or one
 /// token.
 #[inline(always)]
-fn read_address<T: Text>(t: T, line: Line) -> Option<(Span, u32)> {
+fn read_address<T: Text, A: Address>(t: T, line: Line) -> Option<(Span, u32)> {
     let (value, end) = (line.value as u32, line.end as u32);
     let mut at = value;
     if t.byte(at) == b'"' {
@@ -462,14 +503,14 @@ fn read_address<T: Text>(t: T, line: Line) -> Option<(Span, u32)> {
     if at >= end || t.byte(at) != b'<' {
         return None;
     }
-    let (host, close) = read_uri(t, t.fresh(at + 1), end, true)?;
+    let (host, close) = read_uri::<T, A>(t, t.fresh(at + 1), end, true)?;
     (close < end && t.byte(close) == b'>').then_some((host, close + 1))
 }
 
 /// A URI `sip:user@host`, maybe with a port and one parameter: its host, and where it ends. The Request-URI of a REGISTER has
 /// no user (10.2).
 #[inline(always)]
-fn read_uri<T: Text>(t: T, at: u32, end: u32, has_user: bool) -> Option<(Span, u32)> {
+fn read_uri<T: Text, A: Address>(t: T, at: u32, end: u32, has_user: bool) -> Option<(Span, u32)> {
     if head(t.word(at) | LOWER, 4) != literal(b"sip:") {
         return None;
     }
@@ -481,7 +522,7 @@ fn read_uri<T: Text>(t: T, at: u32, end: u32, has_user: bool) -> Option<(Span, u
         }
         at = user_end + 1;
     }
-    let host = Span { at, end: run(t, at, end, HOST) };
+    let host = Span { at, end: end_of_host::<T, A>(t, at, end) };
     let mut at = host.end;
     if at < end && t.byte(at) == b':' {
         let port = Span { at: at + 1, end: run(t, at + 1, end, WORDS) };
@@ -510,17 +551,8 @@ fn read_uri<T: Text>(t: T, at: u32, end: u32, has_user: bool) -> Option<(Span, u
 #[inline(always)]
 fn lines_are_plain<T: Text>(t: T, index: &Index, asking: &Asking) -> bool {
     let mut state = Lines { t, index, asking, number: t.fresh(0), plain: true };
-    repeat(crate::scan::MAX_LINES, &mut state, |s| {
-        if s.number >= s.index.count {
-            return false;
-        }
-        let line = s.index.line(s.number);
-        step(&mut s.number, 1);
-        if line.kind == Kind::Other as u8 {
-            s.plain = line_is_plain(s.t, line, s.asking);
-        }
-        s.plain
-    });
+    // Not a closure, which would be a function of its own where two programs have it: too much for the verifier.
+    repeat(crate::scan::MAX_LINES, &mut state, Lines::next);
     state.plain
 }
 
@@ -530,6 +562,22 @@ struct Lines<'a, T> {
     asking: &'a Asking,
     number: u32,
     plain: bool,
+}
+
+impl<T: Text> Lines<'_, T> {
+    /// Looks at one; false if there is no more to look at.
+    #[inline(always)]
+    fn next(&mut self) -> bool {
+        if self.number >= self.index.count {
+            return false;
+        }
+        let line = self.index.line(self.number);
+        step(&mut self.number, 1);
+        if line.kind == Kind::Other as u8 {
+            self.plain = line_is_plain(self.t, line, self.asking);
+        }
+        self.plain
+    }
 }
 
 #[inline(always)]

@@ -49,6 +49,12 @@ pub trait Sink {
     }
 }
 
+/// Where something is written to be read again.
+pub trait Draft: Sink {
+    /// The eight bytes at `at`.
+    fn get(&self, at: u32) -> u64;
+}
+
 /// A front that was written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]

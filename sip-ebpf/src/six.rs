@@ -1,7 +1,7 @@
 //! Addresses of IPv6: in brackets where they are the host of a Via or a URI (RFC 3261 25.1), and written as RFC 5952 says.
 
 use crate::address::Address;
-use crate::edit::Sink;
+use crate::edit::{Draft, Sink};
 use crate::siphash::siphash_words;
 use crate::tables::{Endpoint6, Pbx6};
 use crate::text::{Text, hex8, ipv6, literal, unhex8};
@@ -54,6 +54,7 @@ impl Address for Endpoint6 {
     type Pbx = Pbx6;
 
     const DIGITS: u32 = 32;
+    const BRACKETS: bool = true;
 
     #[inline(always)]
     fn small(i: usize) -> u64 {
@@ -109,8 +110,9 @@ impl Address for Endpoint6 {
                 at = group(self.group(i), out, at);
             } else if gap >> (8 + i) & 1 != 0 {
                 // What stands before it has put one of the colons there.
-                out.put(at, literal(b"::"));
-                at += if i == 0 { 2 } else { 1 };
+                let colons: &[u8] = if i == 0 { b"::" } else { b":" };
+                out.put(at, literal(colons));
+                at += colons.len() as u32;
             }
             at = out.fresh(at);
         }
@@ -124,6 +126,19 @@ impl Address for Endpoint6 {
         let at = self.write(out, at + 1);
         out.put(at, b']' as u64);
         at + 1
+    }
+
+    #[inline(always)]
+    fn is_written<T: Text, D: Draft>(self, t: T, at: u32, draft: &mut D) -> bool {
+        // As long as the longest host.
+        const WORDS: u32 = 6;
+        let len = self.write_host(draft, 0);
+        // What follows is the same: so words are compared, and nothing is cut off.
+        for i in 0..WORDS {
+            draft.put(len + 8 * i, t.word(at + len + 8 * i));
+        }
+        let differs = |i: u32| t.word(at + 8 * i) ^ draft.get(8 * i);
+        (0..WORDS).fold(0, |all, i| all | differs(i)) == 0
     }
 
     #[inline(always)]
@@ -229,6 +244,12 @@ mod tests {
         }
     }
 
+    impl Draft for Out {
+        fn get(&self, at: u32) -> u64 {
+            (&self.0[..]).word(at)
+        }
+    }
+
     fn written(write: impl FnOnce(&mut Out) -> u32) -> String {
         let mut out = Out::default();
         let len = write(&mut out) as usize;
@@ -284,6 +305,45 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_one_form_is_known(
+            groups: [u16; 8],
+            zeros: u8,
+            small: u8,
+            gap in 0usize..8,
+            len in 0usize..8,
+            upper: bool,
+            rest in "(:5060)?",
+        ) {
+            let mut groups = groups;
+            for (i, group) in groups.iter_mut().enumerate() {
+                *group >>= if small >> i & 1 != 0 { 12 } else { 0 };
+                if zeros >> i & 1 != 0 {
+                    *group = 0;
+                }
+            }
+            let address = Ipv6Addr::from(groups);
+            prop_assume!(address.to_ipv4_mapped().is_none());
+            let written: Vec<String> = groups.iter().map(|group| format!("{group:x}")).collect();
+            let end = (gap + len).min(8);
+            let forms = [
+                format!("{address}"),
+                written.join(":"),
+                groups.map(|group| format!("{group:04x}")).join(":"),
+                format!("{}::{}", written[..gap].join(":"), written[end..].join(":")),
+            ];
+            for form in forms {
+                let form = if upper { form.to_uppercase() } else { form };
+                let text = format!("[{form}]{rest}");
+                let text = text.as_bytes();
+                let Some((read, end)) = Endpoint6::read_host(text, 0) else { continue };
+                let one = format!("[{}]", form.parse::<Ipv6Addr>().unwrap());
+                let is_written = read.is_written(text, 0, &mut Out::default());
+                prop_assert_eq!(end as usize, form.len() + 2);
+                prop_assert_eq!(is_written, one == format!("[{form}]"), "{}", form);
+            }
+        }
+
         #[test]
         fn addresses_are_written_as_the_library_writes_them(groups: [u16; 8], zeros: u8, port: u16) {
             let mut groups = groups;

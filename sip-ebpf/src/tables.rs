@@ -279,8 +279,17 @@ pub mod program {
     /// [`crate::report`], of calls over IPv6.
     pub const SIX_REPORT: u32 = 6;
 
+    /// [`crate::challenge`], of requests over IPv6: whether to ask.
+    pub const SIX_CHALLENGE: u32 = 7;
+
+    /// Asks.
+    pub const SIX_ASK: u32 = 8;
+
+    /// [`crate::qualify`], over IPv6.
+    pub const SIX_QUALIFY: u32 = 9;
+
     /// How many there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 10;
 }
 
 /// What the program must know besides the tables. All zero means: not configured, all goes up.

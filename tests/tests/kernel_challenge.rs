@@ -1,8 +1,9 @@
-//! The program asks for credentials as the daemon does: each request goes to the program and to a daemon alone. What the
-//! program answers must be what the daemon answers, but for the nonce, and the daemon must take that nonce.
+//! The program asks for credentials as the daemon does, over IPv4 and over IPv6: each request goes to the program and to a
+//! daemon alone. What the program answers must be what the daemon answers, but for the nonce, and the daemon must take that
+//! nonce.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
@@ -23,9 +24,10 @@ use sip_user::core::sources::Sources;
 use sip_user::core::stateful::{CallRules, Command, Settings, Stateful};
 use sip_user::core::transaction;
 use sip_user::fastpath::challenges::Tables;
+use sipline_tests::fixtures::side::Ran;
 use sipline_tests::fixtures::subject::CALL_BUCKETS;
 use sipline_tests::fixtures::world::{KEY, PROXY, STRANGER};
-use sipline_tests::fixtures::{Subject, each_build, frame};
+use sipline_tests::fixtures::{Side, each_side};
 
 const DOMAIN: &str = "example.com";
 const PASSWORD: &str = "secret";
@@ -34,7 +36,7 @@ const SCANNERS: [&str; 2] = ["friendly-scanner", "sipvicious"];
 const INSTANCES: (u32, u32) = (7, 9);
 
 /// What left, and where it goes.
-type Sent = Vec<(SocketAddrV4, Vec<u8>)>;
+type Sent = Vec<(SocketAddr, Vec<u8>)>;
 
 /// The daemon alone, with a registrar.
 struct Daemon {
@@ -44,9 +46,9 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(algorithms: &[Algorithm]) -> Self {
+    fn new(proxy: SocketAddr, algorithms: &[Algorithm]) -> Self {
         let now = Instant::now();
-        let locals = [SocketAddr::V4(PROXY)];
+        let locals = [proxy];
         let settings = Settings {
             locals: locals.to_vec(),
             domains: Domains::new([DOMAIN, "Voice.Example.ORG"], &locals),
@@ -83,11 +85,11 @@ impl Daemon {
         Challenges::new(asking, domains, clocks, INSTANCES.1, &scanners).expect("few scanners")
     }
 
-    fn hear(&mut self, from: SocketAddrV4, payload: &[u8]) -> Sent {
+    fn hear(&mut self, from: SocketAddr, payload: &[u8]) -> Sent {
         // The program's clock goes on.
         self.now = Instant::now();
         let mut out = Vec::new();
-        let datagram = Datagram { local: 0, from: from.into(), bytes: payload };
+        let datagram = Datagram { local: 0, from, bytes: payload };
         self.proxy.handle(self.now, &mut self.dispatcher, &(), datagram, &mut out);
         let mut sent: Vec<_> = out.into_iter().map(|sent| (sent.to, sent.bytes)).collect();
         let stateful = self.proxy.stateful_mut().unwrap();
@@ -102,11 +104,7 @@ impl Daemon {
                 _ => {}
             }
         }
-        let v4 = |to| match to {
-            SocketAddr::V4(to) => to,
-            SocketAddr::V6(to) => panic!("sent to {to}"),
-        };
-        sent.into_iter().map(|(to, bytes)| (v4(to), bytes)).collect()
+        sent
     }
 }
 
@@ -119,56 +117,56 @@ fn monotonic() -> u64 {
 }
 
 /// Both, with the same tables.
-struct Pair<'s> {
-    subject: &'s mut Subject,
+struct Pair<'s, 't> {
+    side: &'s mut Side<'t>,
     alone: Daemon,
 }
 
-impl<'s> Pair<'s> {
-    fn new(subject: &'s mut Subject, algorithms: &[Algorithm]) -> Self {
-        let alone = Daemon::new(algorithms);
-        let mut tables = Tables::new(subject.ebpf()).expect("the tables");
+impl<'s, 't> Pair<'s, 't> {
+    fn new(side: &'s mut Side<'t>, algorithms: &[Algorithm]) -> Self {
+        let alone = Daemon::new(side.address(PROXY), algorithms);
+        let mut tables = Tables::new(side.ebpf()).expect("the tables");
         tables.set(Some(&alone.challenges())).expect("the tables");
-        subject.change(|world| world.flags = world.flags.map(|flags| flags | flag::CHALLENGE));
+        side.switch(flag::CHALLENGE, true);
         // Kept open: what it wrote stays in the maps, which the program holds.
-        Self { subject, alone }
+        Self { side, alone }
     }
 
     /// A datagram of a stranger to both. Gives why the program did what it did, and what the daemon sent.
     fn hear(&mut self, payload: &[u8]) -> (Reason, Sent) {
-        let bytes = Subject::frame(STRANGER, PROXY, payload).bytes();
-        let (reason, left) = self.subject.run_counted(STRANGER, &bytes);
-        let sent = self.alone.hear(STRANGER, payload);
+        let Ran { reason, sent: answer } = self.side.run(STRANGER, payload);
+        let sent = self.alone.hear(self.side.address(STRANGER), payload);
         let shown = payload.escape_ascii().to_string();
-        match reason.way() {
-            Way::Sent => {
-                assert_eq!(reason, Reason::Challenged, "{shown}");
-                let read = frame::read(&left).expect("a sound frame");
-                assert!(read.is_sound(), "{shown}: a wrong checksum");
-                assert_eq!(read.src, PROXY);
-                let [(to, expected)] = &sent[..] else {
-                    panic!("the daemon does not answer once, the program does: {shown}: {sent:?}")
-                };
-                let (ours, theirs) = (without_nonces(&read.payload), without_nonces(expected));
-                assert_eq!(ours, theirs, "program (left) and daemon (right): {shown}");
-                assert_eq!(read.dst, *to, "{shown}");
-                // From now on the program's: its nonce has to do.
-                return (reason, vec![(*to, read.payload)]);
-            }
-            Way::Drop => assert_eq!(sent, [], "{reason:?}: {shown}"),
-            Way::Up => assert_eq!(left, bytes, "{reason:?}: {shown}"),
+        if reason.way() == Way::Drop {
+            assert_eq!(sent, [], "{reason:?}: {shown}");
         }
-        (reason, sent)
+        let Some((from, to, bytes)) = answer else { return (reason, sent) };
+        assert_eq!(reason, Reason::Challenged, "{shown}");
+        assert_eq!(from, self.side.address(PROXY));
+        let [(expected_to, expected)] = &sent[..] else {
+            panic!("the daemon does not answer once, the program does: {shown}: {sent:?}")
+        };
+        let (ours, theirs) = (without_nonces(&bytes), without_nonces(expected));
+        assert_eq!(ours, theirs, "program (left) and daemon (right): {shown}");
+        assert_eq!(to, *expected_to, "{shown}");
+        // From now on the program's: its nonce has to do.
+        (reason, vec![(to, bytes)])
+    }
+
+    /// The same of a text with addresses of IPv4, which get those of its family.
+    fn say(&mut self, text: &str) -> (Reason, Sent) {
+        let text = self.side.text(text);
+        self.hear(text.as_bytes())
     }
 
     fn asked(&mut self, text: &str) -> String {
-        let (reason, sent) = self.hear(text.as_bytes());
+        let (reason, sent) = self.say(text);
         assert_eq!(reason, Reason::Challenged, "{text}");
         String::from_utf8(sent[0].1.clone()).unwrap()
     }
 
     fn left_alone(&mut self, text: &str, why: Reason) {
-        assert_eq!(self.hear(text.as_bytes()).0, why, "{text}");
+        assert_eq!(self.say(text).0, why, "{text}");
     }
 }
 
@@ -232,8 +230,8 @@ fn answered(text: &str, challenge: &str, role: Role, user: &str) -> String {
 
 #[test]
 fn phones_are_asked_as_the_daemon_asks() {
-    each_build(|subject| {
-        let mut pair = Pair::new(subject, &[Algorithm::MD5]);
+    each_side(|side| {
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
         let first = pair.asked(&invite());
         assert!(first.starts_with("SIP/2.0 407 Proxy Authentication Required\r\n"), "{first}");
         assert!(first.contains("\r\nProxy-Authenticate: Digest realm=\"example.com\""), "{first}");
@@ -257,7 +255,7 @@ fn phones_are_asked_as_the_daemon_asks() {
         for text in [
             other(";branch=z9hG4bKinvite;rport", ";rport;branch=z9hG4bKinvite"),
             other(";branch=z9hG4bKinvite;rport", ";branch=z9hG4bKinvite"),
-            other("192.0.2.77:5060;", "10.99.0.1:5061;"),
+            other("192.0.2.77:5060;", "10.10.1.9:5061;"),
             other("\"Alice\" <", "<"),
             other("\"Alice\" <", "Alice <"),
             other("\"Alice\" <", "\"Alice Smith, 2nd floor\"<"),
@@ -281,48 +279,45 @@ fn phones_are_asked_as_the_daemon_asks() {
 
 #[test]
 fn the_daemon_takes_the_programs_nonces() {
-    each_build(|subject| {
-        let mut pair = Pair::new(subject, &[Algorithm::MD5]);
+    each_side(|side| {
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
         let challenge = pair.asked(&register());
-        let (reason, sent) =
-            pair.hear(answered(&register(), &challenge, Role::UserAgent, "alice").as_bytes());
+        let (reason, sent) = pair.say(&answered(&register(), &challenge, Role::UserAgent, "alice"));
         assert_eq!(reason, Reason::Method);
         let text = String::from_utf8_lossy(&sent.last().expect("an answer").1).into_owned();
         assert!(text.starts_with("SIP/2.0 200"), "{text}");
 
         let challenge = pair.asked(&invite());
-        let (reason, sent) =
-            pair.hear(answered(&invite(), &challenge, Role::Proxy, "alice").as_bytes());
+        let (reason, sent) = pair.say(&answered(&invite(), &challenge, Role::Proxy, "alice"));
         assert_eq!(reason, Reason::Untrusted);
         // There is no PBX here: but he was let through.
         let text = String::from_utf8_lossy(&sent.last().expect("an answer").1).into_owned();
         assert!(text.starts_with("SIP/2.0 488"), "{text}");
         let wrong = answered(&invite(), &challenge, Role::Proxy, "alice")
             .replace("response=\"", "response=\"0");
-        let (_, sent) = pair.hear(wrong.replace("z9hG4bK2", "z9hG4bK3").as_bytes());
+        let (_, sent) = pair.say(&wrong.replace("z9hG4bK2", "z9hG4bK3"));
         assert!(!sent.is_empty());
     });
 }
 
 #[test]
 fn several_algorithms_have_a_line_each() {
-    each_build(|subject| {
+    each_side(|side| {
         let all =
             ["SHA-512-256", "SHA-256-sess", "SHA-256", "MD5"].map(|name| name.parse().unwrap());
-        let mut pair = Pair::new(subject, &all);
+        let mut pair = Pair::new(side, &all);
         let text = pair.asked(&invite());
         assert_eq!(text.matches("\r\nProxy-Authenticate: ").count(), 4, "{text}");
         let challenge = pair.asked(&register());
-        let (_, sent) =
-            pair.hear(answered(&register(), &challenge, Role::UserAgent, "alice").as_bytes());
+        let (_, sent) = pair.say(&answered(&register(), &challenge, Role::UserAgent, "alice"));
         assert!(sent.last().expect("an answer").1.starts_with(b"SIP/2.0 200"));
     });
 }
 
 #[test]
 fn the_ack_of_a_challenge_ends_here_and_no_other() {
-    each_build(|subject| {
-        let mut pair = Pair::new(subject, &[Algorithm::MD5]);
+    each_side(|side| {
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
         let challenge = pair.asked(&invite());
         let to = challenge.lines().find(|line| line.starts_with("To: ")).unwrap();
         let ack = request("ACK")
@@ -340,7 +335,7 @@ fn the_ack_of_a_challenge_ends_here_and_no_other() {
         pair.left_alone(&ack.replace("42@", "43@"), Reason::UnknownCall);
         // That of a refusal which the daemon keeps in mind.
         let refused = answered(&invite(), &challenge, Role::Proxy, "alice");
-        let (_, sent) = pair.hear(refused.as_bytes());
+        let (_, sent) = pair.say(&refused);
         let text = String::from_utf8_lossy(&sent.last().unwrap().1).into_owned();
         let kept = text.lines().find(|line| line.starts_with("To: ")).unwrap();
         assert_ne!(kept, to);
@@ -350,8 +345,8 @@ fn the_ack_of_a_challenge_ends_here_and_no_other() {
 
 #[test]
 fn what_is_not_plain_goes_up() {
-    each_build(|subject| {
-        let mut pair = Pair::new(subject, &[Algorithm::MD5]);
+    each_side(|side| {
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
         for (from, to) in [
             ("Via:", "v:"),
             ("From:", "f:"),
@@ -385,7 +380,7 @@ fn what_is_not_plain_goes_up() {
                 pair.left_alone(&text, Reason::Untrusted);
                 continue;
             }
-            let (reason, _) = pair.hear(text.as_bytes());
+            let (reason, _) = pair.say(&text);
             assert!(reason.way() == Way::Up, "{reason:?}: {text}");
         }
         for (from, to) in [
@@ -411,7 +406,7 @@ fn what_is_not_plain_goes_up() {
             pair.left_alone(&odd, Reason::Preloaded);
         }
         for method in ["OPTIONS", "MESSAGE", "SUBSCRIBE", "PUBLISH", "CANCEL"] {
-            let (reason, _) = pair.hear(request(method).as_bytes());
+            let (reason, _) = pair.say(&request(method));
             assert!(reason.way() == Way::Up, "{method}: {reason:?}");
         }
     });
@@ -419,32 +414,29 @@ fn what_is_not_plain_goes_up() {
 
 #[test]
 fn nobody_is_asked_where_that_is_not_ours_to_do() {
-    each_build(|subject| {
-        let mut pair = Pair::new(subject, &[Algorithm::MD5]);
+    each_side(|side| {
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
         pair.asked(&invite());
         // A dead daemon: nobody answers in its name.
-        pair.subject.change(|world| world.alive = false);
+        pair.side.set_alive(false);
         pair.left_alone(&invite(), Reason::Untrusted);
         pair.left_alone(&register(), Reason::Method);
-        pair.subject.change(|world| world.alive = true);
+        pair.side.set_alive(true);
         pair.asked(&invite());
         // Switched off.
-        let flags = pair.subject.world().flags;
-        pair.subject.change(|world| world.flags = flags.map(|flags| flags & !flag::CHALLENGE));
+        pair.side.switch(flag::CHALLENGE, false);
         pair.left_alone(&invite(), Reason::Untrusted);
-        pair.subject.change(|world| world.flags = flags);
+        pair.side.switch(flag::CHALLENGE, true);
         // Whose INVITEs are steered, also if they name us.
-        let trusted: ipnet::Ipv4Net = "192.0.2.77/32".parse().unwrap();
-        pair.subject.change(|world| world.sources.push((trusted, source::TRUSTED)));
+        pair.side.set_stranger(true, source::TRUSTED);
         pair.left_alone(&preloaded(&invite()), Reason::Preloaded);
         pair.asked(&preloaded(&register()));
-        pair.subject.change(|world| world.sources.retain(|(net, _)| *net != trusted));
+        pair.side.set_stranger(true, 0);
         pair.asked(&preloaded(&invite()));
         // Who is believed.
-        let net = "192.0.2.0/24".parse().unwrap();
-        pair.subject.change(|world| world.sources.push((net, source::EXEMPT)));
+        pair.side.set_stranger(false, source::EXEMPT);
         pair.asked(&register());
-        pair.subject.change(|world| world.sources.push((net, source::BELIEVED | source::EXEMPT)));
+        pair.side.set_stranger(false, source::BELIEVED | source::EXEMPT);
         pair.left_alone(&register(), Reason::Method);
         pair.left_alone(&invite(), Reason::Untrusted);
         pair.left_alone(&preloaded(&invite()), Reason::Preloaded);
@@ -459,8 +451,8 @@ fn damaged_requests_get_the_same_answers() {
         any::<bool>(),
         prop::collection::vec((any::<prop::sample::Index>(), 0..3u8, byte()), 1..4),
     );
-    each_build(|subject| {
-        let mut pair = Pair::new(subject, &[Algorithm::MD5]);
+    each_side(|side| {
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
         let mut runner = TestRunner::new_with_rng(
             Config::default(),
             TestRng::from_seed(RngAlgorithm::ChaCha, &[8; 32]),
@@ -470,7 +462,8 @@ fn damaged_requests_get_the_same_answers() {
             let tree = strategy.new_tree(&mut runner).expect("a damage");
             let (is_invite, has_route, damage) = proptest::strategy::ValueTree::current(&tree);
             let text = if is_invite { invite() } else { register() };
-            let mut bytes = if has_route { preloaded(&text) } else { text }.into_bytes();
+            let text = if has_route { preloaded(&text) } else { text };
+            let mut bytes = pair.side.text(&text).into_bytes();
             for (at, kind, byte) in damage {
                 let at = at.index(bytes.len());
                 match kind {
@@ -486,11 +479,80 @@ fn damaged_requests_get_the_same_answers() {
     });
 }
 
+/// Addresses of IPv6 have many forms: those that the daemon writes anew are left to it, and so are those that are ours in
+/// another form.
+#[test]
+fn addresses_in_brackets() {
+    each_side(|side| {
+        if matches!(side, Side::Four(_)) {
+            return;
+        }
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
+        let us = |form: &str| {
+            invite().replace("sip:bob@example.com SIP", &format!("sip:bob@{form} SIP"))
+        };
+        for form in ["[fd10:10::1]", "[fd10:10::1]:5060;transport=udp", "[FD10:10::1]"] {
+            pair.asked(&us(form));
+            pair.asked(
+                &register()
+                    .replace("To: <sip:alice@example.com>", &format!("To: <sip:alice@{form}>")),
+            );
+            pair.asked(
+                &invite().replace("<sip:alice@example.com>", &format!("<sip:alice@{form}>")),
+            );
+            pair.asked(
+                &preloaded(&us(form)).replace("10.10.0.1:5060", form.split(';').next().unwrap()),
+            );
+        }
+        for form in [
+            "[fd10:10:0::1]",
+            "[fd10:10::2]",
+            "fd10:10::1",
+            "[fd10:10::1",
+            "[fd10:10::1]]",
+            "[[fd10:10::1]]",
+        ] {
+            assert_eq!(pair.say(&us(form)).0.way(), Way::Up, "{form}");
+            pair.left_alone(
+                &preloaded(&invite()).replace("10.10.0.1:5060", form),
+                Reason::Preloaded,
+            );
+        }
+        // As it stands, and as the daemon writes it who has a Route.
+        for (form, is_written) in [
+            ("2001:db8:0:7::77", true),
+            ("2001:db8::7:0:0:77", true),
+            ("1:2:3:4:5:6:7:8", true),
+            ("1:0:3:4:5:6:7:8", true),
+            ("::", true),
+            ("::1", true),
+            ("1::", true),
+            ("2001:DB8:0:7::77", false),
+            ("2001:db8:0:07::77", false),
+            ("2001:db8:0:7:0:0:0:77", false),
+            ("2001:db8:0:7::0:77", false),
+            ("2001:db8:0:0:7::77", false),
+            ("2001:db8:0:0:7:0:0:77", false),
+            ("1::3:4:5:6:7:8", false),
+            ("0::", false),
+            ("::0", false),
+            ("0::1", false),
+            ("1::0", false),
+        ] {
+            let text = invite().replace("192.0.2.77:5060;", &format!("[{form}]:5060;"));
+            pair.asked(&text);
+            let text = preloaded(&text);
+            let why = if is_written { Reason::Challenged } else { Reason::Preloaded };
+            pair.left_alone(&text, why);
+        }
+    });
+}
+
 /// A nonce of the program is as old as it says: the daemon finds it stale when its time is over, and not before.
 #[test]
 fn a_nonce_has_its_time() {
-    each_build(|subject| {
-        let mut pair = Pair::new(subject, &[Algorithm::MD5]);
+    each_side(|side| {
+        let mut pair = Pair::new(side, &[Algorithm::MD5]);
         let challenge = pair.asked(&register());
         let text = answered(&register(), &challenge, Role::UserAgent, "alice");
         let nonce = challenge.split("nonce=\"").nth(1).unwrap();

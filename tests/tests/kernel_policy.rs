@@ -6,7 +6,6 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use sip_ebpf::Reason;
-use sip_ebpf::reason::Way;
 use sip_ebpf::tables::{flag, source};
 use sip_user::config::{AdminState, NoDestination, PbxConfig, PbxLimits, Probe, Trust};
 use sip_user::core::dispatcher::Dispatcher;
@@ -18,9 +17,10 @@ use sip_user::core::stateful::{CallRules, Command, Settings, Stateful};
 use sip_user::core::transaction;
 use sip_user::fastpath::Users;
 use sip_user::fastpath::users::Table;
+use sipline_tests::fixtures::side::Ran;
 use sipline_tests::fixtures::subject::{CALL_BUCKETS, at};
 use sipline_tests::fixtures::world::{KEY, PBX1, PROXY, STRANGER};
-use sipline_tests::fixtures::{Message, Subject, each_build, frame};
+use sipline_tests::fixtures::{Message, Side, Subject, each_build, each_side};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -66,14 +66,17 @@ struct Alone {
     dispatcher: Dispatcher,
     /// What the kernel's table is told.
     users: Vec<(u64, Option<Instant>)>,
+    /// Who registers.
+    phone: SocketAddr,
     requests: u32,
 }
 
 impl Alone {
-    fn new() -> Self {
+    fn new(side: &Side<'_>) -> Self {
         let now = Instant::now();
-        let locals = [SocketAddr::V4(PROXY)];
-        let networks = vec!["192.0.2.0/24".parse().unwrap()];
+        let locals = [side.address(PROXY)];
+        let phone = side.address(STRANGER);
+        let networks = vec![phone.ip().into()];
         let settings = Settings {
             locals: locals.to_vec(),
             domains: Domains::new(["example.com"], &locals),
@@ -98,7 +101,7 @@ impl Alone {
         let mut dispatcher = Dispatcher::new(&locals, Probe::default());
         let pbx = PbxConfig {
             id: "pbx1".into(),
-            address: PBX1.into(),
+            address: side.address(PBX1),
             weight: 1,
             state: AdminState::Active,
             limits: PbxLimits::default(),
@@ -106,13 +109,13 @@ impl Alone {
         dispatcher.reload(now, &[pbx], Probe::default()).unwrap();
         let stateful = proxy.stateful_mut().unwrap();
         stateful.handle_pbxs(now, &dispatcher);
-        Self { proxy, dispatcher, users: Vec::new(), requests: 0 }
+        Self { proxy, dispatcher, users: Vec::new(), phone, requests: 0 }
     }
 
     /// What is answered to whom has asked.
-    fn hear(&mut self, from: SocketAddrV4, bytes: &[u8]) -> Vec<Vec<u8>> {
+    fn hear(&mut self, from: SocketAddr, bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut out = Vec::new();
-        let datagram = Datagram { local: 0, from: from.into(), bytes };
+        let datagram = Datagram { local: 0, from, bytes };
         self.proxy.handle(Instant::now(), &mut self.dispatcher, &(), datagram, &mut out);
         let mut sent: Vec<_> = out.into_iter().map(|sent| (sent.to, sent.bytes)).collect();
         let stateful = self.proxy.stateful_mut().unwrap();
@@ -124,27 +127,27 @@ impl Alone {
             }
         }
         let answer = |bytes: &[u8]| bytes.starts_with(b"SIP/2.0 ");
-        sent.retain(|(to, bytes)| *to == from.into() && answer(bytes));
+        sent.retain(|(to, bytes)| *to == from && answer(bytes));
         sent.into_iter().map(|(_, bytes)| bytes).collect()
     }
 
     fn register(&mut self, user: &str) {
         self.requests += 1;
-        let n = self.requests;
+        let (n, phone) = (self.requests, self.phone);
         let text = format!(
-            "REGISTER sip:example.com SIP/2.0\r\nVia: SIP/2.0/UDP {STRANGER};branch=z9hG4bKr{n}\r\n\
+            "REGISTER sip:example.com SIP/2.0\r\nVia: SIP/2.0/UDP {phone};branch=z9hG4bKr{n}\r\n\
              Max-Forwards: 70\r\nFrom: <sip:{user}@example.com>;tag=r\r\nTo: <sip:{user}@example.com>\r\n\
-             Call-ID: r-{user}\r\nCSeq: {n} REGISTER\r\nContact: <sip:{user}@{STRANGER}>\r\n\
+             Call-ID: r-{user}\r\nCSeq: {n} REGISTER\r\nContact: <sip:{user}@{phone}>\r\n\
              Content-Length: 0\r\n\r\n"
         );
-        let answers = self.hear(STRANGER, text.as_bytes());
+        let answers = self.hear(phone, text.as_bytes());
         assert!(answers[0].starts_with(b"SIP/2.0 200"), "{answers:?}");
     }
 
     fn unregister(&mut self, user: &str) {
         let aor = Aor::new(user, "example.com").unwrap();
         assert_eq!(self.proxy.stateful_mut().unwrap().remove(Instant::now(), &aor, None), 1);
-        self.hear(STRANGER, b"\r\n");
+        self.hear(self.phone, b"\r\n");
     }
 }
 
@@ -159,26 +162,24 @@ fn asking(user: &str) -> String {
 
 #[test]
 fn pbxs_that_ask_for_users_are_answered_as_by_the_daemon() {
-    each_build(|subject| {
-        let table = Table::new(subject.ebpf()).expect("USERS");
-        subject.change(|world| world.flags = world.flags.map(|flags| flags | flag::QUALIFY));
-        let mut alone = Alone::new();
-        let hear = |subject: &mut Subject, alone: &mut Alone, from, text: &str| {
+    each_side(|side| {
+        let table = Table::new(side.ebpf()).expect("USERS");
+        side.switch(flag::QUALIFY, true);
+        let mut alone = Alone::new(side);
+        let hear = |side: &mut Side<'_>, alone: &mut Alone, from, text: &str| {
             for (name, until) in alone.users.drain(..) {
                 table.set(name, until).expect("USERS");
             }
-            let bytes = Subject::frame(from, PROXY, text.as_bytes().to_vec()).bytes();
-            let (reason, left) = subject.run_counted(from, &bytes);
+            let text = side.text(text);
+            let Ran { reason, sent } = side.run(from, text.as_bytes());
+            let (from, us) = (side.address(from), side.address(PROXY));
             let answers = alone.hear(from, text.as_bytes());
-            if reason.way() == Way::Sent {
+            if let Some((src, dst, payload)) = sent {
                 assert_eq!(reason, Reason::QualifyAnswered, "{text}");
-                let read = frame::read(&left).expect("a sound frame");
-                assert!(read.is_sound() && (read.src, read.dst) == (PROXY, from), "{read:?}");
+                assert_eq!((src, dst), (us, from));
                 let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 assert_eq!(answers.len(), 1, "{text}");
-                assert_eq!(shown(&read.payload), shown(&answers[0]), "program and daemon: {text}");
-            } else {
-                assert_eq!(left, bytes, "{reason:?}: {text}");
+                assert_eq!(shown(&payload), shown(&answers[0]), "program and daemon: {text}");
             }
             let status = answers.first().map(|answer| answer[8..11].to_vec());
             (reason, String::from_utf8(status.unwrap_or_default()).unwrap())
@@ -187,10 +188,10 @@ fn pbxs_that_ask_for_users_are_answered_as_by_the_daemon() {
         let answered = |status: &str| (Reason::QualifyAnswered, status.to_owned());
 
         // Of whom nothing is known the daemon is asked.
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), up("404"));
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), up("404"));
         alone.register("alice");
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), answered("200"));
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("Alice")), up("404"));
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), answered("200"));
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("Alice")), up("404"));
         for (from, to) in [
             (";branch=z9hG4bKq;rport", ";rport;branch=z9hG4bKq;x=y"),
             (";rport", ""),
@@ -205,7 +206,7 @@ fn pbxs_that_ask_for_users_are_answered_as_by_the_daemon() {
         ] {
             let text = asking("alice").replacen(from, to, 1);
             assert_ne!(text, asking("alice"), "{from}");
-            assert_eq!(hear(subject, &mut alone, PBX1, &text), answered("200"), "{text}");
+            assert_eq!(hear(side, &mut alone, PBX1, &text), answered("200"), "{text}");
         }
         // What is rarer is the daemon's, which says the same.
         for (from, to) in [
@@ -213,28 +214,25 @@ fn pbxs_that_ask_for_users_are_answered_as_by_the_daemon() {
             ("alice@10.10.0.1:5060 SIP", "alic%65@10.10.0.1 SIP"),
         ] {
             let text = asking("alice").replacen(from, to, 1);
-            assert_eq!(hear(subject, &mut alone, PBX1, &text), up("200"), "{text}");
+            assert_eq!(hear(side, &mut alone, PBX1, &text), up("200"), "{text}");
         }
         // He goes, and comes back.
         alone.unregister("alice");
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), answered("404"));
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), answered("404"));
         let plain = asking("alice").replace("From:", "f:").replace(";rport", "");
-        assert_eq!(hear(subject, &mut alone, PBX1, &plain), answered("404"));
+        assert_eq!(hear(side, &mut alone, PBX1, &plain), answered("404"));
         alone.register("alice");
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), answered("200"));
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), answered("200"));
         // Not for others, not for the dead, and not if it is off.
-        assert_eq!(
-            hear(subject, &mut alone, STRANGER, &asking("alice")).0,
-            Reason::OptionsNotForUs
-        );
-        subject.change(|world| world.alive = false);
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), up("200"));
-        subject.change(|world| world.alive = true);
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), answered("200"));
+        assert_eq!(hear(side, &mut alone, STRANGER, &asking("alice")).0, Reason::OptionsNotForUs);
+        side.set_alive(false);
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), up("200"));
+        side.set_alive(true);
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), answered("200"));
         table.clear().expect("USERS");
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), up("200"));
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), up("200"));
         alone.register("alice");
-        subject.change(|world| world.flags = world.flags.map(|flags| flags & !flag::QUALIFY));
-        assert_eq!(hear(subject, &mut alone, PBX1, &asking("alice")), up("200"));
+        side.switch(flag::QUALIFY, false);
+        assert_eq!(hear(side, &mut alone, PBX1, &asking("alice")), up("200"));
     });
 }

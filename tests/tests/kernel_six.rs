@@ -36,6 +36,8 @@ fn world() -> World {
         denied: vec!["2001:db8:0:8::/64"],
         rates: None,
         recorded: false,
+        alive: true,
+        more: Default::default(),
     }
 }
 

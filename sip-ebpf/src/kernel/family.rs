@@ -32,6 +32,10 @@ pub(super) trait Family: Address + 'static {
     const LONG: bool;
     /// Key in `PROGRAMS` of what tells the daemon what becomes of calls.
     const REPORT: u32;
+    /// Key in `PROGRAMS` of what asks for credentials.
+    const CHALLENGE: u32;
+    /// Key in `PROGRAMS` of what answers PBXs that ask for users.
+    const QUALIFY: u32;
     /// What a copy of an INVITE is, of [`mod@event`].
     const INVITE: u32;
     /// Whether calls are placed anew that their PBX does not take.
@@ -124,6 +128,8 @@ impl Family for Endpoint {
     const SUMMED: bool = false;
     const LONG: bool = false;
     const REPORT: u32 = program::REPORT;
+    const CHALLENGE: u32 = program::CHALLENGE;
+    const QUALIFY: u32 = program::QUALIFY;
     const INVITE: u32 = event::INVITE;
     const GUARDED: bool = true;
     const OVER: u32 = 32;
@@ -293,6 +299,8 @@ impl Family for Endpoint6 {
     const SUMMED: bool = true;
     const LONG: bool = true;
     const REPORT: u32 = program::SIX_REPORT;
+    const CHALLENGE: u32 = program::SIX_CHALLENGE;
+    const QUALIFY: u32 = program::SIX_QUALIFY;
     const INVITE: u32 = event::INVITE_SIX;
     const GUARDED: bool = false;
     const OVER: u32 = 64;

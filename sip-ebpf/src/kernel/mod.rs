@@ -27,7 +27,7 @@ use sip_ebpf::edit::{self, FRONT, Front, Sink, hops};
 use sip_ebpf::reason::Way;
 use sip_ebpf::route::{self, Tables};
 use sip_ebpf::scan::{self, Method, scan};
-use sip_ebpf::tables::{Config, LAYOUT, flag, source};
+use sip_ebpf::tables::{Config, Endpoint, LAYOUT, flag, source};
 use sip_ebpf::text::{Text, literal};
 
 use family::Family;
@@ -52,7 +52,7 @@ fn sipline(ctx: XdpContext) -> u32 {
         true => (Reason::Junk, XDP_DROP),
         false => (reason, action),
     };
-    programs::ask(&ctx, scratch, reason);
+    programs::ask::<Endpoint>(&ctx, scratch, reason);
     programs::count(reason as u32);
     log(&ctx, reason, action);
     programs::tell(&ctx, work, reason, action);

@@ -7,10 +7,10 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::Reason;
 use sip_ebpf::report;
-use sip_ebpf::tables::{Endpoint, flag, program};
+use sip_ebpf::tables::{flag, program};
 
 use super::family::Family;
-use super::maps::{CONFIG, COUNTERS, SCRATCH};
+use super::maps::{CONFIG, COUNTERS};
 use super::scratch::{self, Scratch, Work};
 use super::{challenge, qualify};
 
@@ -45,7 +45,7 @@ pub(super) fn count(reason: u32) {
 /// Jumps to [`super::challenge`] or [`super::qualify`], if it may have an answer to what would go up. Comes back if there is
 /// no such program.
 #[inline(always)]
-pub(super) fn ask(ctx: &XdpContext, scratch: *mut Scratch, reason: Reason) {
+pub(super) fn ask<A: Family>(ctx: &XdpContext, scratch: *mut Scratch, reason: Reason) {
     // One way for the verifier, whatever the reason.
     let reason = scratch::fresh(scratch, reason as u32);
     let candidate = challenge::REASONS >> (reason & 63) & 1 != 0;
@@ -61,19 +61,26 @@ pub(super) fn ask(ctx: &XdpContext, scratch: *mut Scratch, reason: Reason) {
     unsafe { (*scratch).reason = reason };
     if qualify {
         // SAFETY: nothing here has to be dropped.
-        return unsafe { PROGRAMS.tail_call(ctx, program::QUALIFY) };
+        return unsafe { PROGRAMS.tail_call(ctx, A::QUALIFY) };
     }
     // SAFETY: nothing here has to be dropped.
-    unsafe { PROGRAMS.tail_call(ctx, program::CHALLENGE) };
+    unsafe { PROGRAMS.tail_call(ctx, A::CHALLENGE) };
+}
+
+/// Jumps to the part of [`super::challenge`] that asks over IPv6. Comes back if there is no such program.
+#[inline(always)]
+pub(super) fn six_ask(ctx: &XdpContext) {
+    // SAFETY: nothing here has to be dropped.
+    unsafe { PROGRAMS.tail_call(ctx, program::SIX_ASK) };
 }
 
 /// What a program does that [`ask`] has jumped to: what it cannot answer goes up for the reason that the first one had.
 #[inline(always)]
-pub(super) fn answer(
+pub(super) fn answer<A: Family>(
     ctx: &XdpContext,
-    packet: impl FnOnce(&XdpContext, *mut Work<Endpoint>) -> Result<(Reason, u32), Reason>,
+    packet: impl FnOnce(&XdpContext, *mut Work<A>) -> Result<(Reason, u32), Reason>,
 ) -> u32 {
-    let Some(work) = SCRATCH.get_ptr_mut(0) else {
+    let Some(work) = A::work() else {
         return XDP_ABORTED;
     };
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.

@@ -4,9 +4,10 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::route::Tables;
-use sip_ebpf::tables::{Endpoint, MAX_USERS, flag};
+use sip_ebpf::tables::{Endpoint, Endpoint6, MAX_USERS, flag};
 use sip_ebpf::{Reason, cookie, qualify};
 
+use super::family::Family;
 use super::maps::CONFIG;
 use super::scratch::{Out, Work};
 use super::tables::Kernel;
@@ -23,11 +24,17 @@ pub(super) const NEEDED: u32 = flag::QUALIFY | flag::KEEPALIVES;
 /// reason that the first program had.
 #[xdp]
 fn sipline_qualify(ctx: XdpContext) -> u32 {
-    programs::answer(&ctx, packet)
+    programs::answer::<Endpoint>(&ctx, packet)
+}
+
+/// The same over IPv6.
+#[xdp]
+fn sipline_six_qualify(ctx: XdpContext) -> u32 {
+    programs::answer::<Endpoint6>(&ctx, packet)
 }
 
 #[inline(always)]
-fn packet(ctx: &XdpContext, work: *mut Work<Endpoint>) -> Result<(Reason, u32), Reason> {
+fn packet<A: Family>(ctx: &XdpContext, work: *mut Work<A>) -> Result<(Reason, u32), Reason> {
     let scratch = Work::scratch(work);
     // SAFETY: the entry of this CPU; the program does not run twice on a CPU.
     let (s, w) = unsafe { (&mut *scratch, &mut *work) };

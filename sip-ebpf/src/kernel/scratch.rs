@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_jiffies64, bpf_ktime_get_c
 use aya_ebpf::programs::XdpContext;
 use sip_ebpf::address::{Address, Words};
 use sip_ebpf::challenge::Domain;
-use sip_ebpf::edit::{FRONT, FRONT_SLACK, Front, Sink};
+use sip_ebpf::edit::{Draft, FRONT, FRONT_SLACK, Front, Sink};
 use sip_ebpf::route::{Packet, Plan};
 use sip_ebpf::scan::Index;
 use sip_ebpf::tables::{Config, Local};
@@ -237,14 +237,6 @@ impl Out {
         unsafe { asm::store::<OUT_AT>(self.scratch.cast::<u8>().add(at as usize), word) };
     }
 
-    /// The eight bytes at `at` of the front.
-    #[inline(always)]
-    pub(super) fn get(&self, at: u32) -> u64 {
-        let at = asm::mask::<{ FRONT - 1 }>(at);
-        // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
-        unsafe { asm::load::<FRONT_AT>(self.scratch.cast::<u8>().add(at as usize)) }
-    }
-
     /// Two words at `at` of the front.
     #[inline(always)]
     pub(super) fn pair(&self, at: u32) -> [u64; 2] {
@@ -295,6 +287,15 @@ impl Sink for Out {
     #[inline(always)]
     fn fresh(&self, value: u32) -> u32 {
         fresh(self.scratch, value)
+    }
+}
+
+impl Draft for Out {
+    #[inline(always)]
+    fn get(&self, at: u32) -> u64 {
+        let at = asm::mask::<{ FRONT - 1 }>(at);
+        // SAFETY: `at` is below FRONT, so eight bytes at HEAD + at are in `out`.
+        unsafe { asm::load::<FRONT_AT>(self.scratch.cast::<u8>().add(at as usize)) }
     }
 }
 

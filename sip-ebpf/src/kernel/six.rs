@@ -59,6 +59,9 @@ fn half<const KIND: u32>(ctx: &XdpContext) -> u32 {
         return XDP_ABORTED;
     };
     let (reason, action) = verdict(message::<KIND>(ctx, work));
+    if KIND == REQUEST {
+        programs::ask::<Endpoint6>(ctx, Work::scratch(work), reason);
+    }
     programs::count(reason as u32);
     log(ctx, reason, action);
     programs::tell(ctx, work, reason, action);

@@ -3,7 +3,7 @@
 use sip_ebpf::Reason;
 use sip_ebpf::address::{Address, Words};
 use sip_ebpf::calls::{self, Call};
-use sip_ebpf::edit::{self, Sink};
+use sip_ebpf::edit::{self, Draft, Sink};
 use sip_ebpf::gate::{self, Standing};
 use sip_ebpf::hash::Keys;
 use sip_ebpf::route::Tables;

@@ -5,7 +5,7 @@ use std::{format, string::String, vec::Vec};
 use super::*;
 use crate::insert;
 use crate::scan::scan;
-use crate::tables::Endpoint;
+use crate::tables::{Endpoint, Endpoint6};
 
 const US: Endpoint = Endpoint::new([10, 10, 0, 1], 5060);
 const PBX: Endpoint = Endpoint::new([10, 10, 2, 2], 5060);
@@ -18,7 +18,7 @@ fn request(uri: &str, extra: &str) -> String {
     )
 }
 
-fn plan_of(text: &str, index: &mut Index) -> Plan {
+fn plan_of<A: Address>(text: &str, index: &mut Index) -> Plan<A> {
     scan(text.as_bytes(), index).unwrap();
     let mut plan = Plan::default();
     let via = index.first(Kind::Via).unwrap();
@@ -28,9 +28,13 @@ fn plan_of(text: &str, index: &mut Index) -> Plan {
 }
 
 fn user(at: Endpoint, text: &str) -> Option<String> {
+    user_of(PBX, at, text)
+}
+
+fn user_of<A: Address>(pbx: A, at: A, text: &str) -> Option<String> {
     let mut index = Index::new();
     let plan = plan_of(text, &mut index);
-    let packet = Packet { src: PBX, dst: at };
+    let packet = Packet { src: pbx, dst: at };
     let span = asked(text.as_bytes(), &index, packet, &insert::local(at), &plan)?;
     Some(text[span.at as usize..span.end as usize].into())
 }
@@ -67,6 +71,33 @@ fn users_at_the_address_that_was_asked() {
     assert_eq!(user(US, &plain).as_deref(), Some("anna"));
     assert_eq!(user(US, &plain.replace(":5060;branch", ":5061;branch")), None);
     assert_eq!(user(US, &request(uri, "").replace("OPTIONS", "MESSAGE")), None);
+}
+
+#[test]
+fn users_at_an_address_of_ipv6() {
+    let address = |last: u8, port| {
+        Endpoint6::new([0xfd, 0x10, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last], port)
+    };
+    let (us, pbx) = (address(1, 5060), address(2, 5060));
+    let ask = |uri: &str| request(uri, "").replace("10.10.2.2", "[fd10:10::2]");
+    for (uri, want) in [
+        ("sip:anna@[fd10:10::1]:5060", Some("anna")),
+        ("sip:anna@[fd10:10::1]", Some("anna")),
+        ("SIP:+49-221.x@[fd10:10::1];transport=udp", Some("+49-221.x")),
+        ("sip:anna@[fd10:10::1]:5062", None),
+        ("sip:anna@[fd10:10::2]", None),
+        ("sip:anna@[fd10:10::11]", None),
+        ("sip:anna@fd10:10::1", None),
+        ("sip:[fd10:10::1]", None),
+        // Ours, and written in another way: for the daemon.
+        ("sip:anna@[FD10:10::1]", None),
+        ("sip:anna@[fd10:10:0::1]", None),
+    ] {
+        assert_eq!(user_of(pbx, us, &ask(uri)).as_deref(), want, "{uri}");
+    }
+    let plain = ask("sip:anna@[fd10:10::1]").replace(";rport", "");
+    assert_eq!(user_of(pbx, us, &plain).as_deref(), Some("anna"));
+    assert_eq!(user_of(pbx, us, &plain.replace(":5060;branch", ":5061;branch")), None);
 }
 
 struct Out(Vec<u8>);

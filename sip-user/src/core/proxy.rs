@@ -45,7 +45,7 @@ use super::shadow::Shadows;
 use super::sources::Sources;
 use super::stateful::Stateful;
 use super::transaction::{Branch, Flow};
-use super::view::{View, address4, address6, endpoint, endpoint4, endpoint6};
+use super::view::{View, address4, address6, endpoint4, endpoint6};
 use crate::config::NoDestination;
 
 pub use super::view::KernelCalls;
@@ -890,19 +890,24 @@ impl Proxy {
         let there =
             stateful.zip(uri).is_some_and(|(has, uri)| has.is_registered(arrival.now, &uri));
         let (bytes, index) = (message.bytes(), message.index());
-        if let (Some(Line::V4(dst, local)), Some(src)) =
-            (self.lines.get(arrival.local), endpoint(arrival.from))
-        {
-            let packet = Packet { src, dst: *dst };
-            if qualify::asked(bytes, index, packet, local, plan).is_some() {
-                self.front.clear();
-                let mut sink = Growing(&mut self.front);
-                let front = qualify::answer(bytes, index, packet, plan, there, &mut sink);
-                let front = self.front.get(..front.new as usize).unwrap_or_default();
-                self.counters.reply(if there { 200 } else { 404 });
-                let (local, to) = (arrival.local, arrival.from);
-                return out.push(Transmit { local, to, bytes: front.to_vec() });
+        self.front.clear();
+        let mut sink = Growing(&mut self.front);
+        let front = match (self.lines.get(arrival.local), arrival.from) {
+            (Some(Line::V4(dst, local)), SocketAddr::V4(src)) => {
+                let packet = Packet { src: endpoint4(src), dst: *dst };
+                answer_asked(bytes, index, packet, local, plan, there, &mut sink)
             }
+            (Some(Line::V6(dst, local)), SocketAddr::V6(src)) => {
+                let packet = Packet { src: endpoint6(src), dst: *dst };
+                let plan = plan.with(Endpoint6::default(), Words::ZERO);
+                answer_asked(bytes, index, packet, local, &plan, there, &mut sink)
+            }
+            _ => None,
+        };
+        if let Some(front) = front.and_then(|front| self.front.get(..front.new as usize)) {
+            self.counters.reply(if there { 200 } else { 404 });
+            let (local, to) = (arrival.local, arrival.from);
+            return out.push(Transmit { local, to, bytes: front.to_vec() });
         }
         let answer = if there { about_us() } else { Refusal::new(404, "Not Found") };
         self.answer(arrival, message, &answer, out);
@@ -1262,6 +1267,20 @@ fn answer_port(bytes: &[u8], plan: &Plan, from: SocketAddr) -> SocketAddr {
     let text = sent_by.and_then(|text| str::from_utf8(text).ok()).unwrap_or_default();
     let port = text.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(5060);
     SocketAddr::new(from.ip(), port)
+}
+
+/// The answer to a PBX that asks for a user in the form that [`qualify::asked`] reads; none to others.
+fn answer_asked<A: Address>(
+    bytes: &[u8],
+    index: &Index,
+    packet: Packet<A>,
+    local: &Local<A>,
+    plan: &Plan<A>,
+    there: bool,
+    sink: &mut Growing<'_>,
+) -> Option<Front> {
+    qualify::asked(bytes, index, packet, local, plan)?;
+    Some(qualify::answer(bytes, index, packet, plan, there, sink))
 }
 
 fn request_uri<'a>(bytes: &'a [u8], index: &Index) -> Option<Uri<'a>> {

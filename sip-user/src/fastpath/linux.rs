@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::forwarding::{self, Forwarding};
 use super::interfaces::{self, Interface};
-use super::object::{self, Build, Options, PROGRAM};
+use super::object::{self, Build, Missing, Options, PROGRAM};
 use super::pins::{self, Pins};
 use super::tables::Tables;
 use super::{Attachment, CallBuckets, EventCounts, Events, Fastpath, Mode, OpenCalls, Users};
@@ -60,7 +60,10 @@ impl Rest {
     fn load(mut ebpf: Ebpf) -> Result<Self> {
         let load = move || {
             match object::load_six(&mut ebpf) {
-                Ok(()) => info!("the program carries IPv6"),
+                Ok(missing) => {
+                    tell_missing(missing);
+                    info!("the program carries IPv6");
+                }
                 Err(error) => {
                     let reason = format!("{error:#}");
                     warn!(reason, "the program does not carry IPv6: the daemon does");
@@ -70,6 +73,24 @@ impl Rest {
         };
         let builder = thread::Builder::new().name("sipline-load".to_owned());
         Ok(Self(Some(builder.spawn(load).context("cannot start a thread")?)))
+    }
+}
+
+/// What is lost with programs that the kernel has not accepted.
+fn tell_missing(missing: Missing) {
+    for (name, error) in missing {
+        let lost = match name {
+            object::CHALLENGE => "the program does not ask for credentials: the daemon does",
+            object::SIX_CHALLENGE | object::SIX_ASK => {
+                "the program does not ask for credentials over IPv6: the daemon does"
+            }
+            object::QUALIFY => "the program does not answer for users: the daemon does",
+            object::SIX_QUALIFY => {
+                "the program does not answer for users over IPv6: the daemon does"
+            }
+            _ => "the program does not tell what becomes of calls: they have no record",
+        };
+        warn!(reason = format!("{error:#}"), "{lost}");
     }
 }
 
@@ -114,14 +135,7 @@ impl Linux {
         }
         let adopted = !options.pinned.is_empty();
         let (build, mut ebpf, missing) = object::load(config.loops, &options)?;
-        for (name, error) in missing {
-            let lost = match name {
-                object::CHALLENGE => "the program does not ask for credentials: the daemon does",
-                object::QUALIFY => "the program does not answer for users: the daemon does",
-                _ => "the program does not tell what becomes of calls: they have no record",
-            };
-            warn!(reason = format!("{error:#}"), "{lost}");
-        }
+        tell_missing(missing);
         let attached = attach_all(&mut ebpf, config, pins.as_ref())?;
 
         let mut before = Vec::new();

@@ -37,6 +37,15 @@ pub const SIX_RESPONSE: &str = "sipline_six_response";
 /// What those jump to, to tell what becomes of calls.
 pub const SIX_REPORT: &str = "sipline_six_report";
 
+/// What the one for requests jumps to, to find out whether to ask for credentials.
+pub const SIX_CHALLENGE: &str = "sipline_six_challenge";
+
+/// What that one jumps to, to ask.
+pub const SIX_ASK: &str = "sipline_six_ask";
+
+/// What the one for requests jumps to, to answer PBXs that ask for users.
+pub const SIX_QUALIFY: &str = "sipline_six_qualify";
+
 const PROGRAMS: &str = "PROGRAMS";
 
 /// The scanner alone, for tests and benches.
@@ -182,8 +191,8 @@ pub fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program.try_into()?)
 }
 
-/// Programs that [`PROGRAM`] cannot jump to, and why. What [`CHALLENGE`] and [`QUALIFY`] would answer goes up; what [`REPORT`] would tell
-/// is lost.
+/// Programs that others cannot jump to, and why. What [`CHALLENGE`] and [`QUALIFY`] and those of IPv6 would answer goes up; what
+/// [`REPORT`] would tell is lost.
 pub type Missing = Vec<(&'static str, anyhow::Error)>;
 
 /// Loads the programs of IPv4 in the first build that `loops` allows and of which the kernel accepts [`PROGRAM`].
@@ -218,29 +227,47 @@ pub fn load_four(ebpf: &mut Ebpf) -> Result<Missing> {
         (qualify, QUALIFY, tables::program::QUALIFY),
         (report, REPORT, tables::program::REPORT),
     ];
-    let mut missing = Missing::new();
-    for (verdict, name, key) in next {
-        if let Err(error) = verdict.and_then(|()| show(ebpf, name, key)) {
-            missing.push((name, error));
-        }
-    }
-    Ok(missing)
+    Ok(show_all(ebpf, next))
 }
 
-/// The same for those of IPv6: all of them, or IPv6 goes up.
+/// The same for those of IPv6: all of them, or IPv6 goes up, but for what answers in the daemon's name.
 ///
 /// # Errors
 /// As [`program`].
-pub fn load_six(ebpf: &mut Ebpf) -> Result<()> {
-    let verdicts = verify_all(ebpf, [SIX_REPORT, SIX_RESPONSE, SIX_REQUEST, SIX]);
-    for verdict in verdicts {
+pub fn load_six(ebpf: &mut Ebpf) -> Result<Missing> {
+    let [report, response, request, six, ask, challenge, qualify] = verify_all(
+        ebpf,
+        [SIX_REPORT, SIX_RESPONSE, SIX_REQUEST, SIX, SIX_ASK, SIX_CHALLENGE, SIX_QUALIFY],
+    );
+    for verdict in [report, response, request, six] {
         verdict?;
     }
+    let next = [
+        (ask, SIX_ASK, tables::program::SIX_ASK),
+        (challenge, SIX_CHALLENGE, tables::program::SIX_CHALLENGE),
+        (qualify, SIX_QUALIFY, tables::program::SIX_QUALIFY),
+    ];
+    let missing = show_all(ebpf, next);
     show(ebpf, SIX_REPORT, tables::program::SIX_REPORT)?;
     show(ebpf, SIX_RESPONSE, tables::program::SIX_RESPONSE)?;
     show(ebpf, SIX_REQUEST, tables::program::SIX_REQUEST)?;
     // Last, for nobody comes to the others but by this one.
-    show(ebpf, SIX, tables::program::SIX)
+    show(ebpf, SIX, tables::program::SIX)?;
+    Ok(missing)
+}
+
+/// Lets the others jump to those that the verifier has accepted; gives the rest.
+fn show_all<const N: usize>(
+    ebpf: &mut Ebpf,
+    programs: [(Result<()>, &'static str, u32); N],
+) -> Missing {
+    let mut missing = Missing::new();
+    for (verdict, name, key) in programs {
+        if let Err(error) = verdict.and_then(|()| show(ebpf, name, key)) {
+            missing.push((name, error));
+        }
+    }
+    missing
 }
 
 /// Each in a thread of its own: one takes up to a second, and the kernel verifies as many at a time as there are CPUs.
