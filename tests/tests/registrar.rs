@@ -1,10 +1,11 @@
 //! Phones register with the built daemon, with a password, and both PBXs are told: the same with XDP native and
-//! without. Everything is in SQLite, and there again after a restart.
+//! without, over IPv4 and over IPv6. Everything is in SQLite, and there again after a restart.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use sipline_tests::lab::{
-    Control, Daemon, Event, Lab, Mode, Place, Running, Settings, Sipp, Word, users, wait_until,
+    Control, Daemon, Event, Lab, Mode, PORT, PROXY, PROXY_IPV6, Place, Running, Settings, Sipp,
+    Word, users, wait_until,
 };
 
 /// How many users there are: u1, u2, ... of example.com.
@@ -14,18 +15,37 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn registrations_with_xdp() {
-    registrations(Mode::Native);
+    registrations(Mode::Native, false);
 }
 
 #[test]
 fn registrations_without_xdp() {
-    registrations(Mode::Off);
+    registrations(Mode::Off, false);
 }
 
-fn registrations(mode: Mode) {
-    let settings = Settings { registrar: true, ..Settings::new(mode) };
+#[test]
+fn registrations_over_ipv6_with_xdp() {
+    registrations(Mode::Native, true);
+}
+
+#[test]
+fn registrations_over_ipv6_without_xdp() {
+    registrations(Mode::Off, true);
+}
+
+fn registrations(mode: Mode, ipv6: bool) {
+    let settings = Settings { registrar: true, ipv6, ..Settings::new(mode) };
     let lab = Lab::new().unwrap();
-    let pbx = |place: Place| Sipp::pbx(place, "pbx-registrar").start(&lab, place.name()).unwrap();
+    let of_family = |sipp: Sipp| if ipv6 { sipp.ipv6() } else { sipp };
+    // By itself SIPp writes credentials for an IPv6 address without its brackets.
+    let uri = if ipv6 { format!("[{PROXY_IPV6}]:{PORT}") } else { format!("{PROXY}:{PORT}") };
+    let pbx = |place: Place| {
+        of_family(Sipp::pbx(place, "pbx-registrar")).start(&lab, place.name()).unwrap()
+    };
+    let phones = |scenario: &str, count: u32, password: &str| {
+        let phones = of_family(Sipp::caller(scenario, 50, count)).auth_uri(&uri);
+        self::phones(&lab, &phones, scenario, count, password)
+    };
     let (pbx1, pbx2) = (pbx(Place::Pbx1), pbx(Place::Pbx2));
     let pbxs = [&pbx1, &pbx2];
     let mut daemon = Daemon::start(&lab, &settings).unwrap();
@@ -38,17 +58,18 @@ fn registrations(mode: Mode) {
     }
 
     // Who does not know the password does not register, and no PBX hears of him.
-    let events = phones(&lab, "phone-guesses", 5, "guess");
+    let events = phones("phone-guesses", 5, "guess");
     assert_eq!(count(&events, Word::Ended), 5, "{events:?}");
     assert_eq!(total(&control), 0);
 
-    let events = phones(&lab, "phone-registers", USERS, "secret");
+    let events = phones("phone-registers", USERS, "secret");
     assert_eq!(count(&events, Word::Ended), USERS as usize, "{}", control.ask("stats").unwrap());
     assert_eq!(total(&control), u64::from(USERS));
     wait_until(LIMIT, || pbxs.iter().all(|pbx| told(pbx, Word::Invited) == USERS as usize));
     let one = control.command(&["registrations", "show", "u7@example.com"]).unwrap();
     let shown = &one["registrations"][0];
-    assert!(shown["contact"].as_str().unwrap().starts_with("sip:u7@10.10.1.2:"), "{one}");
+    let contact = if ipv6 { "sip:u7@[fd10:10:1::2]:" } else { "sip:u7@10.10.1.2:" };
+    assert!(shown["contact"].as_str().unwrap().starts_with(contact), "{one}");
     let legs = shown["pbxs"].as_array().unwrap();
     assert_eq!(legs.len(), 2, "{one}");
     assert!(legs.iter().all(|leg| leg["last"] == 200), "{one}");
@@ -84,7 +105,7 @@ fn registrations(mode: Mode) {
     wait_until(LIMIT, || {
         pbxs.iter().all(|pbx| told(pbx, Word::Invited) == twice + USERS as usize - 1)
     });
-    let events = phones(&lab, "phone-leaves", USERS, "secret");
+    let events = phones("phone-leaves", USERS, "secret");
     assert_eq!(count(&events, Word::Ended), USERS as usize, "{}", daemon.process.last_words());
     assert_eq!(total(&control), 0);
     wait_until(LIMIT, || {
@@ -95,7 +116,7 @@ fn registrations(mode: Mode) {
     // A user who is removed is forgotten at once.
     let removed = users(&lab, &["remove", "u1@example.com"], "");
     assert_eq!(removed["daemon_told"], true, "{removed}");
-    let events = phones(&lab, "phone-registers", 1, "secret");
+    let events = phones("phone-registers", 1, "secret");
     assert_eq!(count(&events, Word::Refused), 1, "{events:?}");
 }
 
@@ -106,11 +127,11 @@ fn add_user(lab: &Lab, user: &str) {
 }
 
 /// Phones of the users u1 to u`count` with a password, until they are through.
-fn phones(lab: &Lab, scenario: &str, count: u32, password: &str) -> Vec<Event> {
+fn phones(lab: &Lab, phones: &Sipp, name: &str, count: u32, password: &str) -> Vec<Event> {
     let line =
         |number| format!("u{number};[authentication username=u{number} password={password}]");
-    let phones = Sipp::caller(scenario, 50, count).inject((1..=count).map(line).collect());
-    phones.start(lab, scenario).unwrap().finish().unwrap()
+    let phones = phones.clone().inject((1..=count).map(line).collect());
+    phones.start(lab, name).unwrap().finish().unwrap()
 }
 
 /// How many contacts are registered.
