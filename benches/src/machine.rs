@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -22,6 +23,16 @@ pub(crate) fn describe() -> String {
 /// How many CPUs there are.
 pub(crate) fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Time that the host has kept a CPU from running, by the kernel's count of steps of 10 ms.
+pub(crate) fn stolen(cpu: usize) -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    let prefix = format!("cpu{cpu} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
+    let ticks = line.and_then(|line| line.split_whitespace().nth(7)?.parse::<u64>().ok());
+    // A hundred in a second, whatever the kernel's own ticks are.
+    Ok(Duration::from_millis(10 * ticks.context("no time stolen in /proc/stat")?))
 }
 
 /// Keeps a thread on one CPU; 0 is the calling one.

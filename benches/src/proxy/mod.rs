@@ -54,6 +54,8 @@ const PARTS: u32 = 4;
 const BUSY: f64 = 0.7;
 /// PBXs that are to be told of a registration.
 const TOLD: u64 = 2;
+/// As many windows must be left when those are taken out that the host has disturbed.
+const FEWEST: usize = 4;
 /// An operation that starts later than this was not started at the rate that was asked for.
 const LATE: Duration = Duration::from_millis(100);
 
@@ -258,30 +260,49 @@ struct Highest {
     limited: bool,
 }
 
-/// The delay of messages, in microseconds: medians of windows, because a virtual machine that its host keeps from
-/// running for some milliseconds has them in the delay of whatever was on its way.
+/// The delay of messages, in microseconds: medians of windows. A virtual machine that its host keeps from running for some
+/// milliseconds has them in the delay of whatever was on its way, so windows with such a time in them or beside them
+/// do not count, if there are others.
 #[derive(Default)]
 struct Delay {
-    /// The median of each window.
-    middles: Vec<f64>,
-    /// The 99th percentile of each window.
-    highs: Vec<f64>,
+    windows: Vec<Window>,
     lost: u64,
+}
+
+/// One of them.
+#[derive(Clone, Copy)]
+struct Window {
+    /// The median.
+    middle: f64,
+    /// The 99th percentile.
+    high: f64,
+    /// Whether the host has kept neither CPU from running, as far as the kernel's count shows it: steps of 10 ms, so
+    /// some of it may be in the window behind.
+    quiet: bool,
 }
 
 impl Delay {
     fn middle(&self) -> f64 {
-        median(&mut self.middles.clone())
+        self.median(|window| window.middle)
     }
 
     /// The 99th percentile.
     fn high(&self) -> f64 {
-        median(&mut self.highs.clone())
+        self.median(|window| window.high)
+    }
+
+    fn median(&self, of: impl Fn(&Window) -> f64) -> f64 {
+        let quiet: Vec<f64> = self.windows.iter().filter(|window| window.quiet).map(&of).collect();
+        let few = quiet.len() < FEWEST;
+        median(&mut if few { self.windows.iter().map(of).collect() } else { quiet })
+    }
+
+    fn quiet(&self) -> usize {
+        self.windows.iter().filter(|window| window.quiet).count()
     }
 
     fn add(&mut self, other: Self) {
-        self.middles.extend(other.middles);
-        self.highs.extend(other.highs);
+        self.windows.extend(other.windows);
         self.lost += other.lost;
     }
 }
@@ -289,10 +310,11 @@ impl Delay {
 impl fmt::Display for Delay {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "delay {:.0} us, p99 {:.0} us (", self.middle(), self.high())?;
-        for high in &self.highs {
-            write!(to, " {high:.0}")?;
+        for Window { high, quiet, .. } in &self.windows {
+            write!(to, " {high:.0}{}", if *quiet { "" } else { "*" })?;
         }
-        write!(to, " ), {} lost", self.lost)
+        let (quiet, all) = (self.quiet(), self.windows.len());
+        write!(to, " ), {quiet} of {all} windows undisturbed by the host, {} lost", self.lost)
     }
 }
 
@@ -312,7 +334,7 @@ impl Bench {
             // There are not enough users for more.
             return Ok(());
         }
-        let delay = self.delay_at(rate, operation);
+        let delay = self.delay_at(rate, operation)?;
         eprintln!("{name}, {proxy:?}: {delay} at {rate:.0}/s");
         put(
             &mut self.rows,
@@ -352,23 +374,27 @@ impl Bench {
     }
 
     /// The delay at a rate.
-    fn delay_at(&mut self, rate: f64, operation: Operation) -> Delay {
+    fn delay_at(&mut self, rate: f64, operation: Operation) -> Result<Delay> {
         let Effort { warm_up, window, windows, .. } = self.effort;
         // Short ones, so that what disturbs one leaves the others alone.
         let (window, windows) = (window / 4, windows * 4);
         let time = warm_up + window * windows as u32;
         self.generator.begin(operation, rate, (rate * time.as_secs_f64()).ceil() as u64);
         self.generator.run(warm_up);
-        let (mut middles, mut highs) = (Vec::new(), Vec::new());
+        let mut seen = Vec::new();
+        let mut stolen = vec![self::stolen()?];
         for _ in 0..windows {
             self.generator.clear_delays();
             self.generator.run(window);
             let delays = self.generator.delays();
-            middles.push(percentile(delays, 0.5));
-            highs.push(percentile(delays, 0.99));
+            seen.push((percentile(delays, 0.5), percentile(delays, 0.99)));
+            stolen.push(self::stolen()?);
         }
         self.generator.finish(PATIENCE);
-        Delay { middles, highs, lost: self.generator.counts().lost() }
+        let quiet = quiet(&stolen);
+        let windows = seen.into_iter().zip(quiet);
+        let windows = windows.map(|((middle, high), quiet)| Window { middle, high, quiet });
+        Ok(Delay { windows: windows.collect(), lost: self.generator.counts().lost() })
     }
 
     /// The delay at 70 % of the highest rate. How much a virtual machine can do changes within seconds, so each round
@@ -390,7 +416,7 @@ impl Bench {
                 *server = self.start(scenario, proxy)?;
             }
             let rate = top * 0.7;
-            let delay = self.delay_at(rate, scenario.operation);
+            let delay = self.delay_at(rate, scenario.operation)?;
             eprintln!("{}, {proxy:?}: {delay} at {rate:.0}/s", scenario.name);
             all.add(delay);
         }
@@ -647,6 +673,20 @@ impl Memory {
         Self { registrations: 5000, calls: 1000, rate: 1000.0, rest: Duration::from_secs(6) };
 }
 
+/// Time that the host has taken from the proxy and from its peers.
+fn stolen() -> Result<Duration> {
+    Ok(machine::stolen(PROXY_CPU)? + machine::stolen(GENERATOR_CPU)?)
+}
+
+/// What was stolen up to the start of each window, and to the end of the last: in which windows, and in those beside them,
+/// that was nothing.
+fn quiet(stolen: &[Duration]) -> Vec<bool> {
+    let none: Vec<bool> = stolen.windows(2).map(|pair| pair[0] == pair[1]).collect();
+    (0..none.len())
+        .map(|at| none[at.saturating_sub(1)..(at + 2).min(none.len())].iter().all(|none| *none))
+        .collect()
+}
+
 /// In microseconds, of sorted nanoseconds.
 fn percentile(sorted: &[u64], share: f64) -> f64 {
     let at = (sorted.len() as f64 * share) as usize;
@@ -656,6 +696,19 @@ fn percentile(sorted: &[u64], share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_beside_a_disturbed_one_do_not_count() {
+        let stolen = [0, 0, 0, 10, 10, 10, 10, 30].map(Duration::from_millis);
+        assert_eq!(quiet(&stolen), [true, false, false, false, true, false, false]);
+        let window = |high, quiet| Window { middle: 1.0, high, quiet };
+        let mut delay = Delay::default();
+        delay.windows.extend([window(9.0, false); 5]);
+        delay.windows.extend([window(2.0, true); FEWEST - 1]);
+        assert_eq!(delay.high(), 9.0, "too few");
+        delay.windows.push(window(2.0, true));
+        assert_eq!(delay.high(), 2.0);
+    }
 
     #[test]
     fn percentiles_are_of_the_sorted() {

@@ -314,10 +314,10 @@ impl Bench {
             None => bench.threads.iter().map(|thread| cpu_time(*thread)).sum(),
         };
         let (start, stolen, spare, before) =
-            (Instant::now(), stolen()?, awake.spare()?, used(self)?);
-        let delay = self.delay_at(self.rate, work.operation);
+            (Instant::now(), machine::stolen(PROXY_CPU)?, awake.spare()?, used(self)?);
+        let delay = self.delay_at(self.rate, work.operation)?;
         let used = used(self)? - before;
-        let rest = (awake.spare()? - spare) + (self::stolen()? - stolen) + used;
+        let rest = (awake.spare()? - spare) + (machine::stolen(PROXY_CPU)? - stolen) + used;
         let elapsed = start.elapsed();
         let done = self.generator.counts().succeeded;
         ensure!(done > 0, "nothing succeeds: {:?}", self.generator.counts());
@@ -362,7 +362,7 @@ impl Bench {
             let highest = self.highest(&mut server, &scenario, proxy, guess)?;
             let mut best = highest.best.min(us);
             (row.highest, row.limited) = (Some(highest.rate), highest.limited);
-            row.delay_at_most = Some(self.delay_at(highest.rate * 0.7, work.operation).into());
+            row.delay_at_most = Some(self.delay_at(highest.rate * 0.7, work.operation)?.into());
             // More than sockets can ask for.
             let setting = contender.setting(false);
             if setting.mode == Mode::Native && work.operation == Operation::Call {
@@ -576,16 +576,6 @@ struct Burst {
     out: u64,
     /// What the daemon has counted meanwhile.
     counted: BTreeMap<String, u64>,
-}
-
-/// Time that the host has kept the proxy's CPU from running.
-fn stolen() -> Result<Duration> {
-    let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-    let prefix = format!("cpu{PROXY_CPU} ");
-    let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
-    let ticks = line.and_then(|line| line.split_whitespace().nth(7)?.parse::<u64>().ok());
-    // A hundred in a second, whatever the kernel's own ticks are.
-    Ok(Duration::from_millis(10 * ticks.context("no time stolen in /proc/stat")?))
 }
 
 /// How much less we take, of all that was measured of both.
