@@ -1028,6 +1028,23 @@ fn a_full_house() {
     assert_eq!(header(&d.got(ANNA, "503"), "Retry-After"), ["5"]);
 }
 
+#[test]
+fn answered_calls_do_not_fill_the_house() {
+    let mut d = Daemon::with(|settings| settings.calls.max_calls = 1);
+    let pbx = d.call("sip:200@example.com", "c");
+    d.answer(pbx, "200 OK");
+    d.pass(7_000);
+    let invite = |d: &mut Daemon, call: &str| {
+        d.take(ANNA);
+        let text = d.authorized("INVITE", "anna", "sip:200@example.com", call, "");
+        d.hear(ANNA, &text);
+        d.take(ANNA)
+    };
+    assert_eq!(invite(&mut d, "d"), ["503"], "the PBX may not have the ACK");
+    d.pass(2_000);
+    assert_eq!(invite(&mut d, "e"), ["100"]);
+}
+
 proptest::proptest! {
     /// Whatever a message has become on its way.
     #[test]

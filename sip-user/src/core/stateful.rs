@@ -49,6 +49,10 @@ pub use calls::Rules as CallRules;
 pub use net::Taken;
 pub use pbx::PbxCredentials;
 
+/// Transactions that may end for one that comes, where too many requests are being forwarded: an answered INVITE has two,
+/// its caller's and ours.
+const ENDED_FOR_ONE: usize = 4;
+
 /// What the owner wants.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -518,6 +522,15 @@ impl Stateful {
         // Its own transaction is one of those that are counted when it is let in.
         let room = self.admission.room(admission::Kind::Other).saturating_sub(1);
         self.counts.ended_early += self.transactions.make_room(now, room);
+        // A call is forwarded until the transactions of its INVITE are over.
+        let calls = self.settings.calls.max_calls;
+        if self.contexts.len() >= calls - calls / 10 {
+            let ended = self.transactions.end_calls(now, ENDED_FOR_ONE);
+            self.counts.ended_early += ended;
+            if ended > 0 {
+                self.carry_out(now);
+            }
+        }
     }
 
     /// Gives a request to its transaction. What comes back starts something; all else has been seen to.

@@ -226,18 +226,35 @@ impl Transactions {
             return ended;
         }
         let now = self.clock(now);
-        for (kept, age) in [(Kept::Answered, self.ticks.t2), (Kept::Invite, 2 * self.ticks.t2)] {
-            let Some(before) = now.checked_sub(age) else { continue };
-            while self.table.len() >= most
-                && let Some(id) = self.kept[kept as usize].pop(before)
-            {
-                if let Some(slot) = self.table.slot(id) {
-                    self.with(now, slot, |machine, _, _| machine.forget());
-                    ended += 1;
-                }
-            }
+        while self.table.len() >= most
+            && (self.end_oldest(now, Kept::Answered) || self.end_oldest(now, Kept::Invite))
+        {
+            ended += 1;
         }
         ended
+    }
+
+    /// Ends the oldest of the transactions of INVITEs that are only there for repetitions, `most` of them if there are so
+    /// many that may go. Says how many have ended.
+    pub fn end_calls(&mut self, now: Instant, most: usize) -> u64 {
+        let now = self.clock(now);
+        (0..most).take_while(|_| self.end_oldest(now, Kept::Invite)).count() as u64
+    }
+
+    /// Whether there was one.
+    fn end_oldest(&mut self, now: Tick, kept: Kept) -> bool {
+        let age = match kept {
+            Kept::Answered => self.ticks.t2,
+            Kept::Invite => 2 * self.ticks.t2,
+        };
+        let Some(before) = now.checked_sub(age) else { return false };
+        while let Some(id) = self.kept[kept as usize].pop(before) {
+            if let Some(slot) = self.table.slot(id) {
+                self.with(now, slot, |machine, _, _| machine.forget());
+                return true;
+            }
+        }
+        false
     }
 
     /// The branch of the next request: no other has it.
