@@ -324,15 +324,7 @@ mod tests {
             }
             let address = Ipv6Addr::from(groups);
             prop_assume!(address.to_ipv4_mapped().is_none());
-            let written: Vec<String> = groups.iter().map(|group| format!("{group:x}")).collect();
-            let end = (gap + len).min(8);
-            let forms = [
-                format!("{address}"),
-                written.join(":"),
-                groups.map(|group| format!("{group:04x}")).join(":"),
-                format!("{}::{}", written[..gap].join(":"), written[end..].join(":")),
-            ];
-            for form in forms {
+            for form in crate::text::tests::forms_of_ipv6(groups, gap..gap + len) {
                 let form = if upper { form.to_uppercase() } else { form };
                 let text = format!("[{form}]{rest}");
                 let text = text.as_bytes();

@@ -462,11 +462,13 @@ const fn all_dotted() -> [u64; 256] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     extern crate std;
     use super::*;
     use proptest::prelude::*;
-    use std::{format, net::Ipv4Addr, string::String, vec::Vec};
+    use std::format;
+    use std::net::Ipv4Addr;
+    use std::string::{String, ToString};
 
     #[test]
     fn reading_past_the_end_gives_zeros() {
@@ -491,6 +493,19 @@ mod tests {
             assert_eq!(ipv4(bad.as_bytes(), 0), None, "{bad}");
         }
         assert_eq!(ipv4(&b"x0.0.0.0;"[..], 1).map(|(_, end)| end), Some(8));
+    }
+
+    /// How people write an IPv6 address: by RFC 5952, with all groups, with all digits, and with these groups left out, which is
+    /// it only if they are zeros.
+    pub(crate) fn forms_of_ipv6(groups: [u16; 8], left_out: std::ops::Range<usize>) -> [String; 4] {
+        let written = groups.map(|group| format!("{group:x}"));
+        let end = left_out.end.min(8);
+        [
+            std::net::Ipv6Addr::from(groups).to_string(),
+            written.join(":"),
+            groups.map(|group| format!("{group:04x}")).join(":"),
+            format!("{}::{}", written[..left_out.start].join(":"), written[end..].join(":")),
+        ]
     }
 
     proptest! {
@@ -568,16 +583,7 @@ mod tests {
                     *group = 0;
                 }
             }
-            let address = std::net::Ipv6Addr::from(groups);
-            let written: Vec<String> = groups.iter().map(|group| format!("{group:x}")).collect();
-            let end = (gap + len).min(8);
-            let forms = [
-                format!("{address}"),
-                written.join(":"),
-                groups.map(|group| format!("{group:04x}")).join(":"),
-                format!("{}::{}", written[..gap].join(":"), written[end..].join(":")),
-            ];
-            for form in forms {
+            for form in forms_of_ipv6(groups, gap..gap + len) {
                 let form = if upper { form.to_uppercase() } else { form };
                 let text = format!("{form}{rest}");
                 let wanted = form.parse::<std::net::Ipv6Addr>().ok();

@@ -218,8 +218,8 @@ impl Transactions {
     /// at least twice as long ago: by then a PBX that has no ACK has sent its answer five times. Says how many have
     /// ended.
     ///
-    /// The RFCs keep all of these for 64 T1 (RFC 3261 17.1.1.2 and 17.2.2, RFC 6026 7.1 and 7.2). That is memory for 32 s of repetitions
-    /// that hardly ever come, and without it what is asked for next would be refused.
+    /// The RFCs keep all of these for 64 T1 (RFC 3261 17.1.1.2 and 17.2.2, RFC 6026 7.1 and 7.2). That is memory for 32 s of
+    /// repetitions that hardly ever come, and without it what is asked for next would be refused.
     pub fn make_room(&mut self, now: Instant, most: usize) -> u64 {
         let mut ended = 0;
         if self.table.len() < most {
